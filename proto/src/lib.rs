@@ -1,0 +1,18 @@
+//! Every message that crosses a process boundary of Cofferdam.
+//!
+//! - [`cri`]: CRI v1, as the kubelet speaks it (feature `cri`).
+//! - [`agent`]: the daemon to the agent, gRPC (feature `agent`).
+//! - [`monitor`]: the daemon to the monitor, JSON over a unix seqpacket socket.
+//! - [`sink`]: the daemon to whatever writes container logs on the node.
+//! - [`logline`]: the log file format that the kubelet reads.
+//!
+//! Nothing here depends on another crate of ours.
+
+#[cfg(feature = "agent")]
+pub mod agent;
+#[cfg(feature = "cri")]
+pub mod cri;
+pub mod logline;
+pub mod monitor;
+pub mod packet;
+pub mod sink;

@@ -1,0 +1,157 @@
+//! The monitor's API, version 1.
+//!
+//! **Launch.** `cofferdam-vmm --config-fd N` reads one JSON [`LaunchConfig`] from descriptor `N`. All
+//! files, sockets and devices are descriptors that were handed over; the monitor opens nothing by path.
+//!
+//! **Control.** A listening `SOCK_SEQPACKET` unix socket; each packet is one JSON [`Request`], answered by one
+//! JSON [`Reply`]. The first request of a connection is [`Request::Hello`].
+//!
+//! **End.** When the VM ends, the monitor writes one JSON [`ExitReport`] to `exit_fd` and exits with
+//! status 0 for [`ExitReason::PowerOff`], else 1.
+
+use serde::{Deserialize, Serialize};
+
+/// Version of this API. Fields may be added within a version; unknown ones are ignored by readers.
+pub const API_VERSION: u32 = 1;
+
+/// I/O port by which a guest says what happens to it: see [`GUEST_EVENT_POWER_OFF`] and its neighbours.
+pub const GUEST_EVENT_PORT: u16 = 0x605;
+/// One byte to [`GUEST_EVENT_PORT`]: everything is unmounted, end the VM cleanly.
+pub const GUEST_EVENT_POWER_OFF: u8 = 1;
+/// One byte to [`GUEST_EVENT_PORT`]: the agent's `main` runs (for [`Milestones::agent_started_us`]).
+pub const GUEST_EVENT_AGENT_STARTED: u8 = 2;
+/// One byte to [`GUEST_EVENT_PORT`]: the agent listens (for [`Milestones::agent_listening_us`]).
+pub const GUEST_EVENT_AGENT_LISTENING: u8 = 3;
+
+/// What the monitor needs to build and run one VM. Descriptor numbers are those of the new process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaunchConfig {
+    /// [`API_VERSION`] of the writer; another one is refused.
+    pub api_version: u32,
+    /// Name of the pod for log lines only.
+    pub name: String,
+    /// Number of vCPUs, 1..=32.
+    pub vcpus: u8,
+    /// Guest memory in MiB, at least 32.
+    pub memory_mib: u32,
+    /// Uncompressed kernel (`vmlinux`, ELF with a PVH note).
+    pub kernel_fd: i32,
+    /// Initramfs (cpio archive).
+    pub initrd_fd: i32,
+    /// Appended to the monitor's own kernel command line.
+    pub cmdline: String,
+    /// Listening `SOCK_SEQPACKET` unix socket for [`Request`]s.
+    pub control_fd: i32,
+    /// Listening `SOCK_STREAM` unix socket: a peer writes `CONNECT <port>\n`, is answered `OK <port>\n`, and
+    /// is then joined to that vsock port of the guest; refused connections are closed.
+    pub vsock_fd: i32,
+    /// Regular file for the [`ExitReport`].
+    pub exit_fd: i32,
+    /// /dev/kvm.
+    pub kvm_fd: i32,
+    /// virtio-fs: the pod's share directory, opened `O_PATH | O_DIRECTORY`.
+    pub share_fd: i32,
+    /// virtio-blk: the pod's disk for writable layers, opened read-write.
+    pub disk_fd: i32,
+    /// virtio-net: a tap (`IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`), absent without network.
+    pub tap_fd: Option<i32>,
+}
+
+/// One control packet to the monitor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "snake_case")]
+pub enum Request {
+    /// Version handshake; answered by [`Reply::Hello`].
+    Hello {
+        /// [`API_VERSION`] of the caller.
+        api_version: u32,
+    },
+    /// Answered by [`Reply::Status`].
+    Status,
+    /// The last bytes of the guest's serial console; answered by [`Reply::Console`].
+    Console,
+    /// One log sink request, with its descriptor attached to the same packet; answered by [`Reply::Done`].
+    Sink(crate::sink::SinkRequest),
+    /// Ends the VM at once; the exit report says [`ExitReason::Killed`]. Answered by [`Reply::Done`] first.
+    Kill,
+}
+
+/// The monitor's answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "snake_case")]
+pub enum Reply {
+    /// To [`Request::Hello`].
+    Hello {
+        /// [`API_VERSION`] of the monitor.
+        api_version: u32,
+        /// Version of the program.
+        monitor_version: String,
+    },
+    /// To [`Request::Status`].
+    Status(Status),
+    /// To [`Request::Console`]; invalid UTF-8 is replaced.
+    Console {
+        /// Up to 32 KiB of the newest output.
+        text: String,
+    },
+    /// The request was carried out.
+    Done,
+    /// The request was refused, and nothing changed.
+    Error {
+        /// What failed, on what, and why.
+        message: String,
+    },
+}
+
+/// State of a running VM.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// When things happened.
+    pub milestones: Milestones,
+    /// vCPU exits to the monitor since start, all vCPUs.
+    pub vcpu_exits: u64,
+    /// Guest notifications (queue kicks) handled since start.
+    pub queue_kicks: u64,
+    /// Interrupts injected by devices since start.
+    pub interrupts: u64,
+}
+
+/// Microseconds since the monitor's exec, 0 while it has not happened.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Milestones {
+    /// Guest memory is mapped, the kernel is loaded.
+    pub kernel_loaded_us: u64,
+    /// The first vCPU ran.
+    pub vcpu_started_us: u64,
+    /// The guest wrote [`GUEST_EVENT_AGENT_STARTED`].
+    pub agent_started_us: u64,
+    /// The guest wrote [`GUEST_EVENT_AGENT_LISTENING`].
+    pub agent_listening_us: u64,
+}
+
+/// Why a VM ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExitReason {
+    /// The guest asked for it by [`GUEST_EVENT_POWER_OFF`].
+    PowerOff,
+    /// The guest's kernel reset the machine (a panic does, with `panic=-1`).
+    GuestReset,
+    /// Triple fault (KVM_EXIT_SHUTDOWN).
+    TripleFault,
+    /// [`Request::Kill`].
+    Killed,
+    /// The monitor itself failed, or KVM reported an internal error.
+    MonitorError,
+}
+
+/// The last word of a monitor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitReport {
+    /// Why.
+    pub reason: ExitReason,
+    /// Detail for people; the console's last lines for a crash.
+    pub detail: String,
+    /// Nanoseconds since the epoch, by the node's clock.
+    pub at_unix_nanos: i64,
+}
