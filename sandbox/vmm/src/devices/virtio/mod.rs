@@ -1,0 +1,141 @@
+//! The contract between a virtio device and its transport (virtio 1.3 §2).
+//!
+//! A device knows its queues and its configuration space, never its transport. It lives in an
+//! `Arc<Mutex<_>>`: register accesses come on vCPU threads, events on the main thread, so both hold
+//! the lock only for as long as one of them takes.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use virtio_queue::Queue;
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::counters::{INTERRUPTS, QUEUE_KICKS};
+
+/// Feature bit that every device must offer (virtio 1.3 §6).
+pub(crate) const VIRTIO_F_VERSION_1: u64 = 1 << 32;
+/// Feature bit of `avail_event` and `used_event`; the transport sets it in the queues that it hands over.
+pub(crate) const VIRTIO_F_EVENT_IDX: u64 = 1 << 29;
+
+/// Bit of the interrupt status register: a queue has new used buffers.
+pub(crate) const INTERRUPT_USED_QUEUE: u32 = 1;
+/// Bit of the interrupt status register: the configuration space changed.
+pub(crate) const INTERRUPT_CONFIG_CHANGED: u32 = 2;
+
+/// A device as the transport sees it.
+pub(crate) trait VirtioDevice: Send {
+    /// The device id of virtio 1.3 §5.
+    fn device_type(&self) -> u32;
+    /// The largest size of each queue, powers of two.
+    fn queue_sizes(&self) -> &[u16];
+    /// What is offered, [`VIRTIO_F_VERSION_1`] included.
+    fn features(&self) -> u64;
+    /// Fills `data` from the configuration space; beyond its end leave `data` as it is (zero).
+    fn read_config(&self, offset: u64, data: &mut [u8]);
+    /// The driver writes the configuration space; ignored unless the device has writable fields.
+    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
+    /// Starts to serve the queues: once, at DRIVER_OK. Every queue is there, was found valid and is ready.
+    fn activate(&mut self, active: Activation) -> Result<(), ActivateError>;
+    /// Stops using the queues and guest memory before it returns. May be activated again afterwards.
+    fn reset(&mut self);
+}
+
+/// What a device gets at DRIVER_OK.
+pub(crate) struct Activation {
+    /// The guest's memory.
+    pub(crate) memory: GuestMemoryMmap,
+    /// What the driver accepted, a subset of [`VirtioDevice::features`].
+    pub(crate) features: u64,
+    /// One per entry of [`VirtioDevice::queue_sizes`], in order.
+    pub(crate) queues: Vec<QueueLine>,
+    /// To interrupt the guest with.
+    pub(crate) interrupt: Interrupt,
+}
+
+/// One queue and the eventfd by which the guest kicks it (non-blocking, bound by ioeventfd).
+pub(crate) struct QueueLine {
+    /// The queue; nobody else has it while the device is active.
+    pub(crate) queue: Queue,
+    /// Readable when the guest kicked.
+    pub(crate) kick: EventFd,
+}
+
+impl QueueLine {
+    /// Takes the kick off the eventfd, and counts it. Call it before the queue is looked at.
+    pub(crate) fn take_kick(&self) {
+        if self.kick.read().is_ok() {
+            QUEUE_KICKS.add();
+        }
+    }
+}
+
+/// Why a device could not start; the transport then sets DEVICE_NEEDS_RESET.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot activate virtio device {device}: {step}")]
+pub(crate) struct ActivateError {
+    /// Name of the device.
+    pub(crate) device: &'static str,
+    /// What failed.
+    pub(crate) step: &'static str,
+    /// Why.
+    #[source]
+    pub(crate) source: std::io::Error,
+}
+
+/// A device's interrupt line. Cheap to clone; usable from any thread.
+#[derive(Debug, Clone)]
+pub(crate) struct Interrupt {
+    inner: Arc<InterruptInner>,
+}
+
+#[derive(Debug)]
+struct InterruptInner {
+    status: AtomicU32,
+    irqfd: EventFd,
+}
+
+impl Interrupt {
+    /// An interrupt that is raised by `irqfd`.
+    pub(crate) fn new(irqfd: EventFd) -> Self {
+        Self {
+            inner: Arc::new(InterruptInner {
+                status: AtomicU32::new(0),
+                irqfd,
+            }),
+        }
+    }
+
+    /// Says that a queue has new used buffers. Ask the queue first (`needs_notification`).
+    pub(crate) fn used_queue(&self) {
+        self.raise(INTERRUPT_USED_QUEUE);
+    }
+
+    /// Says that the configuration space changed.
+    pub(crate) fn config_changed(&self) {
+        self.raise(INTERRUPT_CONFIG_CHANGED);
+    }
+
+    fn raise(&self, bits: u32) {
+        self.inner.status.fetch_or(bits, Ordering::SeqCst);
+        INTERRUPTS.add();
+        if let Err(error) = self.inner.irqfd.write(1) {
+            eprintln!("cannot raise an interrupt: {error}");
+        }
+    }
+
+    /// The interrupt status register.
+    pub(crate) fn status(&self) -> u32 {
+        self.inner.status.load(Ordering::SeqCst)
+    }
+
+    /// The driver acknowledges `bits`.
+    pub(crate) fn acknowledge(&self, bits: u32) {
+        self.inner.status.fetch_and(!bits, Ordering::SeqCst);
+    }
+
+    /// The eventfd behind it, to be bound to an interrupt line of KVM.
+    pub(crate) fn irqfd(&self) -> &EventFd {
+        &self.inner.irqfd
+    }
+}
