@@ -1,1 +1,82 @@
-fn main() {}
+//! Runs inside the node VM, against the real daemon, with the real crictl and the real registry.
+//!
+//! - `cofferdam-e2e demo`: the tour that `make demo` shows.
+//! - `cofferdam-e2e test [NAME]`: every test, or those whose names contain NAME.
+//! - `cofferdam-e2e bench --out DIR`: Cofferdam beside containerd + runc, alternating.
+
+mod bad_registry;
+mod bench;
+mod census;
+mod crictl;
+mod daemon;
+mod demo;
+mod failure;
+mod tests;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(about = "Cofferdam's suites, for the node VM")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// The tour: a pod in a microVM and a host pod, from pull to nothing left.
+    Demo,
+    /// Every test, or those whose names contain the filter.
+    Test {
+        /// Part of a name.
+        filter: Option<String>,
+    },
+    /// Cofferdam beside containerd + runc.
+    Bench {
+        /// Where benchmarks.json and benchmarks.md go.
+        #[arg(long)]
+        out: PathBuf,
+        /// Samples of each row but pulls.
+        #[arg(short, default_value_t = 20)]
+        n: usize,
+        /// Samples of each pull.
+        #[arg(long, default_value_t = 5)]
+        pulls: usize,
+        /// Seconds over which an idle pod's CPU is measured.
+        #[arg(long, default_value_t = 60)]
+        idle_seconds: u64,
+        /// What the machine is, for the report.
+        #[arg(long, default_value = "unnamed machine")]
+        machine: String,
+    },
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().command {
+        Command::Demo => demo::show(),
+        Command::Test { filter } => tests::run(filter.as_deref()),
+        Command::Bench {
+            out,
+            n,
+            pulls,
+            idle_seconds,
+            machine,
+        } => bench::run(&bench::Options {
+            out,
+            n,
+            pulls,
+            idle_seconds,
+            machine,
+        }),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("FAILED: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,336 @@
+//! Cofferdam beside containerd + runc, in one run, alternating.
+
+mod client;
+mod memory;
+mod report;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::crictl::{self, BUSYBOX};
+use crate::daemon;
+use crate::failure::{Doing, Failure, Outcome, ensure};
+use client::{Client, Net};
+use report::{PEER, Report, Row};
+
+const PEER_SOCKET: &str = "/run/containerd/containerd.sock";
+const BIG: &str = "registry.k8s.io/cofferdam/big:1";
+/// Mappings this large are the guest's memory.
+const GUEST_MAPPING_MIB: u64 = 64;
+
+/// How much to measure.
+pub(crate) struct Options {
+    pub(crate) out: PathBuf,
+    pub(crate) n: usize,
+    pub(crate) pulls: usize,
+    pub(crate) idle_seconds: u64,
+    pub(crate) machine: String,
+}
+
+/// Samples by row and by who was measured.
+#[derive(Default)]
+struct Samples(BTreeMap<(&'static str, &'static str), Vec<f64>>);
+
+impl Samples {
+    fn add(&mut self, row: &'static str, who: &'static str, value: f64) {
+        self.0.entry((row, who)).or_default().push(value);
+    }
+
+    fn took(&mut self, row: &'static str, who: &'static str, time: Duration) {
+        self.add(row, who, time.as_secs_f64() * 1000.0);
+    }
+
+    fn get(&self, row: &'static str, who: &'static str) -> Vec<f64> {
+        self.0.get(&(row, who)).cloned().unwrap_or_default()
+    }
+
+    fn row(&self, name: &'static str, handler: Option<&'static str>, unit: &'static str) -> Row {
+        let peer = self.get(name, "peer");
+        let peer = (!peer.is_empty()).then_some((PEER, peer));
+        Row {
+            name,
+            handler,
+            unit,
+            ours: self.get(name, handler.unwrap_or("ours")),
+            peer,
+        }
+    }
+}
+
+/// Measures everything and writes the report.
+pub(crate) fn run(options: &Options) -> Outcome {
+    systemctl("start", "containerd.service")?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .doing("start tokio")?;
+    runtime.block_on(measure(options))
+}
+
+fn systemctl(verb: &str, unit: &str) -> Outcome {
+    let output = Command::new("systemctl")
+        .args([verb, unit])
+        .output()
+        .doing("run systemctl")?;
+    ensure!(
+        output.status.success(),
+        "systemctl {verb} {unit}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(())
+}
+
+async fn measure(options: &Options) -> Outcome {
+    crictl::wait_for("containerd to listen", || {
+        Ok(std::path::Path::new(PEER_SOCKET).exists())
+    })?;
+    let mut ours = Client::connect("cofferdam", crictl::SOCKET).await?;
+    let mut peer = Client::connect("containerd", PEER_SOCKET).await?;
+    let mut samples = Samples::default();
+    let mut notes = Vec::new();
+    for client in [&mut ours, &mut peer] {
+        client.pull(BUSYBOX).await?;
+    }
+    starts(&mut ours, &mut peer, options.n, &mut samples).await?;
+    println!("bench: pulls");
+    for round in 0..options.pulls {
+        println!("bench: pull {} of {}", round + 1, options.pulls);
+        for (who, client) in [("ours", &mut ours), ("peer", &mut peer)] {
+            client.remove_image(BIG).await?;
+            rustix::fs::sync();
+            samples.took("pull", who, client.pull(BIG).await?);
+            client.remove_image(BIG).await?;
+        }
+    }
+    memory_and_idle(&mut ours, &mut peer, options, &mut samples, &mut notes).await?;
+    let steps = steps_from_journal()?;
+    for ms in steps.get("cni").into_iter().flatten() {
+        samples.add("cni_add", "ours", *ms);
+    }
+    let rows = rows(&samples);
+    for row in &rows {
+        ensure!(!row.ours.is_empty(), "row {} has no sample", row.name);
+    }
+    Report {
+        machine: options.machine.clone(),
+        rows,
+        steps,
+        notes,
+    }
+    .write(&options.out)?;
+    println!("bench: report written to {}", options.out.display());
+    Ok(())
+}
+
+fn rows(samples: &Samples) -> Vec<Row> {
+    let both = |name| {
+        [
+            samples.row(name, Some("vm"), "ms"),
+            samples.row(name, Some("host"), "ms"),
+        ]
+    };
+    let mut rows: Vec<Row> = [
+        "run_pod_sandbox",
+        "create_start",
+        "pod_to_running",
+        "exec_sync",
+    ]
+    .into_iter()
+    .flat_map(both)
+    .collect();
+    rows.extend([
+        samples.row("pod_to_running_no_cni", Some("host"), "ms"),
+        samples.row("cni_add", None, "ms"),
+        samples.row("pull", None, "ms"),
+        samples.row("vm_boot_ms", Some("vm"), "ms"),
+        samples.row("monitor_rss_mib", Some("vm"), "MiB"),
+        samples.row("supervisor_rss_mib", Some("host"), "MiB"),
+        samples.row("daemon_rss_mib", None, "MiB"),
+        samples.row("idle_cpu_percent", Some("vm"), "%"),
+        samples.row("idle_wakeups_per_minute", Some("vm"), "1/min"),
+    ]);
+    rows
+}
+
+/// Pod starts and execs: ours in a microVM, ours on the host, the peer; then both without CNI.
+async fn starts(ours: &mut Client, peer: &mut Client, n: usize, samples: &mut Samples) -> Outcome {
+    for round in 0..n {
+        println!("bench: start {} of {n}", round + 1);
+        for (who, handler) in [("vm", "vm"), ("host", "host"), ("peer", "")] {
+            wash_memory();
+            let client = if who == "peer" {
+                &mut *peer
+            } else {
+                &mut *ours
+            };
+            let started = client.start(handler, Net::Cni, BUSYBOX).await?;
+            samples.took("run_pod_sandbox", who, started.run_pod);
+            samples.took("create_start", who, started.create_start);
+            samples.took(
+                "pod_to_running",
+                who,
+                started.run_pod + started.create_start,
+            );
+            samples.took(
+                "exec_sync",
+                who,
+                client.exec_true(&started.container).await?,
+            );
+            if who == "vm" {
+                samples.add("vm_boot_ms", "vm", last_boot_ms()?);
+            }
+            client.remove(&started.pod).await?;
+        }
+        for (who, handler) in [("host", "host"), ("peer", "")] {
+            let client = if who == "peer" {
+                &mut *peer
+            } else {
+                &mut *ours
+            };
+            let started = client.start(handler, Net::Node, BUSYBOX).await?;
+            samples.took(
+                "pod_to_running_no_cni",
+                who,
+                started.run_pod + started.create_start,
+            );
+            client.remove(&started.pod).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Under emulation, memory that held a guest's code is slow to overwrite: touch as much beforehand, so that no start pays.
+fn wash_memory() {
+    let mut memory = vec![0u8; 256 << 20];
+    for byte in memory.iter_mut().step_by(4096) {
+        *byte = 1;
+    }
+    std::hint::black_box(&memory);
+}
+
+/// Resident memory with one idle pod of each kind, and an idle vm pod's CPU.
+async fn memory_and_idle(
+    ours: &mut Client,
+    peer: &mut Client,
+    options: &Options,
+    samples: &mut Samples,
+    notes: &mut Vec<String>,
+) -> Outcome {
+    println!(
+        "bench: memory, and an idle pod for {} s",
+        options.idle_seconds
+    );
+    let vm = ours.start("vm", Net::Cni, BUSYBOX).await?;
+    let host = ours.start("host", Net::Cni, BUSYBOX).await?;
+    let theirs = peer.start("", Net::Cni, BUSYBOX).await?;
+    let only = |name: &str| {
+        let pids = memory::named(name);
+        pids.first()
+            .copied()
+            .filter(|_| pids.len() == 1)
+            .ok_or_else(|| Failure(format!("{} processes are named {name}", pids.len())))
+    };
+    let monitor = only("cofferdam-vmm")?;
+    samples.add(
+        "monitor_rss_mib",
+        "vm",
+        memory::rss_mib(monitor, GUEST_MAPPING_MIB)?,
+    );
+    samples.add(
+        "supervisor_rss_mib",
+        "host",
+        memory::rss_mib(only("cofferdam-agent")?, u64::MAX / 1024)?,
+    );
+    samples.add(
+        "supervisor_rss_mib",
+        "peer",
+        memory::rss_mib(only("containerd-shim-runc-v2")?, u64::MAX / 1024)?,
+    );
+    let daemon = u32::try_from(daemon::pid()?).doing("read the daemon's pid")?;
+    samples.add(
+        "daemon_rss_mib",
+        "ours",
+        memory::rss_mib(daemon, u64::MAX / 1024)?,
+    );
+    samples.add(
+        "daemon_rss_mib",
+        "peer",
+        memory::rss_mib(only("containerd")?, u64::MAX / 1024)?,
+    );
+    peer.remove(&theirs.pod).await?;
+    ours.remove(&host.pod).await?;
+
+    systemctl("stop", "containerd.service")?;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let (cpu, sleeps) = (memory::cpu_time(monitor)?, memory::sleeps(monitor));
+    tokio::time::sleep(Duration::from_secs(options.idle_seconds)).await;
+    let used = memory::cpu_time(monitor)?.saturating_sub(cpu).as_secs_f64();
+    let seconds = options.idle_seconds as f64;
+    samples.add("idle_cpu_percent", "vm", used / seconds * 100.0);
+    samples.add(
+        "idle_wakeups_per_minute",
+        "vm",
+        (memory::sleeps(monitor) - sleeps) as f64 / seconds * 60.0,
+    );
+    notes.push(format!(
+        "An idle vm pod (one sleeping container) used {used:.2} s of CPU in {seconds:.0} s."
+    ));
+    ours.remove(&vm.pod).await
+}
+
+/// Events of the daemon's journal that carry a step of a vm pod's start: step -> milliseconds.
+fn steps_from_journal() -> Outcome<BTreeMap<String, Vec<f64>>> {
+    let mut steps: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+    for event in journal()? {
+        let (Some(step), Some(ms)) = (event["step"].as_str(), event["elapsed_ms"].as_f64()) else {
+            continue;
+        };
+        if event["handler"] == "vm" {
+            steps.entry(step.to_owned()).or_default().push(ms);
+        }
+    }
+    Ok(steps)
+}
+
+/// The last microVM's time from the monitor's exec to the agent's first answer.
+fn last_boot_ms() -> Outcome<f64> {
+    let boots = steps_from_journal()?;
+    boots
+        .get("boot")
+        .and_then(|b| b.last().copied())
+        .ok_or_else(|| "the daemon's journal has no `boot` event".into())
+}
+
+fn journal() -> Outcome<Vec<Value>> {
+    let output = Command::new("journalctl")
+        .args(["-u", "cofferdam", "-o", "cat", "-b"])
+        .output()
+        .doing("read the journal")?;
+    Ok(String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .filter_map(fields)
+        .collect())
+}
+
+/// The `key=value` fields of an event, if it is a pod's step.
+fn fields(line: &str) -> Option<Value> {
+    let at = line.find("step=")?;
+    let mut found = serde_json::Map::new();
+    for word in line[at..]
+        .split_whitespace()
+        .chain(line[..at].split_whitespace())
+    {
+        if let Some((key, value)) = word.split_once('=') {
+            let value = value.trim_matches('"');
+            let value = value
+                .parse::<f64>()
+                .map_or_else(|_| Value::from(value), Value::from);
+            found.insert(key.to_owned(), value);
+        }
+    }
+    Some(Value::Object(found))
+}

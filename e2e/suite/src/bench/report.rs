@@ -1,0 +1,131 @@
+//! The report: benchmarks.json for programs, benchmarks.md for people.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::failure::{Doing, Outcome};
+
+/// What containerd + runc is called in the report.
+pub(super) const PEER: &str = "containerd + runc";
+
+/// One row.
+pub(super) struct Row {
+    pub(super) name: &'static str,
+    pub(super) handler: Option<&'static str>,
+    pub(super) unit: &'static str,
+    pub(super) ours: Vec<f64>,
+    pub(super) peer: Option<(&'static str, Vec<f64>)>,
+}
+
+/// Everything that was measured.
+pub(super) struct Report {
+    pub(super) machine: String,
+    pub(super) rows: Vec<Row>,
+    /// Step of a vm pod's start -> milliseconds, one for each pod.
+    pub(super) steps: BTreeMap<String, Vec<f64>>,
+    /// Facts beside the rows.
+    pub(super) notes: Vec<String>,
+}
+
+/// The value below which `share` of the samples lie, by the nearest rank.
+fn percentile(samples: &[f64], share: f64) -> f64 {
+    let mut sorted = samples.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let rank = (share * sorted.len() as f64).ceil() as usize;
+    sorted
+        .get(rank.clamp(1, sorted.len().max(1)) - 1)
+        .copied()
+        .unwrap_or(f64::NAN)
+}
+
+fn summary(samples: &[f64]) -> Value {
+    let round = |v: f64| (v * 1000.0).round() / 1000.0;
+    json!({"n": samples.len(), "p50": round(percentile(samples, 0.5)), "p99": round(percentile(samples, 0.99))})
+}
+
+impl Row {
+    fn ratio(&self) -> Option<f64> {
+        let (_, peer) = self.peer.as_ref()?;
+        Some((percentile(&self.ours, 0.5) / percentile(peer, 0.5) * 1000.0).round() / 1000.0)
+    }
+
+    fn json(&self) -> Value {
+        let peer = self.peer.as_ref().map(|(name, samples)| {
+            let mut value = summary(samples);
+            value["name"] = json!(name);
+            value
+        });
+        json!({"name": self.name, "handler": self.handler, "unit": self.unit, "ours": summary(&self.ours), "peer": peer,
+            "ratio": self.ratio()})
+    }
+
+    fn markdown(&self) -> String {
+        let cell = |s: &[f64]| {
+            format!(
+                "{:.1} | {:.1} | {}",
+                percentile(s, 0.5),
+                percentile(s, 0.99),
+                s.len()
+            )
+        };
+        let peer = self
+            .peer
+            .as_ref()
+            .map_or_else(|| "– | – | –".into(), |(_, s)| cell(s));
+        let ratio = self
+            .ratio()
+            .map_or_else(|| "–".into(), |r| format!("{r:.2}"));
+        format!(
+            "| `{}` | {} | {} | {} | {peer} | {ratio} |",
+            self.name,
+            self.handler.unwrap_or("–"),
+            self.unit,
+            cell(&self.ours)
+        )
+    }
+}
+
+impl Report {
+    /// Writes both files into `folder`.
+    pub(super) fn write(&self, folder: &Path) -> Outcome {
+        fs::create_dir_all(folder).doing("make the report's folder")?;
+        let rows: Vec<Value> = self.rows.iter().map(Row::json).collect();
+        let value = json!({"machine": self.machine, "rows": rows});
+        let text = serde_json::to_string_pretty(&value).doing("write the report")? + "\n";
+        fs::write(folder.join("benchmarks.json"), text).doing("write benchmarks.json")?;
+        fs::write(folder.join("benchmarks.md"), self.markdown()).doing("write benchmarks.md")
+    }
+
+    fn markdown(&self) -> String {
+        let mut text = format!(
+            "# Benchmarks\n\nWritten by `make bench`. Cofferdam and {PEER} in the same node VM, in the same run, alternating.\n\n\
+             Machine: {}\n\nAbsolute times of an emulated node mean nothing; compare within a row. \
+             `ratio` is ours / peer of the medians: below 1 we are faster or smaller. For `vm` rows the peer still is {PEER}, \
+             which isolates with namespaces only.\n\n\
+             | row | handler | unit | ours p50 | p99 | n | peer p50 | p99 | n | ratio |\n|---|---|---|---|---|---|---|---|---|---|\n",
+            self.machine
+        );
+        for row in &self.rows {
+            let _ = writeln!(text, "{}", row.markdown());
+        }
+        text.push_str("\n## Where the time of a vm pod's start goes\n\nFrom the daemon's own events, milliseconds. Network, share and boot run side by side.\n\n| step | p50 | p99 | n |\n|---|---|---|---|\n");
+        for (step, samples) in &self.steps {
+            let _ = writeln!(
+                text,
+                "| {step} | {:.1} | {:.1} | {} |",
+                percentile(samples, 0.5),
+                percentile(samples, 0.99),
+                samples.len()
+            );
+        }
+        text.push_str("\n## Notes\n\n");
+        for note in &self.notes {
+            let _ = writeln!(text, "- {note}");
+        }
+        text
+    }
+}

@@ -1,0 +1,47 @@
+//! The daemon as systemd runs it: killed, restarted, asked.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::crictl::{Crictl, run, wait_for};
+use crate::failure::{Outcome, ensure};
+
+const UNIT: &str = "cofferdam.service";
+
+fn systemctl(args: &[&str]) -> Outcome<String> {
+    let mut command = Command::new("systemctl");
+    command.args(args);
+    let output = run(command, &format!("systemctl {}", args.join(" ")))?;
+    ensure!(
+        output.code == 0,
+        "systemctl {} failed: {}",
+        args.join(" "),
+        output.stderr.trim()
+    );
+    Ok(output.stdout.trim().to_owned())
+}
+
+/// The daemon's process id.
+pub(crate) fn pid() -> Outcome<i32> {
+    let text = systemctl(&["show", "-p", "MainPID", "--value", UNIT])?;
+    text.parse()
+        .map_err(|_| format!("systemd names no process of {UNIT}: {text:?}").into())
+}
+
+/// Kills the daemon with SIGKILL and waits until systemd has started it again and it answers.
+pub(crate) fn kill_and_restart() -> Outcome {
+    let old = pid()?;
+    systemctl(&["kill", "--kill-whom=main", "--signal=SIGKILL", UNIT])?;
+    let old_gone = || Ok(!Path::new(&format!("/proc/{old}")).exists());
+    wait_for("the killed daemon to be gone", old_gone)?;
+    systemctl(&["reset-failed", UNIT])?;
+    systemctl(&["start", UNIT])?;
+    wait_ready(&Crictl::default())
+}
+
+/// Waits until a daemon answers.
+pub(crate) fn wait_ready(crictl: &Crictl) -> Outcome {
+    wait_for("the daemon to answer", || {
+        Ok(crictl.attempt(&["version"])?.code == 0)
+    })
+}

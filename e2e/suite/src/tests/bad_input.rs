@@ -1,0 +1,209 @@
+//! Bad input: each row is refused with the right gRPC code and leaves nothing behind.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use super::{Test, with_both};
+use crate::bad_registry;
+use crate::crictl::{BUSYBOX, Container, Crictl, Pod};
+use crate::daemon;
+use crate::failure::{Doing, Outcome, ensure};
+
+pub(super) const TESTS: &[Test] = &[
+    ("bad_input_unknown_handler", unknown_handler),
+    ("bad_input_unknown_image", || with_both(unknown_image)),
+    ("bad_input_wrong_digest_from_the_registry", || {
+        bad_pull("corrupt/cofferdam/busybox:1", &["digest"])
+    }),
+    ("bad_input_registry_down_in_mid_blob", || {
+        bad_pull("cut/cofferdam/busybox:1", &["code = Unavailable"])
+    }),
+    ("bad_input_tar_entry_that_climbs_out", climbing),
+    ("bad_input_second_sandbox_of_the_same_name", || {
+        with_both(same_name)
+    }),
+    ("bad_input_command_that_does_not_exist", || {
+        with_both(no_command)
+    }),
+    ("bad_input_vm_where_kvm_does_not_work", no_kvm),
+    ("bad_input_host_namespaces_in_a_vm_pod", host_namespaces),
+];
+
+fn unknown_handler() -> Outcome {
+    let pod = Pod::new("nohandler").file()?;
+    Crictl::default().refused(
+        &["runp", "--runtime", "no-such-handler", &pod],
+        &["code = InvalidArgument", "no-such-handler"],
+    )
+}
+
+fn unknown_image(handler: &'static str) -> Outcome {
+    let crictl = Crictl::default();
+    let missing = "registry.k8s.io/cofferdam/no-such-image:1";
+    crictl.refused(&["pull", missing], &["code = NotFound", "no-such-image"])?;
+    let pod = Pod::new("noimage");
+    let id = crictl.run_pod(handler, &pod)?;
+    let container = Container::new("noimage", missing, &["true"]);
+    crictl.refused(
+        &["create", &id, &container.file()?, &pod.file()?],
+        &["code = NotFound", "no-such-image"],
+    )?;
+    let listed = crictl.run(&["ps", "-aq", "--pod", &id])?;
+    ensure!(listed.is_empty(), "a refused container is listed: {listed}");
+    crictl.remove_pod(&id)
+}
+
+/// Files of the image store.
+fn store() -> Outcome<String> {
+    let output = Command::new("find")
+        .args([
+            "/var/lib/cofferdam/images",
+            "-maxdepth",
+            "2",
+            "-not",
+            "-name",
+            "*.redb",
+        ])
+        .output()
+        .doing("list the image store")?;
+    let mut lines: Vec<&str> = std::str::from_utf8(&output.stdout)
+        .doing("read the listing")?
+        .lines()
+        .collect();
+    lines.sort_unstable();
+    Ok(lines.join("\n"))
+}
+
+fn bad_pull(repository: &str, wanted: &[&str]) -> Outcome {
+    let crictl = Crictl::default();
+    // The good image has the same layer: without it, the bad registry's bytes are really read.
+    crictl.run(&["rmi", BUSYBOX]).ok();
+    let result = refused_pull(&crictl, repository, wanted);
+    crictl.run(&["pull", BUSYBOX])?;
+    result
+}
+
+fn refused_pull(crictl: &Crictl, repository: &str, wanted: &[&str]) -> Outcome {
+    let before = store()?;
+    let image = format!("{}/{repository}", bad_registry::ADDRESS);
+    crictl.refused(&["pull", &image], wanted)?;
+    let images = crictl.run(&["images", "-o", "json"])?;
+    ensure!(
+        !images.contains(bad_registry::ADDRESS),
+        "the bad image is listed: {images}"
+    );
+    let after = store()?;
+    ensure!(
+        before == after,
+        "files stay in the store:\n{before}\n-- after:\n{after}"
+    );
+    Ok(())
+}
+
+fn climbing() -> Outcome {
+    refused_pull(
+        &Crictl::default(),
+        "climb/evil:1",
+        &["code = InvalidArgument", "climbed-out"],
+    )?;
+    for folder in [
+        "/",
+        "/var",
+        "/var/lib",
+        "/var/lib/cofferdam",
+        "/var/lib/cofferdam/images",
+    ] {
+        ensure!(
+            !Path::new(folder).join("climbed-out").exists(),
+            "the entry climbed out into {folder}"
+        );
+    }
+    Ok(())
+}
+
+fn same_name(handler: &'static str) -> Outcome {
+    let crictl = Crictl::default();
+    let pod = Pod::new("twin");
+    let id = crictl.run_pod(handler, &pod)?;
+    crictl.refused(
+        &["runp", "--runtime", handler, &pod.file()?],
+        &["code = AlreadyExists", "twin"],
+    )?;
+    let listed = crictl.run(&["pods", "-q", "--no-trunc"])?;
+    ensure!(listed == id, "pods after a refused twin: {listed}");
+    crictl.remove_pod(&id)
+}
+
+fn no_command(handler: &'static str) -> Outcome {
+    let crictl = Crictl::default();
+    let pod = Pod::new("nocommand");
+    let id = crictl.run_pod(handler, &pod)?;
+    let container = Container::new("nocommand", BUSYBOX, &["no-such-command"]);
+    let container = crictl.run(&["create", &id, &container.file()?, &pod.file()?])?;
+    crictl.refused(&["start", &container], &["no-such-command", "not found"])?;
+    for (pointer, wanted) in [
+        ("/status/state", "CONTAINER_EXITED"),
+        ("/status/exitCode", "128"),
+        ("/status/reason", "StartError"),
+    ] {
+        let got = crictl.container_field(&container, pointer)?;
+        ensure!(got == wanted, "{pointer} is {got}, not {wanted}");
+    }
+    crictl.remove_pod(&id)
+}
+
+/// A second daemon that sees a /dev/kvm which is none.
+fn no_kvm() -> Outcome {
+    let folder = Path::new("/run/cofferdam-nokvm");
+    fs::create_dir_all(folder).doing("make a folder for the second daemon")?;
+    let socket = folder.join("cofferdam.sock");
+    let config = format!(
+        "socket = \"{}\"\nrun_dir = \"{}/run\"\nstate_dir = \"{}/state\"\n",
+        socket.display(),
+        folder.display(),
+        folder.display()
+    );
+    fs::write(folder.join("config.toml"), config)
+        .doing("write the second daemon's configuration")?;
+    let script = "mount --bind /dev/null /dev/kvm && exec cofferdam serve --config /run/cofferdam-nokvm/config.toml";
+    let log = fs::File::create(folder.join("log")).doing("make the second daemon's log")?;
+    let mut second = Command::new("unshare")
+        .args(["-m", "sh", "-c", script])
+        .stdout(log.try_clone().doing("share the log")?)
+        .stderr(log)
+        .spawn()
+        .doing("start a second daemon")?;
+    let crictl = Crictl::on(&socket);
+    let result = daemon::wait_ready(&crictl).and_then(|()| {
+        let pod = Pod::new("nokvm");
+        crictl.refused(
+            &["runp", "--runtime", "vm", &pod.file()?],
+            &["code = FailedPrecondition", "/dev/kvm"],
+        )?;
+        ensure!(
+            crictl.run(&["pods", "-q"])?.is_empty(),
+            "a refused pod is listed"
+        );
+        let left: Vec<_> = fs::read_dir(folder.join("run/pods"))
+            .map(|d| d.flatten().collect())
+            .unwrap_or_default();
+        ensure!(left.is_empty(), "a refused pod left {left:?}");
+        Ok(())
+    });
+    let _ = second.kill();
+    let _ = second.wait();
+    result?;
+    fs::remove_dir_all(folder).doing("remove the second daemon's folder")
+}
+
+fn host_namespaces() -> Outcome {
+    let pod = Pod::new("hostnet").with(
+        "linux",
+        serde_json::json!({"security_context": {"namespace_options": {"network": 2}}}),
+    );
+    Crictl::default().refused(
+        &["runp", "--runtime", "vm", &pod.file()?],
+        &["code = InvalidArgument", "host"],
+    )
+}

@@ -1,0 +1,93 @@
+//! Every test of the node: a table of names and functions.
+
+mod bad_input;
+mod containers;
+mod disk;
+mod images;
+mod network;
+mod records;
+mod tour;
+
+use std::time::Instant;
+
+use crate::census::Census;
+use crate::crictl::{self, Crictl};
+use crate::failure::{Failure, Outcome};
+use crate::{bad_registry, daemon};
+
+/// One test.
+pub(crate) type Test = (&'static str, fn() -> Outcome);
+
+const HANDLERS: [&str; 2] = ["vm", "host"];
+
+fn all() -> Vec<Test> {
+    [
+        tour::TESTS,
+        containers::TESTS,
+        images::TESTS,
+        network::TESTS,
+        disk::TESTS,
+        records::TESTS,
+        bad_input::TESTS,
+    ]
+    .concat()
+}
+
+/// Runs the tests whose names contain `filter`, says how each ended, and counts.
+pub(crate) fn run(filter: Option<&str>) -> Outcome {
+    let chosen: Vec<Test> = all()
+        .into_iter()
+        .filter(|(name, _)| filter.is_none_or(|f| name.contains(f)))
+        .collect();
+    if chosen.is_empty() {
+        return Err("no test has such a name".into());
+    }
+    daemon::wait_ready(&Crictl::default())?;
+    bad_registry::start()?;
+    Crictl::default().run(&["pull", crictl::BUSYBOX])?;
+    let mut failed = Vec::new();
+    for (name, test) in &chosen {
+        let started = Instant::now();
+        let outcome = Census::take().and_then(|before| {
+            test()?;
+            before.unchanged()
+        });
+        let seconds = started.elapsed().as_secs_f32();
+        match outcome {
+            Ok(()) => println!("ok      {seconds:6.1} s  {name}"),
+            Err(failure) => {
+                println!("FAILED  {seconds:6.1} s  {name}\n        {failure}");
+                failed.push(*name);
+                sweep();
+            }
+        }
+    }
+    println!(
+        "\n{} passed, {} failed",
+        chosen.len() - failed.len(),
+        failed.len()
+    );
+    if failed.is_empty() {
+        Ok(())
+    } else {
+        Err(Failure(format!("tests that failed: {}", failed.join(", "))))
+    }
+}
+
+/// After a failure: removes every pod, so that the next test starts from an empty node.
+fn sweep() {
+    let crictl = Crictl::default();
+    if let Ok(pods) = crictl.run(&["pods", "-q"]) {
+        for pod in pods.lines() {
+            let _ = crictl.attempt(&["rmp", "-f", pod]);
+        }
+    }
+}
+
+/// Runs `test` once for each kind of pod.
+fn with_both(test: impl Fn(&'static str) -> Outcome) -> Outcome {
+    for handler in HANDLERS {
+        test(handler).map_err(|f| Failure(format!("{handler}: {f}")))?;
+    }
+    Ok(())
+}

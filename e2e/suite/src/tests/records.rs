@@ -1,0 +1,187 @@
+//! The daemon owns no container and no VM: what happens while it is dead is known when it is back.
+
+use std::fs;
+use std::process::Command;
+
+use super::{Test, with_both};
+use crate::crictl::{Container, Crictl, Pod, wait_for};
+use crate::daemon;
+use crate::failure::{Doing, Outcome, ensure};
+
+pub(super) const TESTS: &[Test] = &[
+    ("killed_daemon_finds_running_and_ended_containers", || {
+        with_both(killed)
+    }),
+    ("pod_whose_process_dies_is_not_ready", || {
+        with_both(pod_dies)
+    }),
+    ("killed_daemon_finds_a_pod_that_died_meanwhile", || {
+        with_both(pod_dies_meanwhile)
+    }),
+];
+
+fn killed(handler: &'static str) -> Outcome {
+    let crictl = Crictl::default();
+    let pod = Pod::new("survivor");
+    let id = crictl.run_pod(handler, &pod)?;
+    let ticking = "i=0; while :; do echo tick $i; i=$((i+1)); sleep 0.2; done";
+    let running = crictl.run_container(&id, &pod, &Container::shell("running", ticking))?;
+    let ending = crictl.run_container(
+        &id,
+        &pod,
+        &Container::shell("ending", "while [ ! -e /go ]; do sleep 0.1; done; exit 9"),
+    )?;
+    let created = Container::shell("created", "echo started late; exit 4");
+    let created = crictl.run(&["create", &id, &created.file()?, &pod.file()?])?;
+    crictl.wait_log(&running, "tick 3")?;
+    let log = crictl.container_field(&running, "/status/logPath")?;
+    let started = crictl.container_field(&running, "/status/startedAt")?;
+    crictl.run(&["exec", "--sync", &ending, "touch", "/go"])?;
+
+    stop_daemon()?;
+    let length =
+        || Ok::<_, crate::failure::Failure>(fs::metadata(&log).doing("look at the log")?.len());
+    let before = length()?;
+    wait_for("the log to grow while the daemon is dead", || {
+        Ok(length()? > before + 100)
+    })?;
+    start_daemon()?;
+
+    crictl.wait_state(&ending, "CONTAINER_EXITED")?;
+    let code = crictl.container_field(&ending, "/status/exitCode")?;
+    ensure!(
+        code == "9",
+        "a container that ended without the daemon has exit code {code}"
+    );
+    let state = crictl.container_field(&running, "/status/state")?;
+    ensure!(
+        state == "CONTAINER_RUNNING",
+        "the running container is {state}"
+    );
+    ensure!(
+        crictl.container_field(&running, "/status/startedAt")? == started,
+        "the container was started again"
+    );
+    let text = fs::read_to_string(&log).doing("read the log")?;
+    for (number, line) in text.lines().take(20).enumerate() {
+        ensure!(
+            line.ends_with(&format!("stdout F tick {number}")),
+            "line {number} of the log is {line:?}"
+        );
+    }
+    crictl.run(&["start", &created])?;
+    crictl.wait_state(&created, "CONTAINER_EXITED")?;
+    ensure!(
+        crictl.container_field(&created, "/status/exitCode")? == "4",
+        "the created container did not run"
+    );
+    crictl.run(&["exec", "--sync", &running, "true"])?;
+    crictl.remove_pod(&id)
+}
+
+/// Kills the daemon and keeps systemd from starting it.
+fn stop_daemon() -> Outcome {
+    // `stop` would be a polite end; the mask keeps Restart= from undoing the kill.
+    for args in [
+        &["mask", "--runtime", "cofferdam.service"][..],
+        &[
+            "kill",
+            "--kill-whom=main",
+            "--signal=SIGKILL",
+            "cofferdam.service",
+        ],
+    ] {
+        let status = Command::new("systemctl")
+            .args(args)
+            .output()
+            .doing("run systemctl")?;
+        ensure!(status.status.success(), "systemctl {args:?} failed");
+    }
+    let crictl = Crictl::default();
+    wait_for("the daemon to be dead", || {
+        Ok(crictl.attempt(&["version"])?.code != 0)
+    })
+}
+
+fn start_daemon() -> Outcome {
+    for args in [
+        &["unmask", "--runtime", "cofferdam.service"][..],
+        &["reset-failed", "cofferdam.service"],
+        &["start", "cofferdam.service"],
+    ] {
+        let status = Command::new("systemctl")
+            .args(args)
+            .output()
+            .doing("run systemctl")?;
+        ensure!(
+            status.status.success(),
+            "systemctl {args:?} failed: {}",
+            String::from_utf8_lossy(&status.stderr)
+        );
+    }
+    daemon::wait_ready(&Crictl::default())
+}
+
+/// Kills the pod's monitor or supervisor.
+fn kill_pod_process(pod: &str, handler: &str) -> Outcome {
+    let name = if handler == "vm" {
+        "cofferdam-vmm"
+    } else {
+        "cofferdam-agent"
+    };
+    let procs = Command::new("sh")
+        .args(["-c", &format!("for p in $(find /sys/fs/cgroup/cofferdam/{pod} -name cgroup.procs | xargs cat); do echo $p $(cat /proc/$p/comm); done")])
+        .output()
+        .doing("list the pod's processes")?;
+    let listed = String::from_utf8_lossy(&procs.stdout).into_owned();
+    let victim = listed
+        .lines()
+        .find(|l| l.ends_with(&name[..name.len().min(15)]))
+        .and_then(|l| l.split(' ').next());
+    let Some(victim) = victim else {
+        return Err(format!("no {name} in the pod's cgroup: {listed}").into());
+    };
+    let killed = Command::new("kill")
+        .args(["-KILL", victim])
+        .status()
+        .doing("run kill")?;
+    ensure!(killed.success(), "kill {victim} failed");
+    Ok(())
+}
+
+fn dead_pod_is_reported(crictl: &Crictl, id: &str, container: &str) -> Outcome {
+    wait_for("the pod to be not ready", || {
+        let status = crictl.json(&["inspectp", "-o", "json", id])?;
+        Ok(status.pointer("/status/state").and_then(|v| v.as_str()) == Some("SANDBOX_NOTREADY"))
+    })?;
+    crictl.wait_state(container, "CONTAINER_EXITED")?;
+    let code = crictl.container_field(container, "/status/exitCode")?;
+    ensure!(
+        code == "137" || code == "255",
+        "a container whose pod died has exit code {code}"
+    );
+    crictl.remove_pod(id)
+}
+
+fn pod_dies(handler: &'static str) -> Outcome {
+    let crictl = Crictl::default();
+    let pod = Pod::new("mortal");
+    let id = crictl.run_pod(handler, &pod)?;
+    let container =
+        crictl.run_container(&id, &pod, &Container::shell("sleeper", "exec sleep 100000"))?;
+    kill_pod_process(&id, handler)?;
+    dead_pod_is_reported(&crictl, &id, &container)
+}
+
+fn pod_dies_meanwhile(handler: &'static str) -> Outcome {
+    let crictl = Crictl::default();
+    let pod = Pod::new("mortal");
+    let id = crictl.run_pod(handler, &pod)?;
+    let container =
+        crictl.run_container(&id, &pod, &Container::shell("sleeper", "exec sleep 100000"))?;
+    stop_daemon()?;
+    let killed = kill_pod_process(&id, handler);
+    start_daemon()?;
+    killed?;
+    dead_pod_is_reported(&crictl, &id, &container)
+}
