@@ -46,23 +46,16 @@ fn serve(mut client: TcpStream) -> std::io::Result<()> {
     let mut words = request.split_whitespace();
     let (method, path) = (words.next().unwrap_or(""), words.next().unwrap_or(""));
     let Some((mode, rest)) = path.strip_prefix("/v2/").and_then(|p| p.split_once('/')) else {
-        return client
-            .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}");
+        return client.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}");
     };
     if mode == "climb" {
         return climb(&mut client, method, rest);
     }
     let mut real = TcpStream::connect(REAL)?;
-    write!(
-        real,
-        "{method} /v2/{rest} HTTP/1.0\r\nHost: {REAL}\r\n{accept}\r\n"
-    )?;
+    write!(real, "{method} /v2/{rest} HTTP/1.0\r\nHost: {REAL}\r\n{accept}\r\n")?;
     let mut answer = Vec::new();
     real.read_to_end(&mut answer)?;
-    let body = answer
-        .windows(4)
-        .position(|w| w == b"\r\n\r\n")
-        .map_or(answer.len(), |at| at + 4);
+    let body = answer.windows(4).position(|w| w == b"\r\n\r\n").map_or(answer.len(), |at| at + 4);
     let is_layer = rest.contains("/blobs/") && answer.len() - body > 4096;
     if mode == "cut" && is_layer {
         answer.truncate(body + (answer.len() - body) / 2);
@@ -95,10 +88,7 @@ fn tar(name: &str, text: &[u8]) -> Vec<u8> {
 }
 
 fn digest(bytes: &[u8]) -> String {
-    let hex: String = Sha256::digest(bytes)
-        .iter()
-        .map(|b| format!("{b:02x}"))
-        .collect();
+    let hex: String = Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect();
     format!("sha256:{hex}")
 }
 
@@ -121,20 +111,12 @@ fn climb(client: &mut TcpStream, method: &str, path: &str) -> std::io::Result<()
         _ if path.contains("/manifests/") => (manifest, media),
         _ => (Vec::new(), "text/plain"),
     };
-    let status = if body.is_empty() {
-        "404 Not Found"
-    } else {
-        "200 OK"
-    };
+    let status = if body.is_empty() { "404 Not Found" } else { "200 OK" };
     write!(
         client,
         "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nDocker-Content-Digest: {}\r\nConnection: close\r\n\r\n",
         body.len(),
         digest(&body)
     )?;
-    if method == "HEAD" {
-        Ok(())
-    } else {
-        client.write_all(&body)
-    }
+    if method == "HEAD" { Ok(()) } else { client.write_all(&body) }
 }

@@ -17,48 +17,24 @@ impl Census {
     pub(crate) fn take() -> Outcome<Self> {
         let mut found = BTreeSet::new();
         processes(&mut found)?;
-        for line in fs::read_to_string("/proc/self/mounts")
-            .doing("read the mounts")?
-            .lines()
-        {
+        for line in fs::read_to_string("/proc/self/mounts").doing("read the mounts")?.lines() {
             if line.contains("cofferdam") && !line.contains("/product") {
                 found.insert(format!("mount {line}"));
             }
         }
         files(&mut found, "network namespace", Path::new("/run/netns"), 1);
         for link in names(Path::new("/sys/class/net")) {
-            if link != "lo"
-                && link != "cni0"
-                && !link.starts_with('e')
-                && !link.starts_with("docker")
-            {
+            if link != "lo" && link != "cni0" && !link.starts_with('e') && !link.starts_with("docker") {
                 found.insert(format!("link {link}"));
             }
         }
-        files(
-            &mut found,
-            "cgroup",
-            Path::new("/sys/fs/cgroup/cofferdam"),
-            3,
-        );
-        files(
-            &mut found,
-            "cgroup",
-            Path::new("/sys/fs/cgroup/cofferdam.slice"),
-            3,
-        );
+        files(&mut found, "cgroup", Path::new("/sys/fs/cgroup/cofferdam"), 3);
+        files(&mut found, "cgroup", Path::new("/sys/fs/cgroup/cofferdam.slice"), 3);
         files(&mut found, "file", Path::new("/run/cofferdam/pods"), 2);
         files(&mut found, "file", Path::new("/var/lib/cofferdam/pods"), 2);
         files(&mut found, "lease", Path::new("/var/lib/cni/networks"), 2);
-        files(
-            &mut found,
-            "CNI result",
-            Path::new("/var/lib/cni/results"),
-            1,
-        );
-        let rules = Command::new("iptables-save")
-            .output()
-            .doing("run iptables-save")?;
+        files(&mut found, "CNI result", Path::new("/var/lib/cni/results"), 1);
+        let rules = Command::new("iptables-save").output().doing("run iptables-save")?;
         for rule in String::from_utf8_lossy(&rules.stdout).lines() {
             if rule.starts_with("-A CNI-") || rule.contains("10.88.") {
                 found.insert(format!("rule {rule}"));
@@ -74,11 +50,7 @@ impl Census {
         let mut left = String::new();
         let settled = wait_for("the node to be as before", || {
             let now = Self::take()?;
-            left = now
-                .0
-                .difference(&self.0)
-                .map(|line| format!("\n    {line}"))
-                .collect();
+            left = now.0.difference(&self.0).map(|line| format!("\n    {line}")).collect();
             Ok(left.is_empty())
         });
         ensure!(settled.is_ok(), "left behind:{left}");
@@ -109,10 +81,7 @@ fn processes(found: &mut BTreeSet<String>) -> Outcome {
             continue;
         };
         let name = name.trim();
-        if name.starts_with("cofferdam-vmm")
-            || name.starts_with("cofferdam-agent")
-            || name.starts_with("pause")
-        {
+        if name.starts_with("cofferdam-vmm") || name.starts_with("cofferdam-agent") || name.starts_with("pause") {
             found.insert(format!("process {pid} {name}"));
         }
     }
@@ -123,10 +92,7 @@ fn names(folder: &Path) -> Vec<String> {
     let Ok(entries) = fs::read_dir(folder) else {
         return Vec::new();
     };
-    entries
-        .flatten()
-        .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .collect()
+    entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
 }
 
 fn files(found: &mut BTreeSet<String>, kind: &str, folder: &Path, depth: u32) {

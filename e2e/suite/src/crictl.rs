@@ -48,22 +48,13 @@ impl Default for Crictl {
 impl Crictl {
     /// The crictl for the daemon that listens on `socket`.
     pub(crate) fn on(socket: &Path) -> Self {
-        Self {
-            endpoint: format!("unix://{}", socket.display()),
-        }
+        Self { endpoint: format!("unix://{}", socket.display()) }
     }
 
     /// Runs crictl, whatever comes of it.
     pub(crate) fn attempt(&self, args: &[&str]) -> Outcome<Output> {
         let mut command = Command::new("crictl");
-        command.args([
-            "--runtime-endpoint",
-            &self.endpoint,
-            "--image-endpoint",
-            &self.endpoint,
-            "--timeout",
-            "300s",
-        ]);
+        command.args(["--runtime-endpoint", &self.endpoint, "--image-endpoint", &self.endpoint, "--timeout", "300s"]);
         command.args(args);
         run(command, &format!("crictl {}", args.join(" ")))
     }
@@ -85,12 +76,7 @@ impl Crictl {
     /// Runs crictl, which must fail with a message that contains each of `wanted`.
     pub(crate) fn refused(&self, args: &[&str], wanted: &[&str]) -> Outcome {
         let output = self.attempt(args)?;
-        ensure!(
-            output.code != 0,
-            "crictl {} should fail and printed: {}",
-            args.join(" "),
-            output.stdout
-        );
+        ensure!(output.code != 0, "crictl {} should fail and printed: {}", args.join(" "), output.stdout);
         for text in wanted {
             ensure!(
                 output.stderr.contains(text),
@@ -114,12 +100,7 @@ impl Crictl {
     }
 
     /// Creates and starts a container and returns its id.
-    pub(crate) fn run_container(
-        &self,
-        pod_id: &str,
-        pod: &Pod,
-        container: &Container,
-    ) -> Outcome<String> {
+    pub(crate) fn run_container(&self, pod_id: &str, pod: &Pod, container: &Container) -> Outcome<String> {
         let id = self.run(&["create", pod_id, &container.file()?, &pod.file()?])?;
         self.run(&["start", &id])?;
         Ok(id)
@@ -134,19 +115,14 @@ impl Crictl {
     /// One string field of a container's status, such as `/status/state`.
     pub(crate) fn container_field(&self, id: &str, pointer: &str) -> Outcome<String> {
         let status = self.json(&["inspect", "-o", "json", id])?;
-        let value = status
-            .pointer(pointer)
-            .ok_or_else(|| Failure(format!("status of {id} has no {pointer}: {status}")))?;
-        Ok(value
-            .as_str()
-            .map_or_else(|| value.to_string(), str::to_owned))
+        let value =
+            status.pointer(pointer).ok_or_else(|| Failure(format!("status of {id} has no {pointer}: {status}")))?;
+        Ok(value.as_str().map_or_else(|| value.to_string(), str::to_owned))
     }
 
     /// Waits until a container is in `state`.
     pub(crate) fn wait_state(&self, id: &str, state: &str) -> Outcome {
-        wait_for(&format!("container {id} to be {state}"), || {
-            Ok(self.container_field(id, "/status/state")? == state)
-        })
+        wait_for(&format!("container {id} to be {state}"), || Ok(self.container_field(id, "/status/state")? == state))
     }
 
     /// Waits until a container's log contains `text`.
@@ -168,10 +144,7 @@ pub(crate) fn wait_for(what: &str, mut condition: impl FnMut() -> Outcome<bool>)
         if condition()? {
             return Ok(());
         }
-        ensure!(
-            started.elapsed() < Duration::from_secs(180),
-            "waited 180 s for {what}"
-        );
+        ensure!(started.elapsed() < Duration::from_secs(180), "waited 180 s for {what}");
         std::thread::sleep(Duration::from_millis(100));
     }
 }
@@ -182,10 +155,7 @@ pub(crate) fn run(mut command: Command, shown: &str) -> Outcome<Output> {
     if narrate {
         println!("  \x1b[1m$ {shown}\x1b[0m");
     }
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .doing(&format!("run {shown}"))?;
+    let output = command.stdin(Stdio::null()).output().doing(&format!("run {shown}"))?;
     let output = Output {
         code: output.status.code().unwrap_or(-1),
         stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
@@ -204,10 +174,7 @@ pub(crate) fn run(mut command: Command, shown: &str) -> Outcome<Output> {
 fn write_config(kind: &str, value: &Value) -> Outcome<String> {
     let folder = PathBuf::from("/run/cofferdam-e2e");
     std::fs::create_dir_all(&folder).doing("make /run/cofferdam-e2e")?;
-    let name = value
-        .pointer("/metadata/name")
-        .and_then(Value::as_str)
-        .unwrap_or("unnamed");
+    let name = value.pointer("/metadata/name").and_then(Value::as_str).unwrap_or("unnamed");
     let path = folder.join(format!("{name}.{kind}.json"));
     std::fs::write(&path, value.to_string()).doing("write a crictl configuration")?;
     Ok(path.display().to_string())

@@ -12,20 +12,14 @@ fn systemctl(args: &[&str]) -> Outcome<String> {
     let mut command = Command::new("systemctl");
     command.args(args);
     let output = run(command, &format!("systemctl {}", args.join(" ")))?;
-    ensure!(
-        output.code == 0,
-        "systemctl {} failed: {}",
-        args.join(" "),
-        output.stderr.trim()
-    );
+    ensure!(output.code == 0, "systemctl {} failed: {}", args.join(" "), output.stderr.trim());
     Ok(output.stdout.trim().to_owned())
 }
 
 /// The daemon's process id.
 pub(crate) fn pid() -> Outcome<i32> {
     let text = systemctl(&["show", "-p", "MainPID", "--value", UNIT])?;
-    text.parse()
-        .map_err(|_| format!("systemd names no process of {UNIT}: {text:?}").into())
+    text.parse().map_err(|_| format!("systemd names no process of {UNIT}: {text:?}").into())
 }
 
 /// Kills the daemon with SIGKILL and waits until systemd has started it again and it answers.
@@ -41,7 +35,5 @@ pub(crate) fn kill_and_restart() -> Outcome {
 
 /// Waits until a daemon answers.
 pub(crate) fn wait_ready(crictl: &Crictl) -> Outcome {
-    wait_for("the daemon to answer", || {
-        Ok(crictl.attempt(&["version"])?.code == 0)
-    })
+    wait_for("the daemon to answer", || Ok(crictl.attempt(&["version"])?.code == 0))
 }

@@ -58,19 +58,9 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Demo => demo::show(),
         Command::Test { filter } => tests::run(filter.as_deref()),
-        Command::Bench {
-            out,
-            n,
-            pulls,
-            idle_seconds,
-            machine,
-        } => bench::run(&bench::Options {
-            out,
-            n,
-            pulls,
-            idle_seconds,
-            machine,
-        }),
+        Command::Bench { out, n, pulls, idle_seconds, machine } => {
+            bench::run(&bench::Options { out, n, pulls, idle_seconds, machine })
+        }
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

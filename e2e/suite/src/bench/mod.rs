@@ -51,43 +51,25 @@ impl Samples {
     fn row(&self, name: &'static str, handler: Option<&'static str>, unit: &'static str) -> Row {
         let peer = self.get(name, "peer");
         let peer = (!peer.is_empty()).then_some((PEER, peer));
-        Row {
-            name,
-            handler,
-            unit,
-            ours: self.get(name, handler.unwrap_or("ours")),
-            peer,
-        }
+        Row { name, handler, unit, ours: self.get(name, handler.unwrap_or("ours")), peer }
     }
 }
 
 /// Measures everything and writes the report.
 pub(crate) fn run(options: &Options) -> Outcome {
     systemctl("start", "containerd.service")?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .doing("start tokio")?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().doing("start tokio")?;
     runtime.block_on(measure(options))
 }
 
 fn systemctl(verb: &str, unit: &str) -> Outcome {
-    let output = Command::new("systemctl")
-        .args([verb, unit])
-        .output()
-        .doing("run systemctl")?;
-    ensure!(
-        output.status.success(),
-        "systemctl {verb} {unit}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    let output = Command::new("systemctl").args([verb, unit]).output().doing("run systemctl")?;
+    ensure!(output.status.success(), "systemctl {verb} {unit}: {}", String::from_utf8_lossy(&output.stderr));
     Ok(())
 }
 
 async fn measure(options: &Options) -> Outcome {
-    crictl::wait_for("containerd to listen", || {
-        Ok(std::path::Path::new(PEER_SOCKET).exists())
-    })?;
+    crictl::wait_for("containerd to listen", || Ok(std::path::Path::new(PEER_SOCKET).exists()))?;
     let mut ours = Client::connect("cofferdam", crictl::SOCKET).await?;
     let mut peer = Client::connect("containerd", PEER_SOCKET).await?;
     let mut samples = Samples::default();
@@ -115,33 +97,15 @@ async fn measure(options: &Options) -> Outcome {
     for row in &rows {
         ensure!(!row.ours.is_empty(), "row {} has no sample", row.name);
     }
-    Report {
-        machine: options.machine.clone(),
-        rows,
-        steps,
-        notes,
-    }
-    .write(&options.out)?;
+    Report { machine: options.machine.clone(), rows, steps, notes }.write(&options.out)?;
     println!("bench: report written to {}", options.out.display());
     Ok(())
 }
 
 fn rows(samples: &Samples) -> Vec<Row> {
-    let both = |name| {
-        [
-            samples.row(name, Some("vm"), "ms"),
-            samples.row(name, Some("host"), "ms"),
-        ]
-    };
-    let mut rows: Vec<Row> = [
-        "run_pod_sandbox",
-        "create_start",
-        "pod_to_running",
-        "exec_sync",
-    ]
-    .into_iter()
-    .flat_map(both)
-    .collect();
+    let both = |name| [samples.row(name, Some("vm"), "ms"), samples.row(name, Some("host"), "ms")];
+    let mut rows: Vec<Row> =
+        ["run_pod_sandbox", "create_start", "pod_to_running", "exec_sync"].into_iter().flat_map(both).collect();
     rows.extend([
         samples.row("pod_to_running_no_cni", Some("host"), "ms"),
         samples.row("cni_add", None, "ms"),
@@ -162,41 +126,21 @@ async fn starts(ours: &mut Client, peer: &mut Client, n: usize, samples: &mut Sa
         println!("bench: start {} of {n}", round + 1);
         for (who, handler) in [("vm", "vm"), ("host", "host"), ("peer", "")] {
             wash_memory();
-            let client = if who == "peer" {
-                &mut *peer
-            } else {
-                &mut *ours
-            };
+            let client = if who == "peer" { &mut *peer } else { &mut *ours };
             let started = client.start(handler, Net::Cni, BUSYBOX).await?;
             samples.took("run_pod_sandbox", who, started.run_pod);
             samples.took("create_start", who, started.create_start);
-            samples.took(
-                "pod_to_running",
-                who,
-                started.run_pod + started.create_start,
-            );
-            samples.took(
-                "exec_sync",
-                who,
-                client.exec_true(&started.container).await?,
-            );
+            samples.took("pod_to_running", who, started.run_pod + started.create_start);
+            samples.took("exec_sync", who, client.exec_true(&started.container).await?);
             if who == "vm" {
                 samples.add("vm_boot_ms", "vm", last_boot_ms()?);
             }
             client.remove(&started.pod).await?;
         }
         for (who, handler) in [("host", "host"), ("peer", "")] {
-            let client = if who == "peer" {
-                &mut *peer
-            } else {
-                &mut *ours
-            };
+            let client = if who == "peer" { &mut *peer } else { &mut *ours };
             let started = client.start(handler, Net::Node, BUSYBOX).await?;
-            samples.took(
-                "pod_to_running_no_cni",
-                who,
-                started.run_pod + started.create_start,
-            );
+            samples.took("pod_to_running_no_cni", who, started.run_pod + started.create_start);
             client.remove(&started.pod).await?;
         }
     }
@@ -220,10 +164,7 @@ async fn memory_and_idle(
     samples: &mut Samples,
     notes: &mut Vec<String>,
 ) -> Outcome {
-    println!(
-        "bench: memory, and an idle pod for {} s",
-        options.idle_seconds
-    );
+    println!("bench: memory, and an idle pod for {} s", options.idle_seconds);
     let vm = ours.start("vm", Net::Cni, BUSYBOX).await?;
     let host = ours.start("host", Net::Cni, BUSYBOX).await?;
     let theirs = peer.start("", Net::Cni, BUSYBOX).await?;
@@ -235,32 +176,12 @@ async fn memory_and_idle(
             .ok_or_else(|| Failure(format!("{} processes are named {name}", pids.len())))
     };
     let monitor = only("cofferdam-vmm")?;
-    samples.add(
-        "monitor_rss_mib",
-        "vm",
-        memory::rss_mib(monitor, GUEST_MAPPING_MIB)?,
-    );
-    samples.add(
-        "supervisor_rss_mib",
-        "host",
-        memory::rss_mib(only("cofferdam-agent")?, u64::MAX / 1024)?,
-    );
-    samples.add(
-        "supervisor_rss_mib",
-        "peer",
-        memory::rss_mib(only("containerd-shim-runc-v2")?, u64::MAX / 1024)?,
-    );
+    samples.add("monitor_rss_mib", "vm", memory::rss_mib(monitor, GUEST_MAPPING_MIB)?);
+    samples.add("supervisor_rss_mib", "host", memory::rss_mib(only("cofferdam-agent")?, u64::MAX / 1024)?);
+    samples.add("supervisor_rss_mib", "peer", memory::rss_mib(only("containerd-shim-runc-v2")?, u64::MAX / 1024)?);
     let daemon = u32::try_from(daemon::pid()?).doing("read the daemon's pid")?;
-    samples.add(
-        "daemon_rss_mib",
-        "ours",
-        memory::rss_mib(daemon, u64::MAX / 1024)?,
-    );
-    samples.add(
-        "daemon_rss_mib",
-        "peer",
-        memory::rss_mib(only("containerd")?, u64::MAX / 1024)?,
-    );
+    samples.add("daemon_rss_mib", "ours", memory::rss_mib(daemon, u64::MAX / 1024)?);
+    samples.add("daemon_rss_mib", "peer", memory::rss_mib(only("containerd")?, u64::MAX / 1024)?);
     peer.remove(&theirs.pod).await?;
     ours.remove(&host.pod).await?;
 
@@ -271,14 +192,8 @@ async fn memory_and_idle(
     let used = memory::cpu_time(monitor)?.saturating_sub(cpu).as_secs_f64();
     let seconds = options.idle_seconds as f64;
     samples.add("idle_cpu_percent", "vm", used / seconds * 100.0);
-    samples.add(
-        "idle_wakeups_per_minute",
-        "vm",
-        (memory::sleeps(monitor) - sleeps) as f64 / seconds * 60.0,
-    );
-    notes.push(format!(
-        "An idle vm pod (one sleeping container) used {used:.2} s of CPU in {seconds:.0} s."
-    ));
+    samples.add("idle_wakeups_per_minute", "vm", (memory::sleeps(monitor) - sleeps) as f64 / seconds * 60.0);
+    notes.push(format!("An idle vm pod (one sleeping container) used {used:.2} s of CPU in {seconds:.0} s."));
     ours.remove(&vm.pod).await
 }
 
@@ -299,36 +214,23 @@ fn steps_from_journal() -> Outcome<BTreeMap<String, Vec<f64>>> {
 /// The last microVM's time from the monitor's exec to the agent's first answer.
 fn last_boot_ms() -> Outcome<f64> {
     let boots = steps_from_journal()?;
-    boots
-        .get("boot")
-        .and_then(|b| b.last().copied())
-        .ok_or_else(|| "the daemon's journal has no `boot` event".into())
+    boots.get("boot").and_then(|b| b.last().copied()).ok_or_else(|| "the daemon's journal has no `boot` event".into())
 }
 
 fn journal() -> Outcome<Vec<Value>> {
-    let output = Command::new("journalctl")
-        .args(["-u", "cofferdam", "-o", "cat", "-b"])
-        .output()
-        .doing("read the journal")?;
-    Ok(String::from_utf8_lossy(&output.stdout)
-        .lines()
-        .filter_map(fields)
-        .collect())
+    let output =
+        Command::new("journalctl").args(["-u", "cofferdam", "-o", "cat", "-b"]).output().doing("read the journal")?;
+    Ok(String::from_utf8_lossy(&output.stdout).lines().filter_map(fields).collect())
 }
 
 /// The `key=value` fields of an event, if it is a pod's step.
 fn fields(line: &str) -> Option<Value> {
     let at = line.find("step=")?;
     let mut found = serde_json::Map::new();
-    for word in line[at..]
-        .split_whitespace()
-        .chain(line[..at].split_whitespace())
-    {
+    for word in line[at..].split_whitespace().chain(line[..at].split_whitespace()) {
         if let Some((key, value)) = word.split_once('=') {
             let value = value.trim_matches('"');
-            let value = value
-                .parse::<f64>()
-                .map_or_else(|_| Value::from(value), Value::from);
+            let value = value.parse::<f64>().map_or_else(|_| Value::from(value), Value::from);
             found.insert(key.to_owned(), value);
         }
     }

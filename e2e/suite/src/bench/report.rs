@@ -36,10 +36,7 @@ fn percentile(samples: &[f64], share: f64) -> f64 {
     let mut sorted = samples.to_vec();
     sorted.sort_by(f64::total_cmp);
     let rank = (share * sorted.len() as f64).ceil() as usize;
-    sorted
-        .get(rank.clamp(1, sorted.len().max(1)) - 1)
-        .copied()
-        .unwrap_or(f64::NAN)
+    sorted.get(rank.clamp(1, sorted.len().max(1)) - 1).copied().unwrap_or(f64::NAN)
 }
 
 fn summary(samples: &[f64]) -> Value {
@@ -64,21 +61,9 @@ impl Row {
     }
 
     fn markdown(&self) -> String {
-        let cell = |s: &[f64]| {
-            format!(
-                "{:.1} | {:.1} | {}",
-                percentile(s, 0.5),
-                percentile(s, 0.99),
-                s.len()
-            )
-        };
-        let peer = self
-            .peer
-            .as_ref()
-            .map_or_else(|| "– | – | –".into(), |(_, s)| cell(s));
-        let ratio = self
-            .ratio()
-            .map_or_else(|| "–".into(), |r| format!("{r:.2}"));
+        let cell = |s: &[f64]| format!("{:.1} | {:.1} | {}", percentile(s, 0.5), percentile(s, 0.99), s.len());
+        let peer = self.peer.as_ref().map_or_else(|| "– | – | –".into(), |(_, s)| cell(s));
+        let ratio = self.ratio().map_or_else(|| "–".into(), |r| format!("{r:.2}"));
         format!(
             "| `{}` | {} | {} | {} | {peer} | {ratio} |",
             self.name,

@@ -13,29 +13,19 @@ use crate::failure::{Doing, Outcome, ensure};
 pub(super) const TESTS: &[Test] = &[
     ("bad_input_unknown_handler", unknown_handler),
     ("bad_input_unknown_image", || with_both(unknown_image)),
-    ("bad_input_wrong_digest_from_the_registry", || {
-        bad_pull("corrupt/cofferdam/busybox:1", &["digest"])
-    }),
-    ("bad_input_registry_down_in_mid_blob", || {
-        bad_pull("cut/cofferdam/busybox:1", &["code = Unavailable"])
-    }),
+    ("bad_input_wrong_digest_from_the_registry", || bad_pull("corrupt/cofferdam/busybox:1", &["digest"])),
+    ("bad_input_registry_down_in_mid_blob", || bad_pull("cut/cofferdam/busybox:1", &["code = Unavailable"])),
     ("bad_input_tar_entry_that_climbs_out", climbing),
-    ("bad_input_second_sandbox_of_the_same_name", || {
-        with_both(same_name)
-    }),
-    ("bad_input_command_that_does_not_exist", || {
-        with_both(no_command)
-    }),
+    ("bad_input_second_sandbox_of_the_same_name", || with_both(same_name)),
+    ("bad_input_command_that_does_not_exist", || with_both(no_command)),
     ("bad_input_vm_where_kvm_does_not_work", no_kvm),
     ("bad_input_host_namespaces_in_a_vm_pod", host_namespaces),
 ];
 
 fn unknown_handler() -> Outcome {
     let pod = Pod::new("nohandler").file()?;
-    Crictl::default().refused(
-        &["runp", "--runtime", "no-such-handler", &pod],
-        &["code = InvalidArgument", "no-such-handler"],
-    )
+    Crictl::default()
+        .refused(&["runp", "--runtime", "no-such-handler", &pod], &["code = InvalidArgument", "no-such-handler"])
 }
 
 fn unknown_image(handler: &'static str) -> Outcome {
@@ -45,10 +35,7 @@ fn unknown_image(handler: &'static str) -> Outcome {
     let pod = Pod::new("noimage");
     let id = crictl.run_pod(handler, &pod)?;
     let container = Container::new("noimage", missing, &["true"]);
-    crictl.refused(
-        &["create", &id, &container.file()?, &pod.file()?],
-        &["code = NotFound", "no-such-image"],
-    )?;
+    crictl.refused(&["create", &id, &container.file()?, &pod.file()?], &["code = NotFound", "no-such-image"])?;
     let listed = crictl.run(&["ps", "-aq", "--pod", &id])?;
     ensure!(listed.is_empty(), "a refused container is listed: {listed}");
     crictl.remove_pod(&id)
@@ -57,20 +44,10 @@ fn unknown_image(handler: &'static str) -> Outcome {
 /// Files of the image store.
 fn store() -> Outcome<String> {
     let output = Command::new("find")
-        .args([
-            "/var/lib/cofferdam/images",
-            "-maxdepth",
-            "2",
-            "-not",
-            "-name",
-            "*.redb",
-        ])
+        .args(["/var/lib/cofferdam/images", "-maxdepth", "2", "-not", "-name", "*.redb"])
         .output()
         .doing("list the image store")?;
-    let mut lines: Vec<&str> = std::str::from_utf8(&output.stdout)
-        .doing("read the listing")?
-        .lines()
-        .collect();
+    let mut lines: Vec<&str> = std::str::from_utf8(&output.stdout).doing("read the listing")?.lines().collect();
     lines.sort_unstable();
     Ok(lines.join("\n"))
 }
@@ -89,35 +66,16 @@ fn refused_pull(crictl: &Crictl, repository: &str, wanted: &[&str]) -> Outcome {
     let image = format!("{}/{repository}", bad_registry::ADDRESS);
     crictl.refused(&["pull", &image], wanted)?;
     let images = crictl.run(&["images", "-o", "json"])?;
-    ensure!(
-        !images.contains(bad_registry::ADDRESS),
-        "the bad image is listed: {images}"
-    );
+    ensure!(!images.contains(bad_registry::ADDRESS), "the bad image is listed: {images}");
     let after = store()?;
-    ensure!(
-        before == after,
-        "files stay in the store:\n{before}\n-- after:\n{after}"
-    );
+    ensure!(before == after, "files stay in the store:\n{before}\n-- after:\n{after}");
     Ok(())
 }
 
 fn climbing() -> Outcome {
-    refused_pull(
-        &Crictl::default(),
-        "climb/evil:1",
-        &["code = InvalidArgument", "climbed-out"],
-    )?;
-    for folder in [
-        "/",
-        "/var",
-        "/var/lib",
-        "/var/lib/cofferdam",
-        "/var/lib/cofferdam/images",
-    ] {
-        ensure!(
-            !Path::new(folder).join("climbed-out").exists(),
-            "the entry climbed out into {folder}"
-        );
+    refused_pull(&Crictl::default(), "climb/evil:1", &["code = InvalidArgument", "climbed-out"])?;
+    for folder in ["/", "/var", "/var/lib", "/var/lib/cofferdam", "/var/lib/cofferdam/images"] {
+        ensure!(!Path::new(folder).join("climbed-out").exists(), "the entry climbed out into {folder}");
     }
     Ok(())
 }
@@ -126,10 +84,7 @@ fn same_name(handler: &'static str) -> Outcome {
     let crictl = Crictl::default();
     let pod = Pod::new("twin");
     let id = crictl.run_pod(handler, &pod)?;
-    crictl.refused(
-        &["runp", "--runtime", handler, &pod.file()?],
-        &["code = AlreadyExists", "twin"],
-    )?;
+    crictl.refused(&["runp", "--runtime", handler, &pod.file()?], &["code = AlreadyExists", "twin"])?;
     let listed = crictl.run(&["pods", "-q", "--no-trunc"])?;
     ensure!(listed == id, "pods after a refused twin: {listed}");
     crictl.remove_pod(&id)
@@ -142,11 +97,9 @@ fn no_command(handler: &'static str) -> Outcome {
     let container = Container::new("nocommand", BUSYBOX, &["no-such-command"]);
     let container = crictl.run(&["create", &id, &container.file()?, &pod.file()?])?;
     crictl.refused(&["start", &container], &["no-such-command", "not found"])?;
-    for (pointer, wanted) in [
-        ("/status/state", "CONTAINER_EXITED"),
-        ("/status/exitCode", "128"),
-        ("/status/reason", "StartError"),
-    ] {
+    for (pointer, wanted) in
+        [("/status/state", "CONTAINER_EXITED"), ("/status/exitCode", "128"), ("/status/reason", "StartError")]
+    {
         let got = crictl.container_field(&container, pointer)?;
         ensure!(got == wanted, "{pointer} is {got}, not {wanted}");
     }
@@ -164,8 +117,7 @@ fn no_kvm() -> Outcome {
         folder.display(),
         folder.display()
     );
-    fs::write(folder.join("config.toml"), config)
-        .doing("write the second daemon's configuration")?;
+    fs::write(folder.join("config.toml"), config).doing("write the second daemon's configuration")?;
     let script = "mount --bind /dev/null /dev/kvm && exec cofferdam serve --config /run/cofferdam-nokvm/config.toml";
     let log = fs::File::create(folder.join("log")).doing("make the second daemon's log")?;
     let mut second = Command::new("unshare")
@@ -177,17 +129,9 @@ fn no_kvm() -> Outcome {
     let crictl = Crictl::on(&socket);
     let result = daemon::wait_ready(&crictl).and_then(|()| {
         let pod = Pod::new("nokvm");
-        crictl.refused(
-            &["runp", "--runtime", "vm", &pod.file()?],
-            &["code = FailedPrecondition", "/dev/kvm"],
-        )?;
-        ensure!(
-            crictl.run(&["pods", "-q"])?.is_empty(),
-            "a refused pod is listed"
-        );
-        let left: Vec<_> = fs::read_dir(folder.join("run/pods"))
-            .map(|d| d.flatten().collect())
-            .unwrap_or_default();
+        crictl.refused(&["runp", "--runtime", "vm", &pod.file()?], &["code = FailedPrecondition", "/dev/kvm"])?;
+        ensure!(crictl.run(&["pods", "-q"])?.is_empty(), "a refused pod is listed");
+        let left: Vec<_> = fs::read_dir(folder.join("run/pods")).map(|d| d.flatten().collect()).unwrap_or_default();
         ensure!(left.is_empty(), "a refused pod left {left:?}");
         Ok(())
     });
@@ -198,12 +142,7 @@ fn no_kvm() -> Outcome {
 }
 
 fn host_namespaces() -> Outcome {
-    let pod = Pod::new("hostnet").with(
-        "linux",
-        serde_json::json!({"security_context": {"namespace_options": {"network": 2}}}),
-    );
-    Crictl::default().refused(
-        &["runp", "--runtime", "vm", &pod.file()?],
-        &["code = InvalidArgument", "host"],
-    )
+    let pod = Pod::new("hostnet")
+        .with("linux", serde_json::json!({"security_context": {"namespace_options": {"network": 2}}}));
+    Crictl::default().refused(&["runp", "--runtime", "vm", &pod.file()?], &["code = InvalidArgument", "host"])
 }

@@ -12,9 +12,7 @@ use crate::failure::{Doing, Outcome, ensure};
 
 pub(super) const TESTS: &[Test] = &[
     ("exit_codes_and_reasons", || with_both(exit_codes)),
-    ("container_sees_only_its_three_descriptors", || {
-        with_both(descriptors)
-    }),
+    ("container_sees_only_its_three_descriptors", || with_both(descriptors)),
     ("environment_users_and_capabilities", || with_both(identity)),
     ("limits_are_the_kernel_s", || with_both(limits)),
     ("log_of_both_streams_in_order", || with_both(logs)),
@@ -36,29 +34,17 @@ fn exit_codes(handler: &'static str) -> Outcome {
         let container = crictl.run_container(&id, &pod, &Container::shell(name, script))?;
         crictl.wait_state(&container, "CONTAINER_EXITED")?;
         let got = crictl.container_field(&container, "/status/exitCode")?;
-        ensure!(
-            code.is_empty() || got == code,
-            "{name}: exit code {got}, not {code}"
-        );
+        ensure!(code.is_empty() || got == code, "{name}: exit code {got}, not {code}");
         let got = crictl.container_field(&container, "/status/reason")?;
-        ensure!(
-            got == reason || (code.is_empty() && got == "Completed"),
-            "{name}: reason {got}, not {reason}"
-        );
+        ensure!(got == reason || (code.is_empty() && got == "Completed"), "{name}: reason {got}, not {reason}");
     }
     let missing = Container::new("missing", BUSYBOX, &["/no/such/program"]);
     let container = crictl.run(&["create", &id, &missing.file()?, &pod.file()?])?;
     crictl.refused(&["start", &container], &["/no/such/program"])?;
     let got = crictl.container_field(&container, "/status/exitCode")?;
-    ensure!(
-        got == "128",
-        "a command that does not exist: exit code {got}, not 128"
-    );
+    ensure!(got == "128", "a command that does not exist: exit code {got}, not 128");
     let got = crictl.container_field(&container, "/status/reason")?;
-    ensure!(
-        got == "StartError",
-        "a command that does not exist: reason {got}"
-    );
+    ensure!(got == "StartError", "a command that does not exist: reason {got}");
     crictl.remove_pod(&id)
 }
 
@@ -75,18 +61,10 @@ fn output(handler: &str, container: &Container) -> Outcome<String> {
 }
 
 fn descriptors(handler: &'static str) -> Outcome {
-    let log = output(
-        handler,
-        &Container::shell(
-            "fds",
-            "ls /proc/self/fd | tr '\\n' ' '; echo; readlink /proc/self/cwd",
-        ),
-    )?;
+    let log =
+        output(handler, &Container::shell("fds", "ls /proc/self/fd | tr '\\n' ' '; echo; readlink /proc/self/cwd"))?;
     // `ls` itself holds 3 while it reads the folder.
-    ensure!(
-        log.starts_with("0 1 2 3 \n/\n"),
-        "the container sees other descriptors or another folder: {log}"
-    );
+    ensure!(log.starts_with("0 1 2 3 \n/\n"), "the container sees other descriptors or another folder: {log}");
     Ok(())
 }
 
@@ -104,28 +82,21 @@ fn identity(handler: &'static str) -> Outcome {
     );
     let log = output(handler, &container)?;
     let words: Vec<&str> = log.split_whitespace().collect();
-    ensure!(
-        words.starts_with(&["1234", "4321", "blue", "/tmp"]),
-        "identity: {log}"
-    );
+    ensure!(words.starts_with(&["1234", "4321", "blue", "/tmp"]), "identity: {log}");
     ensure!(
         log.contains("CapEff:\t0000000000000000"),
         "a user other than root should have no effective capabilities: {log}"
     );
-    ensure!(
-        log.contains("NoNewPrivs:\t1"),
-        "no_new_privs is not set: {log}"
-    );
-    ensure!(
-        log.contains("Seccomp:\t2"),
-        "the default seccomp profile is not on: {log}"
-    );
+    ensure!(log.contains("NoNewPrivs:\t1"), "no_new_privs is not set: {log}");
+    ensure!(log.contains("Seccomp:\t2"), "the default seccomp profile is not on: {log}");
     Ok(())
 }
 
 fn limits(handler: &'static str) -> Outcome {
-    let container = Container::shell("limits", "dd if=/dev/zero of=/dev/null bs=64M count=4; echo survived")
-        .with("linux", json!({"resources": {"memory_limit_in_bytes": 32 << 20, "memory_swap_limit_in_bytes": 32 << 20}}));
+    let container = Container::shell("limits", "dd if=/dev/zero of=/dev/null bs=64M count=4; echo survived").with(
+        "linux",
+        json!({"resources": {"memory_limit_in_bytes": 32 << 20, "memory_swap_limit_in_bytes": 32 << 20}}),
+    );
     let crictl = Crictl::default();
     let pod = Pod::new("limits");
     let id = crictl.run_pod(handler, &pod)?;
@@ -133,10 +104,7 @@ fn limits(handler: &'static str) -> Outcome {
     crictl.wait_state(&container, "CONTAINER_EXITED")?;
     let reason = crictl.container_field(&container, "/status/reason")?;
     crictl.remove_pod(&id)?;
-    ensure!(
-        reason == "OOMKilled",
-        "a container over its memory limit ended with {reason}"
-    );
+    ensure!(reason == "OOMKilled", "a container over its memory limit ended with {reason}");
     Ok(())
 }
 
@@ -150,29 +118,13 @@ fn logs(handler: &'static str) -> Outcome {
     let path = crictl.container_field(&container, "/status/logPath")?;
     let text = fs::read_to_string(&path).doing(&format!("read the log {path}"))?;
     crictl.remove_pod(&id)?;
-    let lines: Vec<&str> = text
-        .lines()
-        .filter(|l| l.contains(" stdout F line "))
-        .collect();
-    ensure!(
-        lines.len() == 200,
-        "{} of 200 lines are in {path}",
-        lines.len()
-    );
+    let lines: Vec<&str> = text.lines().filter(|l| l.contains(" stdout F line ")).collect();
+    ensure!(lines.len() == 200, "{} of 200 lines are in {path}", lines.len());
     for (number, line) in lines.iter().enumerate() {
-        ensure!(
-            line.ends_with(&format!(" stdout F line {number}")),
-            "line {number} is {line:?}"
-        );
+        ensure!(line.ends_with(&format!(" stdout F line {number}")), "line {number} is {line:?}");
     }
-    ensure!(
-        text.contains(" stderr F oops\n"),
-        "stderr is missing: {text}"
-    );
-    ensure!(
-        text.contains(" stdout P unfinished\n"),
-        "the unfinished line is missing: {text}"
-    );
+    ensure!(text.contains(" stderr F oops\n"), "stderr is missing: {text}");
+    ensure!(text.contains(" stdout P unfinished\n"), "the unfinished line is missing: {text}");
     Ok(())
 }
 
@@ -180,27 +132,12 @@ fn exec_timeout(handler: &'static str) -> Outcome {
     let crictl = Crictl::default();
     let pod = Pod::new("slow");
     let id = crictl.run_pod(handler, &pod)?;
-    let container =
-        crictl.run_container(&id, &pod, &Container::shell("slow", "exec sleep 100000"))?;
-    crictl.refused(
-        &[
-            "exec",
-            "--sync",
-            "--timeout",
-            "3",
-            &container,
-            "sh",
-            "-c",
-            "sleep 4242",
-        ],
-        &["DeadlineExceeded"],
-    )?;
+    let container = crictl.run_container(&id, &pod, &Container::shell("slow", "exec sleep 100000"))?;
+    crictl
+        .refused(&["exec", "--sync", "--timeout", "3", &container, "sh", "-c", "sleep 4242"], &["DeadlineExceeded"])?;
     let left = crictl.attempt(&["exec", "--sync", &container, "pgrep", "-f", "sleep 4242"])?;
     crictl.remove_pod(&id)?;
-    ensure!(
-        left.stdout.trim().is_empty(),
-        "the timed-out command still runs: {left:?}"
-    );
+    ensure!(left.stdout.trim().is_empty(), "the timed-out command still runs: {left:?}");
     Ok(())
 }
 
@@ -208,17 +145,9 @@ fn zombies(handler: &'static str) -> Outcome {
     // The orphans' parent is the container's init: a shell that never waits for them, as many images' is.
     let log = output(
         handler,
-        &Container::shell(
-            "z",
-            "for i in 1 2 3 4 5; do (sh -c 'exit 0' &) ; done; sleep 2; ps | grep -c ' Z ' ; true",
-        ),
+        &Container::shell("z", "for i in 1 2 3 4 5; do (sh -c 'exit 0' &) ; done; sleep 2; ps | grep -c ' Z ' ; true"),
     )?;
-    let count: u32 = log
-        .split_whitespace()
-        .next()
-        .unwrap_or("")
-        .parse()
-        .unwrap_or(99);
+    let count: u32 = log.split_whitespace().next().unwrap_or("").parse().unwrap_or(99);
     ensure!(count <= 1, "{count} zombies: {log}");
     Ok(())
 }
@@ -232,25 +161,16 @@ fn stop(handler: &'static str) -> Outcome {
     let deaf = crictl.run_container(
         &id,
         &pod,
-        &Container::shell(
-            "deaf",
-            "trap '' TERM; echo ready; while :; do sleep 1; done",
-        ),
+        &Container::shell("deaf", "trap '' TERM; echo ready; while :; do sleep 1; done"),
     )?;
     crictl.wait_log(&polite, "ready")?;
     crictl.wait_log(&deaf, "ready")?;
     crictl.run(&["stop", "--timeout", "60", &polite])?;
     let code = crictl.container_field(&polite, "/status/exitCode")?;
-    ensure!(
-        code == "5",
-        "a container that handles SIGTERM ended with {code}"
-    );
+    ensure!(code == "5", "a container that handles SIGTERM ended with {code}");
     crictl.run(&["stop", "--timeout", "2", &deaf])?;
     let code = crictl.container_field(&deaf, "/status/exitCode")?;
-    ensure!(
-        code == "137",
-        "a container that ignores SIGTERM ended with {code}"
-    );
+    ensure!(code == "137", "a container that ignores SIGTERM ended with {code}");
     crictl.remove_pod(&id)
 }
 
@@ -259,16 +179,10 @@ fn closed_to_others() -> Outcome {
     let pod = Pod::new("closed");
     let id = crictl.run_pod("vm", &pod)?;
     let mut open = Vec::new();
-    for (path, mode) in [
-        ("/run/cofferdam", 0o700),
-        ("/var/lib/cofferdam", 0o700),
-        ("/run/cofferdam/cofferdam.sock", 0o600),
-    ] {
-        let got = fs::metadata(Path::new(path))
-            .doing(&format!("look at {path}"))?
-            .permissions()
-            .mode()
-            & 0o777;
+    for (path, mode) in
+        [("/run/cofferdam", 0o700), ("/var/lib/cofferdam", 0o700), ("/run/cofferdam/cofferdam.sock", 0o600)]
+    {
+        let got = fs::metadata(Path::new(path)).doing(&format!("look at {path}"))?.permissions().mode() & 0o777;
         if got & !mode != 0 {
             open.push(format!("{path} has mode {got:o}, not {mode:o}"));
         }

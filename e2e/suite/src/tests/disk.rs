@@ -17,85 +17,33 @@ fn disk_of(pod: &str) -> PathBuf {
 }
 
 fn allocated(pod: &str) -> Outcome<u64> {
-    Ok(fs::metadata(disk_of(pod))
-        .doing("look at the pod's disk")?
-        .blocks()
-        * 512)
+    Ok(fs::metadata(disk_of(pod)).doing("look at the pod's disk")?.blocks() * 512)
 }
 
 fn writes() -> Outcome {
     let crictl = Crictl::default();
     let pod = Pod::new("writer");
     let id = crictl.run_pod("vm", &pod)?;
-    let writer =
-        crictl.run_container(&id, &pod, &Container::shell("writer", "exec sleep 100000"))?;
-    let memory = crictl.run(&[
-        "exec",
-        "--sync",
-        &writer,
-        "grep",
-        "MemTotal",
-        "/proc/meminfo",
-    ])?;
-    let kib: u64 = memory
-        .split_whitespace()
-        .nth(1)
-        .and_then(|n| n.parse().ok())
-        .unwrap_or(u64::MAX);
-    ensure!(
-        kib <= 256 * 1024,
-        "the pod has {kib} KiB of memory, so writing 512 MiB would prove nothing"
-    );
+    let writer = crictl.run_container(&id, &pod, &Container::shell("writer", "exec sleep 100000"))?;
+    let memory = crictl.run(&["exec", "--sync", &writer, "grep", "MemTotal", "/proc/meminfo"])?;
+    let kib: u64 = memory.split_whitespace().nth(1).and_then(|n| n.parse().ok()).unwrap_or(u64::MAX);
+    ensure!(kib <= 256 * 1024, "the pod has {kib} KiB of memory, so writing 512 MiB would prove nothing");
     let before = allocated(&id)?;
 
     // Each MiB holds its own number, so that a block in the wrong place is seen.
-    let script =
-        "i=0; while [ $i -lt 512 ]; do yes \"block $i\" | head -c 1048576; i=$((i+1)); done";
+    let script = "i=0; while [ $i -lt 512 ]; do yes \"block $i\" | head -c 1048576; i=$((i+1)); done";
     let write = format!("{{ {script}; }} > /big && sync && echo written");
-    let output = crictl.run(&[
-        "exec",
-        "--sync",
-        "--timeout",
-        "1500",
-        &writer,
-        "sh",
-        "-c",
-        &write,
-    ])?;
+    let output = crictl.run(&["exec", "--sync", "--timeout", "1500", &writer, "sh", "-c", &write])?;
     ensure!(output.contains("written"), "writing failed: {output}");
     let grown = allocated(&id)? - before;
-    ensure!(
-        grown >= 512 * MIB,
-        "the disk grew by {} MiB only",
-        grown / MIB
-    );
+    ensure!(grown >= 512 * MIB, "the disk grew by {} MiB only", grown / MIB);
 
     let compare = format!("{{ {script}; }} | cmp - /big && echo same");
-    let output = crictl.run(&[
-        "exec",
-        "--sync",
-        "--timeout",
-        "1500",
-        &writer,
-        "sh",
-        "-c",
-        &compare,
-    ])?;
+    let output = crictl.run(&["exec", "--sync", "--timeout", "1500", &writer, "sh", "-c", &compare])?;
     ensure!(output.contains("same"), "reading back differs: {output}");
 
-    crictl.run(&[
-        "exec",
-        "--sync",
-        "--timeout",
-        "300",
-        &writer,
-        "sh",
-        "-c",
-        "rm /big && sync",
-    ])?;
-    wait_for("the deleted space to come back to the node", || {
-        Ok(allocated(&id)? < before + 32 * MIB)
-    })?;
+    crictl.run(&["exec", "--sync", "--timeout", "300", &writer, "sh", "-c", "rm /big && sync"])?;
+    wait_for("the deleted space to come back to the node", || Ok(allocated(&id)? < before + 32 * MIB))?;
     crictl.remove_pod(&id)?;
     ensure!(!disk_of(&id).exists(), "the pod's disk outlives it");
     Ok(())

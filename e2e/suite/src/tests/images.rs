@@ -18,11 +18,7 @@ fn output(handler: &str, image: &str, script: &str) -> Outcome<String> {
     crictl.run(&["pull", image])?;
     let pod = Pod::new("image");
     let id = crictl.run_pod(handler, &pod)?;
-    let container = crictl.run_container(
-        &id,
-        &pod,
-        &Container::new("image", image, &["sh", "-c", script]),
-    )?;
+    let container = crictl.run_container(&id, &pod, &Container::new("image", image, &["sh", "-c", script]))?;
     crictl.wait_state(&container, "CONTAINER_EXITED")?;
     let log = crictl.attempt(&["logs", &container])?;
     crictl.remove_pod(&id)?;
@@ -31,24 +27,15 @@ fn output(handler: &str, image: &str, script: &str) -> Outcome<String> {
 
 fn layers(handler: &'static str) -> Outcome {
     let log = output(handler, &format!("{PREFIX}/layers:1"), "sh /check.sh")?;
-    ensure!(
-        log.trim().ends_with("all as built"),
-        "the merged layers are not as built: {log}"
-    );
+    ensure!(log.trim().ends_with("all as built"), "the merged layers are not as built: {log}");
     Ok(())
 }
 
 fn users(handler: &'static str) -> Outcome {
     let numeric = output(handler, &format!("{PREFIX}/user-numeric:1"), "id -u; id -g")?;
-    ensure!(
-        numeric.split_whitespace().eq(["1002", "1003"]),
-        "numeric user: {numeric}"
-    );
+    ensure!(numeric.split_whitespace().eq(["1002", "1003"]), "numeric user: {numeric}");
     let named = output(handler, &format!("{PREFIX}/user-named:1"), "id -un; id -u")?;
-    ensure!(
-        named.split_whitespace().eq(["www-data", "33"]),
-        "named user: {named}"
-    );
+    ensure!(named.split_whitespace().eq(["www-data", "33"]), "named user: {named}");
     Ok(())
 }
 
@@ -67,28 +54,17 @@ fn removed() -> Outcome {
         let value = info
             .pointer("/status/imageFilesystems/0/usedBytes/value")
             .or(info.pointer("/imageFilesystems/0/usedBytes/value"));
-        let text = value
-            .map(|v| v.as_str().map_or_else(|| v.to_string(), str::to_owned))
-            .unwrap_or_default();
-        text.parse()
-            .map_err(|_| format!("imagefsinfo has no used bytes: {info}").into())
+        let text = value.map(|v| v.as_str().map_or_else(|| v.to_string(), str::to_owned)).unwrap_or_default();
+        text.parse().map_err(|_| format!("imagefsinfo has no used bytes: {info}").into())
     };
     let image = format!("{PREFIX}/big:1");
     crictl.run(&["rmi", &image]).ok();
     let before = used()?;
     crictl.run(&["pull", &image])?;
     let with = used()?;
-    ensure!(
-        with > before + 50_000_000,
-        "a 120 MB image adds only {} bytes",
-        with - before
-    );
+    ensure!(with > before + 50_000_000, "a 120 MB image adds only {} bytes", with - before);
     crictl.run(&["rmi", &image])?;
     let after = used()?;
-    ensure!(
-        after <= before + 1_000_000,
-        "{} bytes stay after the image's removal",
-        after - before
-    );
+    ensure!(after <= before + 1_000_000, "{} bytes stay after the image's removal", after - before);
     Ok(())
 }

@@ -21,24 +21,13 @@ pub(crate) type Test = (&'static str, fn() -> Outcome);
 const HANDLERS: [&str; 2] = ["vm", "host"];
 
 fn all() -> Vec<Test> {
-    [
-        tour::TESTS,
-        containers::TESTS,
-        images::TESTS,
-        network::TESTS,
-        disk::TESTS,
-        records::TESTS,
-        bad_input::TESTS,
-    ]
-    .concat()
+    [tour::TESTS, containers::TESTS, images::TESTS, network::TESTS, disk::TESTS, records::TESTS, bad_input::TESTS]
+        .concat()
 }
 
 /// Runs the tests whose names contain `filter`, says how each ended, and counts.
 pub(crate) fn run(filter: Option<&str>) -> Outcome {
-    let chosen: Vec<Test> = all()
-        .into_iter()
-        .filter(|(name, _)| filter.is_none_or(|f| name.contains(f)))
-        .collect();
+    let chosen: Vec<Test> = all().into_iter().filter(|(name, _)| filter.is_none_or(|f| name.contains(f))).collect();
     if chosen.is_empty() {
         return Err("no test has such a name".into());
     }
@@ -62,16 +51,8 @@ pub(crate) fn run(filter: Option<&str>) -> Outcome {
             }
         }
     }
-    println!(
-        "\n{} passed, {} failed",
-        chosen.len() - failed.len(),
-        failed.len()
-    );
-    if failed.is_empty() {
-        Ok(())
-    } else {
-        Err(Failure(format!("tests that failed: {}", failed.join(", "))))
-    }
+    println!("\n{} passed, {} failed", chosen.len() - failed.len(), failed.len());
+    if failed.is_empty() { Ok(()) } else { Err(Failure(format!("tests that failed: {}", failed.join(", ")))) }
 }
 
 /// After a failure: removes every pod, so that the next test starts from an empty node.

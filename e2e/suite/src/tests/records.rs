@@ -9,15 +9,9 @@ use crate::daemon;
 use crate::failure::{Doing, Outcome, ensure};
 
 pub(super) const TESTS: &[Test] = &[
-    ("killed_daemon_finds_running_and_ended_containers", || {
-        with_both(killed)
-    }),
-    ("pod_whose_process_dies_is_not_ready", || {
-        with_both(pod_dies)
-    }),
-    ("killed_daemon_finds_a_pod_that_died_meanwhile", || {
-        with_both(pod_dies_meanwhile)
-    }),
+    ("killed_daemon_finds_running_and_ended_containers", || with_both(killed)),
+    ("pod_whose_process_dies_is_not_ready", || with_both(pod_dies)),
+    ("killed_daemon_finds_a_pod_that_died_meanwhile", || with_both(pod_dies_meanwhile)),
 ];
 
 fn killed(handler: &'static str) -> Outcome {
@@ -39,42 +33,24 @@ fn killed(handler: &'static str) -> Outcome {
     crictl.run(&["exec", "--sync", &ending, "touch", "/go"])?;
 
     stop_daemon()?;
-    let length =
-        || Ok::<_, crate::failure::Failure>(fs::metadata(&log).doing("look at the log")?.len());
+    let length = || Ok::<_, crate::failure::Failure>(fs::metadata(&log).doing("look at the log")?.len());
     let before = length()?;
-    wait_for("the log to grow while the daemon is dead", || {
-        Ok(length()? > before + 100)
-    })?;
+    wait_for("the log to grow while the daemon is dead", || Ok(length()? > before + 100))?;
     start_daemon()?;
 
     crictl.wait_state(&ending, "CONTAINER_EXITED")?;
     let code = crictl.container_field(&ending, "/status/exitCode")?;
-    ensure!(
-        code == "9",
-        "a container that ended without the daemon has exit code {code}"
-    );
+    ensure!(code == "9", "a container that ended without the daemon has exit code {code}");
     let state = crictl.container_field(&running, "/status/state")?;
-    ensure!(
-        state == "CONTAINER_RUNNING",
-        "the running container is {state}"
-    );
-    ensure!(
-        crictl.container_field(&running, "/status/startedAt")? == started,
-        "the container was started again"
-    );
+    ensure!(state == "CONTAINER_RUNNING", "the running container is {state}");
+    ensure!(crictl.container_field(&running, "/status/startedAt")? == started, "the container was started again");
     let text = fs::read_to_string(&log).doing("read the log")?;
     for (number, line) in text.lines().take(20).enumerate() {
-        ensure!(
-            line.ends_with(&format!("stdout F tick {number}")),
-            "line {number} of the log is {line:?}"
-        );
+        ensure!(line.ends_with(&format!("stdout F tick {number}")), "line {number} of the log is {line:?}");
     }
     crictl.run(&["start", &created])?;
     crictl.wait_state(&created, "CONTAINER_EXITED")?;
-    ensure!(
-        crictl.container_field(&created, "/status/exitCode")? == "4",
-        "the created container did not run"
-    );
+    ensure!(crictl.container_field(&created, "/status/exitCode")? == "4", "the created container did not run");
     crictl.run(&["exec", "--sync", &running, "true"])?;
     crictl.remove_pod(&id)
 }
@@ -84,23 +60,13 @@ fn stop_daemon() -> Outcome {
     // `stop` would be a polite end; the mask keeps Restart= from undoing the kill.
     for args in [
         &["mask", "--runtime", "cofferdam.service"][..],
-        &[
-            "kill",
-            "--kill-whom=main",
-            "--signal=SIGKILL",
-            "cofferdam.service",
-        ],
+        &["kill", "--kill-whom=main", "--signal=SIGKILL", "cofferdam.service"],
     ] {
-        let status = Command::new("systemctl")
-            .args(args)
-            .output()
-            .doing("run systemctl")?;
+        let status = Command::new("systemctl").args(args).output().doing("run systemctl")?;
         ensure!(status.status.success(), "systemctl {args:?} failed");
     }
     let crictl = Crictl::default();
-    wait_for("the daemon to be dead", || {
-        Ok(crictl.attempt(&["version"])?.code != 0)
-    })
+    wait_for("the daemon to be dead", || Ok(crictl.attempt(&["version"])?.code != 0))
 }
 
 fn start_daemon() -> Outcome {
@@ -109,42 +75,25 @@ fn start_daemon() -> Outcome {
         &["reset-failed", "cofferdam.service"],
         &["start", "cofferdam.service"],
     ] {
-        let status = Command::new("systemctl")
-            .args(args)
-            .output()
-            .doing("run systemctl")?;
-        ensure!(
-            status.status.success(),
-            "systemctl {args:?} failed: {}",
-            String::from_utf8_lossy(&status.stderr)
-        );
+        let status = Command::new("systemctl").args(args).output().doing("run systemctl")?;
+        ensure!(status.status.success(), "systemctl {args:?} failed: {}", String::from_utf8_lossy(&status.stderr));
     }
     daemon::wait_ready(&Crictl::default())
 }
 
 /// Kills the pod's monitor or supervisor.
 fn kill_pod_process(pod: &str, handler: &str) -> Outcome {
-    let name = if handler == "vm" {
-        "cofferdam-vmm"
-    } else {
-        "cofferdam-agent"
-    };
+    let name = if handler == "vm" { "cofferdam-vmm" } else { "cofferdam-agent" };
     let procs = Command::new("sh")
         .args(["-c", &format!("for p in $(find /sys/fs/cgroup/cofferdam/{pod} -name cgroup.procs | xargs cat); do echo $p $(cat /proc/$p/comm); done")])
         .output()
         .doing("list the pod's processes")?;
     let listed = String::from_utf8_lossy(&procs.stdout).into_owned();
-    let victim = listed
-        .lines()
-        .find(|l| l.ends_with(&name[..name.len().min(15)]))
-        .and_then(|l| l.split(' ').next());
+    let victim = listed.lines().find(|l| l.ends_with(&name[..name.len().min(15)])).and_then(|l| l.split(' ').next());
     let Some(victim) = victim else {
         return Err(format!("no {name} in the pod's cgroup: {listed}").into());
     };
-    let killed = Command::new("kill")
-        .args(["-KILL", victim])
-        .status()
-        .doing("run kill")?;
+    let killed = Command::new("kill").args(["-KILL", victim]).status().doing("run kill")?;
     ensure!(killed.success(), "kill {victim} failed");
     Ok(())
 }
@@ -156,10 +105,7 @@ fn dead_pod_is_reported(crictl: &Crictl, id: &str, container: &str) -> Outcome {
     })?;
     crictl.wait_state(container, "CONTAINER_EXITED")?;
     let code = crictl.container_field(container, "/status/exitCode")?;
-    ensure!(
-        code == "137" || code == "255",
-        "a container whose pod died has exit code {code}"
-    );
+    ensure!(code == "137" || code == "255", "a container whose pod died has exit code {code}");
     crictl.remove_pod(id)
 }
 
@@ -167,8 +113,7 @@ fn pod_dies(handler: &'static str) -> Outcome {
     let crictl = Crictl::default();
     let pod = Pod::new("mortal");
     let id = crictl.run_pod(handler, &pod)?;
-    let container =
-        crictl.run_container(&id, &pod, &Container::shell("sleeper", "exec sleep 100000"))?;
+    let container = crictl.run_container(&id, &pod, &Container::shell("sleeper", "exec sleep 100000"))?;
     kill_pod_process(&id, handler)?;
     dead_pod_is_reported(&crictl, &id, &container)
 }
@@ -177,8 +122,7 @@ fn pod_dies_meanwhile(handler: &'static str) -> Outcome {
     let crictl = Crictl::default();
     let pod = Pod::new("mortal");
     let id = crictl.run_pod(handler, &pod)?;
-    let container =
-        crictl.run_container(&id, &pod, &Container::shell("sleeper", "exec sleep 100000"))?;
+    let container = crictl.run_container(&id, &pod, &Container::shell("sleeper", "exec sleep 100000"))?;
     stop_daemon()?;
     let killed = kill_pod_process(&id, handler);
     start_daemon()?;

@@ -5,12 +5,8 @@ use crate::daemon;
 use crate::demo::{STEPS, Tour};
 use crate::failure::{Failure, Outcome};
 
-pub(super) const TESTS: &[Test] = &[
-    ("tour", || walk(false)),
-    ("tour_with_the_daemon_killed_between_any_two_steps", || {
-        walk(true)
-    }),
-];
+pub(super) const TESTS: &[Test] =
+    &[("tour", || walk(false)), ("tour_with_the_daemon_killed_between_any_two_steps", || walk(true))];
 
 fn walk(kill: bool) -> Outcome {
     let mut tour = Tour::new()?;
