@@ -1,0 +1,56 @@
+# Cofferdam. `make help` lists what there is.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+export CARGO_TERM_PROGRESS_WHEN ?= never
+
+DIST := target/dist
+say = @printf '\033[1m[make] %s\033[0m\n' "$(1)"
+
+.PHONY: help demo test bench node build install setup lint unit e2e guest-kernel clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: build ## Show a pod in a microVM, from pull to nothing left (does all its set-up)
+	@e2e/in-node.sh demo
+
+test: lint unit build ## Run every check and every test (does all its set-up); what CI runs
+	@e2e/in-node.sh test
+
+bench: build ## Measure beside containerd + runc; writes docs/benchmarks.md and docs/benchmarks.json
+	@e2e/in-node.sh bench
+
+node: build ## A shell in the node VM with Cofferdam running
+	@e2e/in-node.sh shell
+
+e2e: build ## Only the tests in the node VM; TEST=name for some of them
+	@e2e/in-node.sh test $(TEST)
+
+build: setup ## Build the product into target/dist
+	$(call say,building the product: about 8 minutes the first time)
+	@deploy/dist.sh $(DIST)
+
+install: ## Install target/dist below DESTDIR (default /), as packages and images do
+	@test -d $(DIST) || { echo "nothing is built: run 'make build' first"; exit 1; }
+	cp -a --no-preserve=ownership $(DIST)/. $(or $(DESTDIR),/)
+
+setup: ## Install what the builds need on this Debian machine
+	@e2e/node/setup-host.sh
+
+lint: setup ## Formatting, clippy, dependencies' licences and sources
+	$(call say,checking formatting)
+	@cargo fmt --all --check
+	$(call say,clippy: about 3 minutes the first time)
+	@cargo clippy --quiet --workspace --all-targets --locked -- -D warnings
+	@e2e/check-deps.py
+
+unit: setup ## Unit and property tests
+	$(call say,unit and property tests: about 4 minutes the first time)
+	@cargo test --quiet --workspace --locked
+
+guest-kernel: setup ## Build only the guest's kernel (cached by a hash of its inputs)
+	@guest/kernel/build.sh $(DIST)/usr/lib/cofferdam/vmlinux
+
+clean: ## Remove what was built here; caches in ~/.cache/cofferdam stay
+	rm -rf target

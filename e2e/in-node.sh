@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# Runs something in a fresh node VM with Cofferdam installed and running.
+#
+#   e2e/in-node.sh demo | test [NAME] | bench | shell
+set -euo pipefail
+cd "$(dirname "$0")/.."
+what=${1:?usage: e2e/in-node.sh demo|test|bench|shell}
+shift
+export VM=${VM:-$what}
+node=e2e/node/vm
+product=target/product
+say() { printf '\033[1m[%s] %s\033[0m\n' "$what" "$*"; }
+
+say "preparing the node's image (minutes the first time, then cached in ${COFFERDAM_CACHE:-$HOME/.cache/cofferdam})"
+e2e/node/build-tools.sh
+e2e/node/build-image.sh
+
+rm -rf "$product"
+mkdir -p "$product"
+cp -a --sparse=always target/dist/. "$product/"
+install -D -m 755 "${CARGO_TARGET_DIR:-target}/release/cofferdam-e2e" "$product/usr/local/bin/cofferdam-e2e"
+install -D -m 644 e2e/node-config.toml "$product/etc/cofferdam/conf.d/50-e2e.toml"
+
+say "starting the node VM"
+trap '"$node" stop >/dev/null 2>&1 || true' EXIT
+"$node" start --product "$product"
+"$node" wait
+say "installing Cofferdam in it and starting cofferdam.service"
+"$node" run 'cp -a --sparse=always /product/. / && systemctl daemon-reload && systemctl enable --quiet cofferdam && systemctl start cofferdam' || {
+    "$node" run 'journalctl -u cofferdam -o cat --no-pager | tail -30' || true
+    say "cofferdam.service does not start; its journal is above"
+    exit 1
+}
+status=0
+case $what in
+demo) "$node" run 'cofferdam-e2e demo' || status=$? ;;
+test) "$node" run "cofferdam-e2e test ${1:-}" || status=$? ;;
+bench)
+    machine="$(nproc) cores of $(awk -F': ' '/model name/ {print $2; exit}' /proc/cpuinfo), node VM with 2 vCPUs under $("$node" accel 2>/dev/null || echo 'QEMU')"
+    "$node" run "cofferdam-e2e bench --out /root/bench --machine '$machine' ${BENCH_ARGS:-}" || status=$?
+    [ $status = 0 ] && "$node" run 'cat /root/bench/benchmarks.json' >docs/benchmarks.json && "$node" run 'cat /root/bench/benchmarks.md' >docs/benchmarks.md
+    ;;
+shell) "$node" shell || true ;;
+*) say "unknown: $what"; exit 2 ;;
+esac
+if [ $status != 0 ]; then
+    mkdir -p target/e2e
+    "$node" run 'journalctl -u cofferdam -o short-precise --no-pager' >target/e2e/cofferdam.log 2>&1 || true
+    say "failed; the daemon's journal is in target/e2e/cofferdam.log; 'make node' gives a shell on such a node"
+fi
+exit $status
