@@ -1,1 +1,38 @@
+//! An image reference in, verified read-only layer directories out.
+//!
+//! ```text
+//!  reference ──► registry ──► manifest ──► layers, side by side:
+//!                (mirrors,                  download ─► sha256 ─► gunzip/zstd ─► sha256 ─► extract
+//!                 tokens)                     (async)   └──────── one blocking thread ────────┘
+//!
+//!  <root>/                      0700
+//!  ├── images.redb              what there is (see `store::db`): the last thing written by a pull
+//!  ├── layers/<chain id>/fs/    one unpacked layer in overlayfs form (whiteouts are char devices 0:0,
+//!  │                            opaque directories carry `user.overlay.opaque=y`)
+//!  ├── empty/fs/                the lower directory of an image without layers
+//!  └── tmp/                     half-done work; emptied when the store is opened
+//! ```
+//!
+//! A layer appears below `layers/` by one rename, after both of its digests were checked and it was
+//! synced. The record of an image is written after its layers. So a kill at any moment leaves either
+//! nothing or rubbish that [`Store::open`] removes.
+//!
+//! The store knows no pods: who needs layers to stay takes a lease ([`Store::lease`]) under a name.
 
+mod config;
+mod digest;
+mod error;
+mod image;
+mod progress;
+mod reference;
+mod registry;
+mod store;
+
+pub use config::{Config, Limits, Platform, RegistryConfig};
+pub use digest::Digest;
+pub use error::{StoreError, StoreResult};
+pub use image::{Image, ImageConfig};
+pub use progress::PullProgress;
+pub use reference::{Reference, ReferenceError};
+pub use registry::Auth;
+pub use store::{FsUsage, ImageId, Layers, Store};

@@ -1,0 +1,115 @@
+//! What the store is told.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+/// How to open a store.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The store's directory; made (0700) when it does not exist.
+    pub root: PathBuf,
+    /// Settings by registry, as references name it: `docker.io`, `registry.k8s.io`, `127.0.0.1:5000`.
+    pub registries: BTreeMap<String, RegistryConfig>,
+    /// Layers of one image that are downloaded and unpacked at the same time.
+    pub max_parallel_layers: usize,
+    /// Which image of a manifest list is ours.
+    pub platform: Platform,
+    /// Bounds on everything that a registry or an image sends.
+    pub limits: Limits,
+}
+
+impl Config {
+    /// The defaults for a store below `root`.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self {
+            root: root.into(),
+            registries: BTreeMap::new(),
+            max_parallel_layers: 3,
+            platform: Platform::default(),
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// How to reach one registry.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RegistryConfig {
+    /// Tried in this order before the registry itself: `http://host:port` or `https://host[:port][/prefix]`.
+    /// A prefix goes before the repository's name (`/v2/<prefix>/<repository>/...`), as pull-through caches want
+    /// it. A mirror never sees the credentials that came with the pull.
+    pub mirrors: Vec<String>,
+    /// The mirrors are all there is: the registry itself is never asked.
+    pub mirrors_only: bool,
+    /// The registry itself speaks plain HTTP.
+    pub plain_http: bool,
+    /// PEM files with certificate authorities trusted for this registry and its mirrors beside the system's.
+    pub ca_files: Vec<PathBuf>,
+}
+
+/// What a manifest list is searched for.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Platform {
+    /// `linux`.
+    pub os: String,
+    /// Go's name of the architecture: `amd64`, `arm64`.
+    pub architecture: String,
+    /// `v8` and such; `None` takes the baseline.
+    pub variant: Option<String>,
+}
+
+impl Default for Platform {
+    fn default() -> Self {
+        let architecture = match std::env::consts::ARCH {
+            "x86_64" => "amd64",
+            "aarch64" => "arm64",
+            other => other,
+        };
+        Self { os: "linux".into(), architecture: architecture.into(), variant: None }
+    }
+}
+
+/// Bounds on hostile input. The defaults are far above what real images need.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// A manifest or index, in bytes.
+    pub manifest_bytes: u64,
+    /// An image config, in bytes.
+    pub config_bytes: u64,
+    /// Entries of an index.
+    pub index_entries: usize,
+    /// Layers of an image (overlayfs itself stops at 500).
+    pub layers: usize,
+    /// All of an image's layers as the registry sends them, in bytes.
+    pub image_bytes: u64,
+    /// One layer's tar stream after decompression, and also the sum of its files' sizes, in bytes.
+    pub layer_unpacked_bytes: u64,
+    /// Entries of one layer.
+    pub layer_entries: u64,
+    /// A PAX header or a GNU long name, in bytes.
+    pub tar_header_bytes: u64,
+    /// Extents of one sparse file.
+    pub sparse_extents: usize,
+    /// Components of an entry's name.
+    pub path_depth: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            manifest_bytes: 4 << 20,
+            config_bytes: 4 << 20,
+            index_entries: 1000,
+            layers: 500,
+            image_bytes: 64 << 30,
+            layer_unpacked_bytes: 64 << 30,
+            layer_entries: 2_000_000,
+            tar_header_bytes: 1 << 20,
+            sparse_extents: 65_536,
+            path_depth: 256,
+        }
+    }
+}

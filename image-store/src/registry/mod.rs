@@ -1,0 +1,5 @@
+//! The registry v2 client.
+
+mod credentials;
+
+pub use credentials::Auth;
