@@ -1,0 +1,134 @@
+//! A client written with the same frames talks to a session over an in-memory connection.
+
+use std::sync::Arc;
+
+use cofferdam_proto::agent::{ExecExited, ExecStarted};
+use flate2::{Compress, Compression, FlushCompress};
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use futures::stream::{self, BoxStream};
+use proptest::prelude::*;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tonic::Status;
+
+use super::super::ExecTarget;
+use super::*;
+
+/// Answers with what it reads on stdin, in upper case, and exits with the number of bytes.
+struct Upper;
+
+impl ExecTarget for Upper {
+    fn exec(&self, _: ExecStart) -> BoxFuture<'static, Result<ExecStreams, Status>> {
+        async {
+            let (sender, mut receiver) = mpsc::channel::<ExecInput>(4);
+            let started = ExecOutput { kind: Some(exec_output::Kind::Started(ExecStarted { pid: 1 })) };
+            let rest = async move {
+                let mut text = Vec::new();
+                while let Some(ExecInput { kind: Some(exec_input::Kind::Stdin(bytes)) }) = receiver.recv().await {
+                    text.extend(bytes.to_ascii_uppercase());
+                }
+                let exit_code = i32::try_from(text.len()).unwrap();
+                let exited = ExecExited { exit_code, timed_out: false };
+                stream::iter([exec_output::Kind::Stdout(text), exec_output::Kind::Exited(exited)])
+            };
+            let rest = rest.flatten_stream().map(|kind| ExecOutput { kind: Some(kind) });
+            let all: BoxStream<'static, _> = stream::iter([started]).chain(rest).map(Ok).boxed();
+            Ok((sender, all))
+        }
+        .boxed()
+    }
+}
+
+fn session(stdin: bool) -> ExecSession {
+    ExecSession {
+        container_id: "c".into(),
+        cmd: vec!["upper".into()],
+        tty: false,
+        stdin,
+        stdout: true,
+        stderr: false,
+        target: Arc::new(Upper),
+    }
+}
+
+async fn open(client: &mut DuplexStream, deflate: &mut Compress, stream: u32, name: &str) {
+    let mut block = 1u32.to_be_bytes().to_vec();
+    for text in ["streamtype", name] {
+        block.extend_from_slice(&u32::try_from(text.len()).unwrap().to_be_bytes());
+        block.extend_from_slice(text.as_bytes());
+    }
+    let mut deflated = Vec::with_capacity(256);
+    deflate.compress_vec(&block, &mut deflated, FlushCompress::Sync).unwrap();
+    let length = u8::try_from(10 + deflated.len()).unwrap();
+    client.write_all(&[0x80, 3, 0, 1, 0, 0, 0, length]).await.unwrap();
+    client.write_all(&stream.to_be_bytes()).await.unwrap();
+    client.write_all(&[0; 6]).await.unwrap();
+    client.write_all(&deflated).await.unwrap();
+}
+
+/// All bytes that arrived on `stream`.
+fn on_stream(mut frames: &[u8], stream: u32) -> Vec<u8> {
+    let mut found = Vec::new();
+    while let Some((head, rest)) = frames.split_first_chunk::<8>() {
+        let length = usize::from(head[5]) << 16 | usize::from(head[6]) << 8 | usize::from(head[7]);
+        let (payload, rest) = rest.split_at(length);
+        if head[0] & 0x80 == 0 && u32::from_be_bytes(head[..4].try_into().unwrap()) == stream {
+            found.extend_from_slice(payload);
+        }
+        frames = rest;
+    }
+    found
+}
+
+#[tokio::test(start_paused = true)]
+async fn stdin_output_and_exit_code_reach_the_other_side() {
+    let (mut client, server) = tokio::io::duplex(64 * 1024);
+    let serving = tokio::spawn(run(server, session(true)));
+    let mut deflate = Compress::new(Compression::fast(), true);
+    for (stream, name) in [(1, "error"), (3, "stdin"), (5, "stdout")] {
+        open(&mut client, &mut deflate, stream, name).await;
+    }
+    client.write_all(&[0, 0, 0, 3, 0, 0, 0, 5]).await.unwrap();
+    client.write_all(b"hello").await.unwrap();
+    client.write_all(&[0, 0, 0, 3, 1, 0, 0, 0]).await.unwrap();
+    let mut frames = Vec::new();
+    client.read_to_end(&mut frames).await.unwrap();
+    assert_eq!(on_stream(&frames, 5), b"HELLO");
+    let status: serde_json::Value = serde_json::from_slice(&on_stream(&frames, 1)).unwrap();
+    assert_eq!(status["details"]["causes"][0]["message"], "5");
+    drop(client);
+    serving.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_opens_no_streams_is_given_up() {
+    let (client, server) = tokio::io::duplex(1024);
+    let started = Instant::now();
+    run(server, session(false)).await;
+    assert_eq!(started.elapsed().as_secs(), CREATION_TIME.as_secs());
+    drop(client);
+}
+
+#[test]
+fn sizes_are_taken_as_they_become_whole() {
+    let mut buffer = br#"{"Width":80,"Height":24}{"Width":1"#.to_vec();
+    assert_eq!(take_sizes(&mut buffer), [WindowSize { width: 80, height: 24 }]);
+    buffer.extend_from_slice(br#"00,"Height":30}"#);
+    assert_eq!(take_sizes(&mut buffer), [WindowSize { width: 100, height: 30 }]);
+    assert!(buffer.is_empty());
+}
+
+proptest! {
+    /// Whatever bytes a client sends, the session ends and nothing panics.
+    #[test]
+    fn no_client_breaks_a_session(bytes in proptest::collection::vec(any::<u8>(), 0..512)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        runtime.block_on(async {
+            let (mut client, server) = tokio::io::duplex(4096);
+            let serving = tokio::spawn(run(server, session(true)));
+            let _ = client.write_all(&bytes).await;
+            drop(client);
+            serving.await.unwrap();
+        });
+    }
+}
