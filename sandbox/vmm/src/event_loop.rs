@@ -74,19 +74,13 @@ pub(crate) struct EventLoop {
 impl EventLoop {
     /// An empty loop.
     pub(crate) fn new() -> io::Result<Self> {
-        Ok(Self {
-            epoll: Arc::new(epoll::create(epoll::CreateFlags::CLOEXEC)?),
-            handlers: Vec::new(),
-        })
+        Ok(Self { epoll: Arc::new(epoll::create(epoll::CreateFlags::CLOEXEC)?), handlers: Vec::new() })
     }
 
     /// Adds a handler, and calls its [`EventHandler::register`].
     pub(crate) fn add(&mut self, handler: Arc<Mutex<dyn EventHandler>>) -> io::Result<()> {
         let number = u32::try_from(self.handlers.len()).map_err(io::Error::other)?;
-        lock(&handler).register(Poller {
-            epoll: self.epoll.clone(),
-            handler: number,
-        })?;
+        lock(&handler).register(Poller { epoll: self.epoll.clone(), handler: number })?;
         self.handlers.push(handler);
         Ok(())
     }
@@ -156,11 +150,7 @@ mod tests {
         fn ready(&mut self, token: u32, _events: EventFlags) -> Flow {
             self.event.read().unwrap();
             self.seen.push(token);
-            if self.seen.len() == self.stop_at {
-                Flow::Stop
-            } else {
-                Flow::Continue
-            }
+            if self.seen.len() == self.stop_at { Flow::Stop } else { Flow::Continue }
         }
     }
 
@@ -169,22 +159,14 @@ mod tests {
         let recorders: Vec<_> = [2, usize::MAX]
             .map(|stop_at| {
                 let event = EventFd::new(EFD_NONBLOCK).unwrap();
-                Arc::new(Mutex::new(Recorder {
-                    event,
-                    poller: None,
-                    seen: vec![],
-                    stop_at,
-                }))
+                Arc::new(Mutex::new(Recorder { event, poller: None, seen: vec![], stop_at }))
             })
             .into();
         let mut events = EventLoop::new().unwrap();
         for recorder in &recorders {
             events.add(recorder.clone()).unwrap();
         }
-        let writers: Vec<_> = recorders
-            .iter()
-            .map(|r| lock(r).event.try_clone().unwrap())
-            .collect();
+        let writers: Vec<_> = recorders.iter().map(|r| lock(r).event.try_clone().unwrap()).collect();
         let mut batch = Vec::with_capacity(4);
         writers[1].write(1).unwrap();
         assert_eq!(events.turn(&mut batch).unwrap(), Flow::Continue);
@@ -195,17 +177,7 @@ mod tests {
         assert_eq!(lock(&recorders[0]).seen, [7, 7]);
         assert_eq!(lock(&recorders[1]).seen, [7]);
         let removed = lock(&recorders[1]);
-        removed
-            .poller
-            .as_ref()
-            .unwrap()
-            .remove(event_fd(&removed.event))
-            .unwrap();
-        removed
-            .poller
-            .as_ref()
-            .unwrap()
-            .remove(event_fd(&removed.event))
-            .unwrap();
+        removed.poller.as_ref().unwrap().remove(event_fd(&removed.event)).unwrap();
+        removed.poller.as_ref().unwrap().remove(event_fd(&removed.event)).unwrap();
     }
 }

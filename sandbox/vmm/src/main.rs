@@ -1,7 +1,58 @@
 //! `cofferdam-vmm --config-fd N`: one process, one microVM (`cofferdam_proto::monitor`).
+//!
+//! The main thread runs one epoll loop for the control socket and most devices; each vCPU has a thread, and so have
+//! the disk and the file server. Nothing polls: an idle VM's threads all sleep in the kernel.
 
+mod boot;
+mod bus;
+mod control;
 mod counters;
 mod devices;
+mod ending;
 mod event_loop;
+mod kvm;
+mod launch;
+mod memory;
+mod process;
+mod report;
+mod timeline;
+mod vm;
 
-fn main() {}
+use std::error::Error;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use cofferdam_proto::monitor::ExitReason;
+
+use crate::ending::End;
+use crate::launch::Launch;
+use crate::timeline::Timeline;
+use crate::vm::Prepared;
+
+fn main() -> ExitCode {
+    let timeline = Arc::new(Timeline::new());
+    process::prepare();
+    let mut launch = match Launch::read(std::env::args().skip(1)) {
+        Ok(launch) => launch,
+        Err(error) => {
+            eprintln!("{}", report::chain(&error));
+            return ExitCode::FAILURE;
+        }
+    };
+    let end = run(&mut launch, timeline)
+        .unwrap_or_else(|error| End { reason: ExitReason::MonitorError, detail: report::chain(error.as_ref()) });
+    if end.reason != ExitReason::PowerOff {
+        eprintln!("the VM ended: {:?}: {}", end.reason, end.detail);
+    }
+    if let Err(error) = report::write(&launch.exit, &end) {
+        eprintln!("cannot write the exit report: {error}");
+        return ExitCode::FAILURE;
+    }
+    if end.reason == ExitReason::PowerOff { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn run(launch: &mut Launch, timeline: Arc<Timeline>) -> Result<End, Box<dyn Error>> {
+    let (settings, handed) = launch.check()?;
+    process::name(&settings.name);
+    Ok(Prepared::new(&settings, handed, timeline)?.start()?.wait())
+}

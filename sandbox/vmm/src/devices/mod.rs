@@ -1,3 +1,4 @@
-//! What the guest sees: virtio devices, the serial port and the power button.
+//! What the guest sees: virtio devices and the serial port.
 
+pub(crate) mod serial;
 pub(crate) mod virtio;

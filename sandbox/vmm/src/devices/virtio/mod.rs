@@ -4,10 +4,17 @@
 //! `Arc<Mutex<_>>`: register accesses come on vCPU threads, events on the main thread, so both hold
 //! the lock only for as long as one of them takes.
 
+pub(crate) mod blk;
+mod buffers;
+pub(crate) mod mmio;
+pub(crate) mod net;
+pub(crate) mod rng;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use virtio_queue::Queue;
+pub(crate) use buffers::{Buffers, Slices};
+use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -17,6 +24,9 @@ use crate::counters::{INTERRUPTS, QUEUE_KICKS};
 pub(crate) const VIRTIO_F_VERSION_1: u64 = 1 << 32;
 /// Feature bit of `avail_event` and `used_event`; the transport sets it in the queues that it hands over.
 pub(crate) const VIRTIO_F_EVENT_IDX: u64 = 1 << 29;
+
+/// Feature bit of descriptor tables outside the queue (virtio 1.3 §2.7.5.3).
+pub(crate) const VIRTIO_F_INDIRECT_DESC: u64 = 1 << 28;
 
 /// Bit of the interrupt status register: a queue has new used buffers.
 pub(crate) const INTERRUPT_USED_QUEUE: u32 = 1;
@@ -68,7 +78,62 @@ impl QueueLine {
             QUEUE_KICKS.add();
         }
     }
+
+    /// The next chain that the driver made available. A broken ring has none.
+    pub(crate) fn pop<'m>(&mut self, memory: &'m GuestMemoryMmap) -> Option<DescriptorChain<&'m GuestMemoryMmap>> {
+        self.queue.iter(memory).ok()?.next()
+    }
+
+    /// Gives a chain back with `length` bytes written to it, and interrupts the driver if it wants that.
+    pub(crate) fn complete(&mut self, memory: &GuestMemoryMmap, interrupt: &Interrupt, head: u16, length: u32) {
+        if self.queue.add_used(memory, head, length).is_ok() && self.queue.needs_notification(memory).unwrap_or(true) {
+            interrupt.used_queue();
+        }
+    }
+
+    /// Lets `each` serve every available chain; it answers how many bytes it wrote to the chain. A malformed chain is given
+    /// back unserved. After [`BUDGET`] chains it kicks itself and returns, so that a guest that never stops
+    /// cannot hold the thread. **A broken ring ends it**: `enable_notification` would say
+    /// "more" for ever, so going on needs progress too.
+    pub(crate) fn serve<'m>(
+        &mut self,
+        memory: &'m GuestMemoryMmap,
+        interrupt: &Interrupt,
+        mut each: impl FnMut(Buffers<'m>) -> u32,
+    ) {
+        let mut served = 0;
+        loop {
+            let before = served;
+            if self.queue.disable_notification(memory).is_err() {
+                return;
+            }
+            while let Some(chain) = self.pop(memory) {
+                let head = chain.head_index();
+                let length = Buffers::new(memory, chain).map_or(0, &mut each);
+                self.complete(memory, interrupt, head, length);
+                served += 1;
+                if served == BUDGET {
+                    self.kick_again();
+                    return;
+                }
+            }
+            let more = self.queue.enable_notification(memory).unwrap_or(false);
+            if !more || served == before {
+                return;
+            }
+        }
+    }
+
+    /// Makes the kick readable, as if the guest had kicked.
+    pub(crate) fn kick_again(&self) {
+        if let Err(error) = self.kick.write(1) {
+            eprintln!("cannot kick a queue again: {error}");
+        }
+    }
 }
+
+/// Chains that one turn serves at most.
+pub(crate) const BUDGET: usize = 512;
 
 /// Why a device could not start; the transport then sets DEVICE_NEEDS_RESET.
 #[derive(Debug, thiserror::Error)]
@@ -98,12 +163,7 @@ struct InterruptInner {
 impl Interrupt {
     /// An interrupt that is raised by `irqfd`.
     pub(crate) fn new(irqfd: EventFd) -> Self {
-        Self {
-            inner: Arc::new(InterruptInner {
-                status: AtomicU32::new(0),
-                irqfd,
-            }),
-        }
+        Self { inner: Arc::new(InterruptInner { status: AtomicU32::new(0), irqfd }) }
     }
 
     /// Says that a queue has new used buffers. Ask the queue first (`needs_notification`).
@@ -138,4 +198,11 @@ impl Interrupt {
     pub(crate) fn irqfd(&self) -> &EventFd {
         &self.inner.irqfd
     }
+}
+
+/// Fills `data` from `space` at `offset`; what is beyond its end stays as it is.
+pub(crate) fn read_from(space: &[u8], offset: u64, data: &mut [u8]) {
+    let rest = usize::try_from(offset).ok().and_then(|offset| space.get(offset..)).unwrap_or_default();
+    let length = rest.len().min(data.len());
+    data[..length].copy_from_slice(&rest[..length]);
 }

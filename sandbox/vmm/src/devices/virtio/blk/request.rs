@@ -1,0 +1,226 @@
+#![allow(unsafe_code)] // preadv and pwritev straight to and from guest memory
+//! One request, from its chain to its status byte (virtio 1.3 §5.2.6).
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+
+use rustix::fs::FallocateFlags;
+
+use super::state::BlkState;
+use super::{F_FLUSH, ID, MAX_RANGE_SECTORS, MAX_RANGES, MAX_TRANSFER, SECTOR};
+use crate::devices::virtio::{Buffers, Slices};
+
+const TYPE_IN: u32 = 0;
+const TYPE_OUT: u32 = 1;
+const TYPE_FLUSH: u32 = 4;
+const TYPE_GET_ID: u32 = 8;
+const TYPE_DISCARD: u32 = 11;
+const TYPE_WRITE_ZEROES: u32 = 13;
+
+const STATUS_OK: u8 = 0;
+const STATUS_IOERR: u8 = 1;
+const STATUS_UNSUPPORTED: u8 = 2;
+
+const HEADER: usize = 16;
+/// One range: u64 sector, u32 sectors, u32 flags.
+const RANGE: usize = 16;
+const RANGE_UNMAP: u32 = 1;
+
+/// Why a request got no OK.
+#[derive(Debug)]
+enum Refused {
+    /// The request makes no sense, or the node's disk failed.
+    Io,
+    /// The request is of no kind that was offered.
+    Unsupported,
+}
+
+impl From<io::Error> for Refused {
+    fn from(error: io::Error) -> Self {
+        match error.raw_os_error() {
+            Some(libc::EOPNOTSUPP) => Self::Unsupported,
+            _ => Self::Io,
+        }
+    }
+}
+
+/// The file and what a request may do with it.
+pub(super) struct Disk<'f> {
+    file: &'f File,
+    capacity: u64,
+    /// Whether the driver flushes; otherwise each write is flushed (virtio 1.3 §5.2.6.2).
+    write_back: bool,
+}
+
+impl<'f> Disk<'f> {
+    /// The disk of an active device.
+    pub(super) fn new(file: &'f File, state: &BlkState) -> Self {
+        Self { file, capacity: state.capacity, write_back: state.features & F_FLUSH != 0 }
+    }
+
+    /// Serves one request; answers how many bytes were written to its chain.
+    pub(super) fn serve(&self, mut buffers: Buffers<'_>) -> u32 {
+        let Some(status) = buffers.writable.take_last_byte() else {
+            return 0; // no place to say anything
+        };
+        let (byte, written) = match self.run(buffers) {
+            Ok(written) => (STATUS_OK, written),
+            Err(Refused::Io) => (STATUS_IOERR, 0),
+            Err(Refused::Unsupported) => (STATUS_UNSUPPORTED, 0),
+        };
+        status.copy_from(&[byte]);
+        written as u32 + 1
+    }
+
+    /// Answers how many bytes were written to the data part.
+    fn run(&self, buffers: Buffers<'_>) -> Result<usize, Refused> {
+        let Buffers { mut readable, writable } = buffers;
+        let mut header = [0; HEADER];
+        readable.take_front(HEADER).ok_or(Refused::Io)?.copy_to(&mut header);
+        let kind = u32::from_le_bytes([header[0], header[1], header[2], header[3]]);
+        let sector = read_u64(&header[8..]);
+        match kind {
+            TYPE_IN => {
+                self.transfer(Direction::FromDisk, &writable, self.offset(sector, writable.len())?)?;
+                Ok(writable.len())
+            }
+            TYPE_OUT => {
+                self.transfer(Direction::ToDisk, &readable, self.offset(sector, readable.len())?)?;
+                self.written()
+            }
+            TYPE_FLUSH => {
+                self.file.sync_data()?;
+                Ok(0)
+            }
+            TYPE_GET_ID => Ok(writable.copy_from(ID)),
+            TYPE_DISCARD | TYPE_WRITE_ZEROES => self.ranges(kind, &readable),
+            _ => Err(Refused::Unsupported),
+        }
+    }
+
+    /// Without a flush command every write is durable when it completes.
+    fn written(&self) -> Result<usize, Refused> {
+        if !self.write_back {
+            self.file.sync_data()?;
+        }
+        Ok(0)
+    }
+
+    /// Where `length` bytes from `sector` on are; whole sectors, inside the disk.
+    fn offset(&self, sector: u64, length: usize) -> Result<u64, Refused> {
+        let length = length as u64;
+        let end = sector.checked_add(length.div_ceil(SECTOR)).ok_or(Refused::Io)?;
+        if length == 0 || length % SECTOR != 0 || length > MAX_TRANSFER as u64 || end > self.capacity {
+            return Err(Refused::Io);
+        }
+        Ok(sector * SECTOR)
+    }
+
+    /// Moves all of `data`.
+    fn transfer(&self, direction: Direction, data: &Slices<'_>, offset: u64) -> io::Result<()> {
+        let guards: Vec<_> = data.pieces().iter().map(|piece| piece.ptr_guard_mut()).collect();
+        let mut vectors: Vec<libc::iovec> =
+            guards.iter().map(|guard| libc::iovec { iov_base: guard.as_ptr().cast(), iov_len: guard.len() }).collect();
+        let (mut rest, mut offset) = (&mut vectors[..], offset);
+        while !rest.is_empty() {
+            let moved = match direction.once(self.file, rest, offset) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(moved) => moved,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            };
+            offset += moved as u64;
+            rest = advance(rest, moved);
+        }
+        Ok(())
+    }
+
+    /// Discard and write-zeroes: a list of ranges.
+    fn ranges(&self, kind: u32, list: &Slices<'_>) -> Result<usize, Refused> {
+        let length = list.len();
+        if length == 0 || length % RANGE != 0 || length > RANGE * MAX_RANGES as usize {
+            return Err(Refused::Io);
+        }
+        let mut bytes = vec![0; length];
+        list.copy_to(&mut bytes);
+        for range in bytes.chunks_exact(RANGE) {
+            let sector = read_u64(range);
+            let sectors = u32::from_le_bytes([range[8], range[9], range[10], range[11]]);
+            let flags = u32::from_le_bytes([range[12], range[13], range[14], range[15]]);
+            self.range(kind, sector, sectors, flags)?;
+        }
+        self.written()
+    }
+
+    fn range(&self, kind: u32, sector: u64, sectors: u32, flags: u32) -> Result<(), Refused> {
+        let allowed = if kind == TYPE_WRITE_ZEROES { RANGE_UNMAP } else { 0 };
+        if flags & !allowed != 0 {
+            return Err(Refused::Unsupported);
+        }
+        let end = sector.checked_add(u64::from(sectors)).ok_or(Refused::Io)?;
+        if sectors > MAX_RANGE_SECTORS || end > self.capacity {
+            return Err(Refused::Io);
+        }
+        if sectors == 0 {
+            return Ok(());
+        }
+        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let mode = match kind {
+            TYPE_WRITE_ZEROES if flags & RANGE_UNMAP == 0 => FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE,
+            _ => punch,
+        };
+        let (offset, length) = (sector * SECTOR, u64::from(sectors) * SECTOR);
+        match rustix::fs::fallocate(self.file, mode, offset, length) {
+            Err(rustix::io::Errno::OPNOTSUPP) if mode != punch => {
+                // tmpfs knows only holes; they read as zeros too.
+                rustix::fs::fallocate(self.file, punch, offset, length).map_err(io::Error::from)?;
+            }
+            other => other.map_err(io::Error::from)?,
+        }
+        Ok(())
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Direction {
+    FromDisk,
+    ToDisk,
+}
+
+impl Direction {
+    /// One system call; answers how many bytes it moved.
+    fn once(self, file: &File, vectors: &[libc::iovec], offset: u64) -> io::Result<usize> {
+        let count = vectors.len() as i32; // at most MAX_DESCRIPTORS, less than IOV_MAX
+        let offset = i64::try_from(offset).map_err(io::Error::other)?;
+        // SAFETY: every vector is a piece of guest memory, whose mapping `transfer`'s guards keep; the kernel
+        // checks nothing else of it. The guest may change the bytes meanwhile, which no Rust reference sees.
+        let moved = unsafe {
+            match self {
+                Self::FromDisk => libc::preadv64(file.as_raw_fd(), vectors.as_ptr(), count, offset),
+                Self::ToDisk => libc::pwritev64(file.as_raw_fd(), vectors.as_ptr(), count, offset),
+            }
+        };
+        usize::try_from(moved).map_err(|_| io::Error::last_os_error())
+    }
+}
+
+/// What is left of `vectors` after `moved` bytes.
+fn advance(mut vectors: &mut [libc::iovec], mut moved: usize) -> &mut [libc::iovec] {
+    while let Some(first) = vectors.first_mut() {
+        if moved < first.iov_len {
+            first.iov_base = first.iov_base.cast::<u8>().wrapping_add(moved).cast();
+            first.iov_len -= moved;
+            break;
+        }
+        moved -= first.iov_len;
+        vectors = &mut vectors[1..];
+    }
+    vectors
+}
+
+fn read_u64(bytes: &[u8]) -> u64 {
+    let mut word = [0; 8];
+    word.copy_from_slice(&bytes[..8]);
+    u64::from_le_bytes(word)
+}

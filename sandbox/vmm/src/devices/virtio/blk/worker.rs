@@ -1,0 +1,70 @@
+//! The device's thread: sleeps until the guest kicks, serves, sleeps.
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::request::Disk;
+use super::state::BlkState;
+use crate::devices::virtio::Activation;
+use crate::event_loop::event_fd;
+
+/// Stack of the thread; a request needs a few KiB.
+const STACK: usize = 128 << 10;
+
+/// A running thread.
+pub(super) struct Worker {
+    stop: EventFd,
+    thread: JoinHandle<()>,
+}
+
+impl Worker {
+    /// Starts to serve `active`'s one queue.
+    pub(super) fn start(active: Activation, file: Arc<File>, state: BlkState) -> io::Result<Self> {
+        let stop = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+        let stopped = stop.try_clone()?;
+        let thread = std::thread::Builder::new()
+            .name("blk".into())
+            .stack_size(STACK)
+            .spawn(move || run(active, &Disk::new(&file, &state), &stopped))?;
+        Ok(Self { stop, thread })
+    }
+
+    /// Ends the thread after the request that it is at; the rest stays in the queue.
+    pub(super) fn stop(self) {
+        if let Err(error) = self.stop.write(1) {
+            eprintln!("blk: cannot stop the worker: {error}");
+            return;
+        }
+        if self.thread.join().is_err() {
+            eprintln!("blk: the worker panicked");
+        }
+    }
+}
+
+fn run(active: Activation, disk: &Disk<'_>, stop: &EventFd) {
+    let Activation { memory, mut queues, interrupt, .. } = active;
+    let line = &mut queues[0];
+    loop {
+        let (kick, stop) = (event_fd(&line.kick), event_fd(stop));
+        let mut ready = [PollFd::new(&kick, PollFlags::IN), PollFd::new(&stop, PollFlags::IN)];
+        match poll(&mut ready, None) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => {
+                eprintln!("blk: cannot wait for requests: {error}");
+                return;
+            }
+        }
+        if !ready[1].revents().is_empty() {
+            return;
+        }
+        if !ready[0].revents().is_empty() {
+            line.take_kick();
+            line.serve(&memory, &interrupt, |buffers| disk.serve(buffers));
+        }
+    }
+}

@@ -1,0 +1,287 @@
+use std::sync::{Arc, Mutex};
+
+use proptest::prelude::*;
+use virtio_queue::{QueueOwnedT, QueueT};
+use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap};
+
+use super::*;
+use crate::devices::virtio::{ActivateError, Activation, VIRTIO_F_VERSION_1, VirtioDevice};
+use crate::event_loop::lock;
+
+const MEMORY: u64 = 1 << 20;
+
+#[derive(Default)]
+struct Probe {
+    active: Option<Activation>,
+    activations: u32,
+    resets: u32,
+    fails: bool,
+}
+
+impl VirtioDevice for Probe {
+    fn device_type(&self) -> u32 {
+        42
+    }
+    fn queue_sizes(&self) -> &[u16] {
+        &[16, 8]
+    }
+    fn features(&self) -> u64 {
+        VIRTIO_F_VERSION_1 | 5
+    }
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        data.fill(offset as u8);
+    }
+    fn activate(&mut self, active: Activation) -> Result<(), ActivateError> {
+        if self.fails {
+            let source = std::io::Error::other("on purpose");
+            return Err(ActivateError { device: "probe", step: "start", source });
+        }
+        assert!(self.active.is_none(), "activated twice without a reset");
+        self.active = Some(active);
+        self.activations += 1;
+        Ok(())
+    }
+    fn reset(&mut self) {
+        self.active = None;
+        self.resets += 1;
+    }
+}
+
+fn transport(probe: Probe) -> (Transport, Arc<Mutex<Probe>>) {
+    let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY as usize)]).unwrap();
+    let probe = Arc::new(Mutex::new(probe));
+    (Transport::new(Slot::new(0).unwrap(), memory, probe.clone()).unwrap(), probe)
+}
+
+fn get(transport: &Transport, offset: u64) -> u32 {
+    let mut word = [0; 4];
+    transport.read(offset, &mut word);
+    u32::from_le_bytes(word)
+}
+
+fn set(transport: &mut Transport, offset: u64, value: u32) {
+    transport.write(offset, &value.to_le_bytes());
+}
+
+fn negotiate(transport: &mut Transport) {
+    set(transport, register::STATUS, 1);
+    set(transport, register::STATUS, 3);
+    set(transport, register::DRIVER_FEATURES_SEL, 1);
+    set(transport, register::DRIVER_FEATURES, 1);
+    set(transport, register::STATUS, 11);
+}
+
+fn set_up_queue(transport: &mut Transport, queue: u32) {
+    set(transport, register::QUEUE_SEL, queue);
+    set(transport, register::QUEUE_SIZE, 8);
+    set(transport, register::QUEUE_DESC_LOW, 0x1000 * (queue + 1));
+    set(transport, register::QUEUE_DRIVER_LOW, 0x1000 * (queue + 1) + 0x400);
+    set(transport, register::QUEUE_DEVICE_LOW, 0x1000 * (queue + 1) + 0x800);
+    set(transport, register::QUEUE_READY, 1);
+}
+
+fn live() -> (Transport, Arc<Mutex<Probe>>) {
+    let (mut transport, probe) = transport(Probe::default());
+    negotiate(&mut transport);
+    set_up_queue(&mut transport, 0);
+    set_up_queue(&mut transport, 1);
+    set(&mut transport, register::STATUS, 15);
+    assert_eq!(get(&transport, register::STATUS), 15);
+    assert_eq!(lock(&probe).activations, 1);
+    (transport, probe)
+}
+
+#[test]
+fn a_driver_finds_the_device_and_starts_it() {
+    let (transport, probe) = live();
+    assert_eq!(get(&transport, register::MAGIC), 0x7472_6976);
+    assert_eq!(get(&transport, register::VERSION), 2);
+    assert_eq!(get(&transport, register::DEVICE_ID), 42);
+    assert_eq!(get(&transport, 0x0b0), u32::MAX, "no shared memory");
+    let probe = lock(&probe);
+    let active = probe.active.as_ref().unwrap();
+    assert_eq!(active.features, VIRTIO_F_VERSION_1);
+    assert_eq!(active.queues.len(), 2);
+    assert_eq!(active.queues[1].queue.desc_table(), 0x2000);
+}
+
+#[test]
+fn registers_of_a_live_queue_reach_nothing() {
+    let (mut transport, probe) = live();
+    let before = transport.state().clone();
+    set_up_queue(&mut transport, 0);
+    set(&mut transport, register::QUEUE_DESC_HIGH, 0xffff);
+    set(&mut transport, register::QUEUE_SIZE, 16);
+    set(&mut transport, register::QUEUE_READY, 0);
+    set(&mut transport, register::DRIVER_FEATURES, 0xffff_ffff);
+    set(&mut transport, register::QUEUE_SEL, 1);
+    assert_eq!(transport.state(), &before);
+    assert_eq!(lock(&probe).active.as_ref().unwrap().queues[0].queue.desc_table(), 0x1000);
+    set(&mut transport, register::STATUS, 15);
+    assert_eq!(lock(&probe).activations, 1, "DRIVER_OK again is no second activation");
+}
+
+#[test]
+fn a_ready_queue_is_frozen_before_driver_ok_too() {
+    let (mut transport, _probe) = transport(Probe::default());
+    negotiate(&mut transport);
+    set_up_queue(&mut transport, 0);
+    set(&mut transport, register::QUEUE_DESC_LOW, 0x8000);
+    assert_eq!(transport.state().queues[0].descriptors, 0x1000);
+}
+
+#[test]
+fn features_that_were_not_offered_or_lack_version_1_are_refused() {
+    for (low, high) in [(2, 1), (0, 0), (0, 3)] {
+        let (mut transport, _probe) = transport(Probe::default());
+        set(&mut transport, register::STATUS, 1);
+        set(&mut transport, register::STATUS, 3);
+        set(&mut transport, register::DRIVER_FEATURES, low);
+        set(&mut transport, register::DRIVER_FEATURES_SEL, 1);
+        set(&mut transport, register::DRIVER_FEATURES, high);
+        set(&mut transport, register::STATUS, 11);
+        assert_eq!(get(&transport, register::STATUS), 3);
+    }
+}
+
+#[test]
+fn queues_outside_memory_unaligned_or_missing_need_a_reset() {
+    for (register, value) in [
+        (register::QUEUE_DESC_LOW, MEMORY as u32 - 16),
+        (register::QUEUE_DESC_LOW, 0x1004),
+        (register::QUEUE_DESC_HIGH, u32::MAX),
+        (register::QUEUE_DRIVER_LOW, MEMORY as u32 - 2),
+        (register::QUEUE_DEVICE_HIGH, 1),
+        (register::QUEUE_SIZE, 0),
+        (register::QUEUE_SIZE, 7),
+        (register::QUEUE_SIZE, 32),
+        (register::QUEUE_SIZE, 0x1_0008),
+        (register::QUEUE_READY, 0),
+    ] {
+        let (mut transport, probe) = transport(Probe::default());
+        negotiate(&mut transport);
+        set_up_queue(&mut transport, 1);
+        set_up_queue(&mut transport, 0);
+        if register != register::QUEUE_READY {
+            set(&mut transport, register::QUEUE_READY, 0);
+        }
+        set(&mut transport, register, value);
+        if register != register::QUEUE_READY {
+            set(&mut transport, register::QUEUE_READY, 1);
+        }
+        set(&mut transport, register::STATUS, 15);
+        assert_eq!(get(&transport, register::STATUS), 15 | 64, "{register:#x} = {value:#x}");
+        assert_eq!(get(&transport, register::INTERRUPT_STATUS), 2);
+        assert_eq!(lock(&probe).activations, 0);
+        set(&mut transport, register::STATUS, 0);
+        assert_eq!(get(&transport, register::STATUS), 0);
+    }
+}
+
+#[test]
+fn a_device_that_cannot_start_needs_a_reset_and_may_be_tried_again() {
+    let (mut transport, probe) = transport(Probe { fails: true, ..Default::default() });
+    for (fails, end) in [(true, 15 | 64), (false, 15)] {
+        lock(&probe).fails = fails;
+        negotiate(&mut transport);
+        set_up_queue(&mut transport, 0);
+        set_up_queue(&mut transport, 1);
+        set(&mut transport, register::STATUS, 15);
+        assert_eq!(get(&transport, register::STATUS), end);
+        set(&mut transport, register::STATUS, 0);
+    }
+    assert_eq!(lock(&probe).resets, 2);
+    assert!(lock(&probe).active.is_none());
+}
+
+#[test]
+fn state_survives_serialization() {
+    let (transport, _probe) = live();
+    let text = serde_json::to_string(transport.state()).unwrap();
+    assert_eq!(&serde_json::from_str::<TransportState>(&text).unwrap(), transport.state());
+}
+
+#[test]
+fn slots_end_with_the_interrupt_lines() {
+    assert_eq!(Slot::new(18).unwrap(), Slot { address: 0xd001_2000, irq: 23 });
+    assert_eq!(Slot::new(19), None);
+    assert_eq!(Slot::new(u32::MAX), None);
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Write(u64, u32),
+    WriteBytes(u64, Vec<u8>),
+    Read(u64, usize),
+    Negotiate,
+    Queue(u32),
+    Kick(u32),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let value = prop_oneof![0..20_u32, any::<u32>(), (0..MEMORY as u32).prop_map(|address| address & !0xf)];
+    let register = prop_oneof![(0..0x48_u64).prop_map(|word| word * 4), 0..0x1000_u64];
+    let step = prop_oneof![
+        4 => (register.clone(), value).prop_map(|(offset, value)| Step::Write(offset, value)),
+        1 => (register.clone(), prop::collection::vec(any::<u8>(), 0..9)).prop_map(|(o, b)| Step::WriteBytes(o, b)),
+        1 => (register, 0..9_usize).prop_map(|(offset, length)| Step::Read(offset, length)),
+        2 => prop_oneof![Just(1), Just(3), Just(11), Just(15), Just(0), Just(128)]
+            .prop_map(|status| Step::Write(register::STATUS, status)),
+        1 => Just(Step::Negotiate),
+        2 => (0..3_u32).prop_map(Step::Queue),
+        1 => (0..4_u32).prop_map(Step::Kick),
+    ];
+    prop::collection::vec(step, 0..60)
+}
+
+/// What must hold after any step.
+fn check(transport: &Transport, probe: &Mutex<Probe>, live: &mut Option<Vec<(u64, u64, u64, u16)>>) {
+    let mut probe = lock(probe);
+    let Some(active) = probe.active.as_mut() else {
+        *live = None;
+        return;
+    };
+    assert_eq!(get_status(transport) & 15, 15);
+    let now: Vec<_> = active
+        .queues
+        .iter()
+        .map(|line| (line.queue.desc_table(), line.queue.avail_ring(), line.queue.used_ring(), line.queue.size()))
+        .collect();
+    for (descriptors, driver, device, size) in &now {
+        let size = u64::from(*size);
+        assert!(active.memory.check_range(GuestAddress(*descriptors), size as usize * 16));
+        assert!(active.memory.check_range(GuestAddress(*driver), 4 + size as usize * 2));
+        assert!(active.memory.check_range(GuestAddress(*device), 4 + size as usize * 8));
+    }
+    assert_eq!(live.get_or_insert_with(|| now.clone()), &now, "a live queue changed");
+    let memory = active.memory.clone();
+    for line in &mut active.queues {
+        line.take_kick();
+        if let Ok(chains) = line.queue.iter(&memory) {
+            chains.take(32).for_each(|chain| assert!(chain.take(64).count() <= 64));
+        }
+    }
+}
+
+fn get_status(transport: &Transport) -> u32 {
+    get(transport, register::STATUS)
+}
+
+proptest! {
+    #[test]
+    fn no_order_of_register_accesses_breaks_a_queue(steps in steps()) {
+        let (mut transport, probe) = transport(Probe::default());
+        let mut live = None;
+        for step in steps {
+            match step {
+                Step::Write(offset, value) => set(&mut transport, offset, value),
+                Step::WriteBytes(offset, bytes) => transport.write(offset, &bytes),
+                Step::Read(offset, length) => transport.read(offset, &mut vec![0; length]),
+                Step::Negotiate => negotiate(&mut transport),
+                Step::Queue(queue) => set_up_queue(&mut transport, queue),
+                Step::Kick(queue) => set(&mut transport, register::QUEUE_NOTIFY, queue),
+            }
+            check(&transport, &probe, &mut live);
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! Reads and writes of the register page.
+
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::{Slot, TransportState, register, status};
+use crate::devices::virtio::{Activation, Interrupt, QueueLine, VirtioDevice};
+use crate::event_loop::lock;
+
+const MAGIC: u32 = u32::from_le_bytes(*b"virt");
+const VERSION: u32 = 2;
+const VENDOR: u32 = u32::from_le_bytes(*b"CFDM");
+
+/// One device's registers, reached by all vCPUs.
+pub(crate) struct Transport {
+    slot: Slot,
+    memory: GuestMemoryMmap,
+    device: Arc<Mutex<dyn VirtioDevice>>,
+    device_type: u32,
+    offered: u64,
+    interrupt: Interrupt,
+    kicks: Vec<EventFd>,
+    state: TransportState,
+}
+
+impl Transport {
+    /// A transport for `device`.
+    pub(crate) fn new(slot: Slot, memory: GuestMemoryMmap, device: Arc<Mutex<dyn VirtioDevice>>) -> io::Result<Self> {
+        let locked = lock(&device);
+        let state = TransportState::new(locked.queue_sizes());
+        let eventfd = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC);
+        let kicks = locked.queue_sizes().iter().map(|_| eventfd()).collect::<io::Result<_>>()?;
+        let (device_type, offered) = (locked.device_type(), locked.features());
+        drop(locked);
+        let interrupt = Interrupt::new(eventfd()?);
+        Ok(Self { slot, memory, device, device_type, offered, interrupt, kicks, state })
+    }
+
+    /// Where the guest finds it.
+    pub(crate) fn slot(&self) -> Slot {
+        self.slot
+    }
+
+    /// The eventfds of the queues' kicks, by number.
+    pub(crate) fn kicks(&self) -> &[EventFd] {
+        &self.kicks
+    }
+
+    /// The device's interrupt line.
+    pub(crate) fn interrupt(&self) -> &Interrupt {
+        &self.interrupt
+    }
+
+    /// Stops the device, for the end of the VM.
+    pub(crate) fn shut_down(&mut self) {
+        self.reset();
+    }
+
+    /// The guest reads `data.len()` bytes at `offset` of the page. What is not there reads as zero.
+    pub(crate) fn read(&self, offset: u64, data: &mut [u8]) {
+        data.fill(0);
+        if let Some(offset) = offset.checked_sub(register::CONFIG) {
+            lock(&self.device).read_config(offset, data);
+        } else if let Ok(word) = <&mut [u8; 4]>::try_from(data) {
+            *word = self.read_register(offset).to_le_bytes();
+        }
+    }
+
+    fn read_register(&self, offset: u64) -> u32 {
+        match offset {
+            register::MAGIC => MAGIC,
+            register::VERSION => VERSION,
+            register::DEVICE_ID => self.device_type,
+            register::VENDOR_ID => VENDOR,
+            register::DEVICE_FEATURES => half(self.offered, self.state.device_features_sel),
+            register::QUEUE_SIZE_MAX => self.state.selected().map_or(0, |queue| u32::from(queue.max_size)),
+            register::QUEUE_READY => self.state.selected().map_or(0, |queue| u32::from(queue.ready)),
+            register::INTERRUPT_STATUS => self.interrupt.status(),
+            register::STATUS => self.state.status,
+            // No shared memory regions: length and base read as all ones (§4.2.2).
+            register::SHM_FIRST..=register::SHM_LAST => u32::MAX,
+            // No device here changes its configuration space by itself.
+            register::CONFIG_GENERATION => 0,
+            _ => 0,
+        }
+    }
+
+    /// The guest writes `data` at `offset` of the page. What makes no sense now is ignored.
+    pub(crate) fn write(&mut self, offset: u64, data: &[u8]) {
+        if let Some(offset) = offset.checked_sub(register::CONFIG) {
+            if self.state.status & status::DRIVER != 0 {
+                lock(&self.device).write_config(offset, data);
+            }
+        } else if let Ok(word) = <[u8; 4]>::try_from(data) {
+            self.write_register(offset, u32::from_le_bytes(word));
+        }
+    }
+
+    fn write_register(&mut self, offset: u64, value: u32) {
+        match offset {
+            register::DEVICE_FEATURES_SEL => self.state.device_features_sel = value,
+            register::DRIVER_FEATURES_SEL => self.state.driver_features_sel = value,
+            register::DRIVER_FEATURES if self.state.negotiates() => {
+                let select = self.state.driver_features_sel;
+                set_half(&mut self.state.driver_features, select, value);
+            }
+            register::QUEUE_SEL => self.state.queue_sel = value,
+            register::QUEUE_READY => {
+                if let Some(queue) = self.state.writable_queue() {
+                    queue.ready = value == 1;
+                }
+            }
+            register::QUEUE_NOTIFY => self.kick(value),
+            register::INTERRUPT_ACK => self.interrupt.acknowledge(value),
+            register::STATUS => self.write_status(value),
+            _ => self.write_queue_register(offset, value),
+        }
+    }
+
+    /// Sizes and addresses: frozen while their queue is ready.
+    fn write_queue_register(&mut self, offset: u64, value: u32) {
+        let Some(queue) = self.state.writable_queue().filter(|queue| !queue.ready) else { return };
+        match offset {
+            register::QUEUE_SIZE => queue.size = value,
+            register::QUEUE_DESC_LOW => set_half(&mut queue.descriptors, 0, value),
+            register::QUEUE_DESC_HIGH => set_half(&mut queue.descriptors, 1, value),
+            register::QUEUE_DRIVER_LOW => set_half(&mut queue.driver, 0, value),
+            register::QUEUE_DRIVER_HIGH => set_half(&mut queue.driver, 1, value),
+            register::QUEUE_DEVICE_LOW => set_half(&mut queue.device, 0, value),
+            register::QUEUE_DEVICE_HIGH => set_half(&mut queue.device, 1, value),
+            _ => {}
+        }
+    }
+
+    /// A kick that no ioeventfd took.
+    fn kick(&self, queue: u32) {
+        if let Some(kick) = self.kicks.get(queue as usize)
+            && let Err(error) = kick.write(1)
+        {
+            eprintln!("cannot pass a kick of queue {queue} on: {error}");
+        }
+    }
+
+    /// The driver's progress: bits are only ever added, in order; zero is a reset.
+    fn write_status(&mut self, value: u32) {
+        let old = self.state.status;
+        if value == 0 {
+            self.reset();
+            return;
+        }
+        let added = value & !old & !status::NEEDS_RESET;
+        let kept = old & !status::NEEDS_RESET;
+        if value & kept != kept {
+            return; // only a reset clears bits
+        }
+        if added & status::FAILED != 0 {
+            self.state.status |= status::FAILED;
+            return;
+        }
+        if old & status::FAILED != 0 {
+            return;
+        }
+        match added {
+            status::ACKNOWLEDGE if old == 0 => self.state.status |= status::ACKNOWLEDGE,
+            status::DRIVER if old == status::ACKNOWLEDGE => self.state.status |= status::DRIVER,
+            status::FEATURES_OK if old == status::ACKNOWLEDGE | status::DRIVER => {
+                if self.state.features_acceptable(self.offered) {
+                    self.state.status |= status::FEATURES_OK;
+                }
+            }
+            status::DRIVER_OK if old == status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK => self.activate(),
+            _ => {}
+        }
+    }
+
+    fn reset(&mut self) {
+        lock(&self.device).reset();
+        self.interrupt.acknowledge(u32::MAX);
+        self.state.reset();
+    }
+
+    fn activate(&mut self) {
+        self.state.status |= status::DRIVER_OK;
+        if let Err(why) = self.start_device() {
+            eprintln!("virtio device {} at {:#x} is not started: {why}", self.device_type, self.slot.address);
+            self.state.status |= status::NEEDS_RESET;
+            self.interrupt.config_changed();
+        }
+    }
+
+    fn start_device(&mut self) -> Result<(), String> {
+        let queues = self.state.build_queues(&self.memory)?;
+        let lines = queues.into_iter().zip(&self.kicks);
+        let lines = lines.map(|(queue, kick)| Ok(QueueLine { queue, kick: kick.try_clone()? }));
+        let queues = lines.collect::<io::Result<_>>().map_err(|error| format!("no eventfd: {error}"))?;
+        let active = Activation {
+            memory: self.memory.clone(),
+            features: self.state.driver_features,
+            queues,
+            interrupt: self.interrupt.clone(),
+        };
+        lock(&self.device).activate(active).map_err(|error| match std::error::Error::source(&error) {
+            Some(source) => format!("{error}: {source}"),
+            None => error.to_string(),
+        })
+    }
+
+    /// The registers, for tests.
+    #[cfg(test)]
+    pub(super) fn state(&self) -> &TransportState {
+        &self.state
+    }
+}
+
+/// The 32 bits of `word` that `select` means; beyond the word they are zero.
+fn half(word: u64, select: u32) -> u32 {
+    match select {
+        0 => word as u32,
+        1 => (word >> 32) as u32,
+        _ => 0,
+    }
+}
+
+/// Replaces the 32 bits of `word` that `select` means.
+fn set_half(word: &mut u64, select: u32, value: u32) {
+    match select {
+        0 => *word = *word & !0xffff_ffff | u64::from(value),
+        1 => *word = *word & 0xffff_ffff | u64::from(value) << 32,
+        _ => {}
+    }
+}

@@ -1,0 +1,63 @@
+#![allow(unsafe_code)] // a vCPU is kicked through its shared page and a signal
+//! A vCPU's thread, and how it is brought out of the guest.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicPtr, AtomicU8, Ordering};
+use std::thread::JoinHandle;
+
+use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+
+use super::Vcpu;
+use crate::bus::Bus;
+use crate::ending::Ending;
+
+/// Stack of the thread; the deepest it goes is the activation of a device.
+const STACK: usize = 256 << 10;
+
+/// A running vCPU.
+pub(crate) struct VcpuThread {
+    /// `immediate_exit` in the page that the vCPU shares with KVM.
+    immediate_exit: AtomicPtr<u8>,
+    /// Gives the vCPU back, so that the page above is mapped until the thread is joined.
+    thread: JoinHandle<Vcpu>,
+}
+
+/// The signal only interrupts KVM_RUN; there is nothing to do in it.
+extern "C" fn on_signal(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+
+impl VcpuThread {
+    /// Installs the signal's handler; once, before any thread starts.
+    pub(crate) fn prepare() -> io::Result<()> {
+        register_signal_handler(SIGRTMIN(), on_signal).map_err(|error| io::Error::from_raw_os_error(error.errno()))
+    }
+
+    /// Lets `vcpu` run.
+    pub(crate) fn start(mut vcpu: Vcpu, bus: Arc<Bus>, ending: Arc<Ending>) -> io::Result<Self> {
+        let immediate_exit = AtomicPtr::new(&raw mut vcpu.fd.get_kvm_run().immediate_exit);
+        let thread =
+            std::thread::Builder::new().name(format!("vcpu{}", vcpu.id())).stack_size(STACK).spawn(move || {
+                vcpu.run(&bus, &ending);
+                vcpu
+            })?;
+        Ok(Self { immediate_exit, thread })
+    }
+
+    /// Brings the vCPU out of the guest, for good. The VM's end must be told before.
+    pub(crate) fn kick(&self) {
+        // SAFETY: the byte is in a mapping that the vCPU owns, and the vCPU lives in the thread's result until
+        // `join`, which takes `self`. Only this store and KVM touch it, so an atomic access is enough.
+        let flag = unsafe { AtomicU8::from_ptr(self.immediate_exit.load(Ordering::Relaxed)) };
+        flag.store(1, Ordering::SeqCst);
+        if let Err(error) = self.thread.kill(SIGRTMIN()) {
+            eprintln!("cannot signal a vCPU: {error}");
+        }
+    }
+
+    /// Waits for the thread after [`Self::kick`].
+    pub(crate) fn join(self) {
+        if self.thread.join().is_err() {
+            eprintln!("a vCPU's thread panicked");
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! A VM's life: [`Prepared`], then [`Running`], then its [`End`].
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex};
+
+use cofferdam_proto::monitor::ExitReason;
+use vm_memory::GuestMemoryMmap;
+
+use crate::boot::{self, BootError};
+use crate::bus::Bus;
+use crate::control::Control;
+use crate::devices::serial::SerialPort;
+use crate::devices::virtio::VirtioDevice;
+use crate::devices::virtio::blk::Blk;
+use crate::devices::virtio::mmio::{Slot, Transport};
+use crate::devices::virtio::net::Net;
+use crate::devices::virtio::rng::Rng;
+use crate::ending::{End, EndWatcher, Ending};
+use crate::event_loop::{EventHandler, EventLoop, lock};
+use crate::kvm::{KvmError, Machine, Vcpu, VcpuThread};
+use crate::launch::{Handed, Settings};
+use crate::memory;
+use crate::timeline::Timeline;
+
+/// Tag by which the guest mounts the share.
+const SHARE_TAG: &str = "cofferdam";
+/// The guest's vsock address; each VM is alone on its vsock.
+const GUEST_CID: u32 = 3;
+/// Console output in a crash's report.
+const LAST_WORDS: usize = 2048;
+
+/// Why a VM did not come to run.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum VmError {
+    /// Building a part of the monitor failed.
+    #[error("cannot {step}")]
+    Io {
+        /// What failed.
+        step: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// KVM refused.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// The kernel or what it needs does not fit.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+}
+
+/// Names the step that failed.
+fn step(step: &'static str) -> impl Fn(io::Error) -> VmError {
+    move |source| VmError::Io { step, source }
+}
+
+/// Everything is there, and nothing ran yet.
+pub(crate) struct Prepared {
+    vcpus: Vec<Vcpu>,
+    parts: Parts,
+}
+
+/// The vCPUs run.
+pub(crate) struct Running {
+    vcpus: Vec<VcpuThread>,
+    parts: Parts,
+}
+
+/// What both phases have.
+struct Parts {
+    /// Keeps the VM while vCPUs exist.
+    _machine: Machine,
+    events: EventLoop,
+    bus: Arc<Bus>,
+    serial: Arc<Mutex<SerialPort>>,
+    ending: Arc<Ending>,
+    timeline: Arc<Timeline>,
+}
+
+/// The devices on their way to their places.
+struct Devices {
+    memory: GuestMemoryMmap,
+    events: EventLoop,
+    transports: Vec<Transport>,
+}
+
+impl Devices {
+    /// Gives `device` the next slot.
+    fn add(&mut self, device: Arc<Mutex<dyn VirtioDevice>>) -> Result<(), VmError> {
+        let slot = Slot::new(self.transports.len() as u32)
+            .ok_or_else(|| step("find an interrupt line for a device")(io::ErrorKind::StorageFull.into()))?;
+        let transport = Transport::new(slot, self.memory.clone(), device).map_err(step("make a device's registers"))?;
+        self.transports.push(transport);
+        Ok(())
+    }
+
+    /// Gives `device` the next slot, and a place in the main loop.
+    fn add_polled<T: VirtioDevice + EventHandler + 'static>(&mut self, device: T) -> Result<(), VmError> {
+        let device = Arc::new(Mutex::new(device));
+        self.events.add(device.clone()).map_err(step("add a device to the event loop"))?;
+        self.add(device)
+    }
+
+    /// All devices, in the order in which the guest finds them.
+    fn add_all(&mut self, fds: DeviceFds) -> Result<(), VmError> {
+        self.add(Arc::new(Mutex::new(Blk::new(fds.disk).map_err(step("open the pod's disk"))?)))?;
+        if let Some(tap) = fds.tap {
+            self.add_polled(Net::new(tap).map_err(step("take the tap over"))?)?;
+        }
+        let _ = (fds.share, fds.vsock, SHARE_TAG, GUEST_CID);
+        self.add_polled(Rng::new())
+    }
+}
+
+struct DeviceFds {
+    disk: OwnedFd,
+    tap: Option<OwnedFd>,
+    share: OwnedFd,
+    vsock: OwnedFd,
+}
+
+impl Prepared {
+    /// Builds the VM, up to but not including its first instruction.
+    pub(crate) fn new(settings: &Settings, handed: Handed, timeline: Arc<Timeline>) -> Result<Self, VmError> {
+        let Handed { kvm, kernel, initrd, control, vsock, share, disk, tap } = handed;
+        let memory = memory::map(settings.memory_mib).map_err(step("map the guest's memory"))?;
+        let machine = Machine::new(kvm, &memory)?;
+        let ending = Ending::new().map_err(step("make an eventfd"))?;
+        let serial = SerialPort::new().map_err(step("make the serial port"))?;
+        machine.attach_serial(&serial)?;
+        let serial = Arc::new(Mutex::new(serial));
+
+        let events = EventLoop::new().map_err(step("make the event loop"))?;
+        let mut devices = Devices { memory: memory.clone(), events, transports: Vec::new() };
+        devices.add_all(DeviceFds { disk, tap, share, vsock })?;
+        let Devices { mut events, transports, .. } = devices;
+        for transport in &transports {
+            machine.attach(transport)?;
+        }
+
+        let slots: Vec<Slot> = transports.iter().map(Transport::slot).collect();
+        let cmdline = boot::cmdline(&slots, &settings.cmdline);
+        let entry = boot::load(&memory, kernel, initrd, &cmdline, settings.vcpus)?;
+        timeline.mark(&timeline.kernel_loaded);
+        let vcpus = machine.vcpus(settings.vcpus, entry, &memory)?;
+
+        let control = Control::new(control, serial.clone(), timeline.clone(), ending.clone())
+            .map_err(step("serve the control socket"))?;
+        for handler in [
+            Arc::new(Mutex::new(control)) as Arc<Mutex<dyn EventHandler>>,
+            Arc::new(Mutex::new(EndWatcher(ending.clone()))),
+        ] {
+            events.add(handler).map_err(step("fill the event loop"))?;
+        }
+        let bus = Arc::new(Bus::new(transports, serial.clone(), ending.clone(), timeline.clone()));
+        let parts = Parts { _machine: machine, events, bus, serial, ending, timeline };
+        Ok(Self { vcpus, parts })
+    }
+
+    /// Lets the vCPUs run.
+    pub(crate) fn start(self) -> Result<Running, VmError> {
+        let Self { vcpus, parts } = self;
+        VcpuThread::prepare().map_err(step("install the vCPUs' signal"))?;
+        parts.timeline.mark(&parts.timeline.vcpu_started);
+        let mut running = Running { vcpus: Vec::with_capacity(vcpus.len()), parts };
+        for vcpu in vcpus {
+            match VcpuThread::start(vcpu, running.parts.bus.clone(), running.parts.ending.clone()) {
+                Ok(thread) => running.vcpus.push(thread),
+                Err(error) => {
+                    running.parts.ending.finish(ExitReason::MonitorError, "a vCPU's thread did not start");
+                    running.stop();
+                    return Err(step("start a vCPU's thread")(error));
+                }
+            }
+        }
+        Ok(running)
+    }
+}
+
+impl Running {
+    /// Serves the VM until it ends.
+    pub(crate) fn wait(self) -> End {
+        if let Err(error) = self.parts.events.run() {
+            self.parts.ending.finish(ExitReason::MonitorError, format!("the event loop failed: {error}"));
+        }
+        let (ending, serial) = (self.parts.ending.clone(), self.parts.serial.clone());
+        self.stop();
+        let mut end = ending.end().unwrap_or_else(|| End {
+            reason: ExitReason::MonitorError,
+            detail: "the main loop stopped for no reason".into(),
+        });
+        if matches!(end.reason, ExitReason::GuestReset | ExitReason::TripleFault | ExitReason::MonitorError) {
+            let words = lock(&serial).tail(LAST_WORDS);
+            if !words.trim().is_empty() {
+                end.detail = format!("{}; console:\n{}", end.detail, words.trim_end());
+            }
+        }
+        end
+    }
+
+    /// Brings all vCPUs out of the guest, then lets the devices finish what they began.
+    fn stop(self) {
+        self.vcpus.iter().for_each(VcpuThread::kick);
+        self.vcpus.into_iter().for_each(VcpuThread::join);
+        self.parts.bus.shut_down();
+    }
+}
