@@ -1,1 +1,118 @@
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, bind, connect, listen, socket_with};
 
+use super::*;
+use crate::ending::EndWatcher;
+use crate::event_loop::EventLoop;
+
+struct Bench {
+    address: SocketAddrUnix,
+    ending: Arc<Ending>,
+    serial: Arc<Mutex<SerialPort>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+fn seqpacket() -> OwnedFd {
+    socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap()
+}
+
+impl Bench {
+    fn new(name: &str) -> Self {
+        let address = SocketAddrUnix::new_abstract_name(format!("{name}-{}", std::process::id()).as_bytes()).unwrap();
+        let listener = seqpacket();
+        bind(&listener, &address).unwrap();
+        listen(&listener, 8).unwrap();
+        let ending = Ending::new().unwrap();
+        let serial = Arc::new(Mutex::new(SerialPort::new().unwrap()));
+        let mut events = EventLoop::new().unwrap();
+        let timeline = Arc::new(Timeline::new());
+        let control = Control::new(listener, serial.clone(), timeline, ending.clone()).unwrap();
+        events.add(Arc::new(Mutex::new(control))).unwrap();
+        events.add(Arc::new(Mutex::new(EndWatcher(ending.clone())))).unwrap();
+        let thread = Some(std::thread::spawn(move || events.run().unwrap()));
+        Self { address, ending, serial, thread }
+    }
+
+    fn connect(&self) -> OwnedFd {
+        let socket = seqpacket();
+        connect(&socket, &self.address).unwrap();
+        socket
+    }
+
+    fn greeted(&self) -> OwnedFd {
+        let socket = self.connect();
+        let reply = ask(&socket, &Request::Hello { api_version: API_VERSION });
+        assert!(matches!(reply, Reply::Hello { api_version: API_VERSION, .. }));
+        socket
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        self.ending.finish(ExitReason::MonitorError, "the test is over");
+        self.thread.take().unwrap().join().unwrap();
+    }
+}
+
+fn ask(socket: &OwnedFd, request: &Request) -> Reply {
+    packet::send(socket, request, None).unwrap();
+    packet::recv(socket).unwrap().unwrap().0
+}
+
+#[test]
+fn a_hello_opens_the_connection() {
+    let bench = Bench::new("hello");
+    let socket = bench.connect();
+    assert!(matches!(ask(&socket, &Request::Status), Reply::Error { message } if message.contains("hello")));
+    let other = ask(&socket, &Request::Hello { api_version: 99 });
+    assert!(matches!(other, Reply::Error { message } if message.contains("99")));
+    assert!(matches!(ask(&socket, &Request::Kill), Reply::Error { .. }));
+    let greeted = bench.greeted();
+    assert!(matches!(ask(&greeted, &Request::Status), Reply::Status(_)));
+    assert_eq!(bench.ending.end(), None);
+}
+
+#[test]
+fn the_console_fits_a_packet_whatever_is_in_it() {
+    let bench = Bench::new("console");
+    let socket = bench.greeted();
+    for byte in [b"a".repeat(40_000), vec![1; 40_000], "ü\u{1}".repeat(20_000).into_bytes()].concat() {
+        lock(&bench.serial).write(0, byte);
+    }
+    let Reply::Console { text } = ask(&socket, &Request::Console) else { panic!("no console") };
+    assert!(text.len() > 4096 && text.ends_with('\u{1}'));
+}
+
+#[test]
+fn a_kill_is_answered_and_ends_the_vm() {
+    let bench = Bench::new("kill");
+    assert_eq!(ask(&bench.greeted(), &Request::Kill), Reply::Done);
+    while bench.ending.end().is_none() {
+        std::thread::yield_now();
+    }
+    assert_eq!(bench.ending.end().unwrap().reason, ExitReason::Killed);
+}
+
+#[test]
+fn garbage_is_refused_and_many_connections_too() {
+    let bench = Bench::new("garbage");
+    let socket = bench.connect();
+    rustix::io::write(&socket, b"not JSON").unwrap();
+    let reply: Reply = packet::recv(&socket).unwrap().unwrap().0;
+    assert!(matches!(reply, Reply::Error { .. }));
+    let many: Vec<OwnedFd> = (1..MAX_CONNECTIONS).map(|_| bench.greeted()).collect();
+    let excess = bench.connect();
+    let refused = packet::recv::<Reply>(&excess);
+    assert!(matches!(refused, Ok(None)) || refused.is_err());
+    drop(many);
+    drop(socket);
+    // The closed connections make room again.
+    let limit = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    loop {
+        let socket = bench.connect();
+        let sent = packet::send(&socket, &Request::Hello { api_version: API_VERSION }, None);
+        if sent.is_ok() && matches!(packet::recv::<Reply>(&socket), Ok(Some(_))) {
+            break;
+        }
+        assert!(std::time::Instant::now() < limit, "no room after the others left");
+    }
+}

@@ -116,7 +116,7 @@ mod tests {
     proptest! {
         #[test]
         fn taking_parts_away_keeps_every_byte(lengths in prop::collection::vec(1..20_usize, 0..6), count in 0..90_usize) {
-            let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 4096)]).unwrap();
+            let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 4096)]).unwrap();
             let all: Vec<u8> = (0..200).collect();
             memory.write_slice(&all, GuestAddress(0)).unwrap();
             let total: usize = lengths.iter().sum();

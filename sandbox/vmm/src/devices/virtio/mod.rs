@@ -9,6 +9,8 @@ mod buffers;
 pub(crate) mod mmio;
 pub(crate) mod net;
 pub(crate) mod rng;
+#[cfg(test)]
+pub(crate) mod test_guest;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -1,1 +1,158 @@
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex};
 
+use proptest::prelude::*;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
+use super::*;
+use crate::devices::virtio::test_guest::{DATA, Guest, WRITE, any_attack};
+use crate::devices::virtio::{VIRTIO_F_EVENT_IDX, VIRTIO_F_VERSION_1, VirtioDevice};
+use crate::event_loop::{EventFlags, EventHandler, EventLoop, lock};
+
+/// The device's tap is one end of a packet socket; the test holds the other.
+struct Bench {
+    guest: Guest,
+    net: Arc<Mutex<Net>>,
+    wire: OwnedFd,
+    _events: EventLoop,
+}
+
+impl Bench {
+    fn new(features: u64) -> Self {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let (tap, wire) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+        let guest = Guest::new(&QUEUE_SIZES);
+        let net = Arc::new(Mutex::new(Net::new(tap).unwrap()));
+        let mut events = EventLoop::new().unwrap();
+        events.add(net.clone()).unwrap();
+        lock(&net).activate(guest.activation(VIRTIO_F_VERSION_1 | VIRTIO_F_EVENT_IDX | features)).unwrap();
+        Self { guest, net, wire, _events: events }
+    }
+
+    fn event(&self, token: u32) {
+        lock(&self.net).ready(token, EventFlags::IN);
+    }
+
+    fn send(&self, length: usize) -> Vec<u8> {
+        let frame: Vec<u8> = (0..length).map(|at| if at < HEADER { 0 } else { at as u8 }).collect();
+        assert_eq!(rustix::io::write(&self.wire, &frame).unwrap(), length);
+        frame
+    }
+
+    fn sent(&self) -> Option<Vec<u8>> {
+        let mut frame = vec![0; MAX_FRAME];
+        let length = rustix::io::read(&self.wire, &mut frame).ok()?;
+        frame.truncate(length);
+        Some(frame)
+    }
+}
+
+const EVENT_RX: u32 = RX as u32;
+const EVENT_TX: u32 = TX as u32;
+const EVENT_TAP: u32 = 2;
+
+#[test]
+fn a_frame_fills_as_many_merged_buffers_as_it_needs() {
+    let mut bench = Bench::new(F_MRG_RXBUF);
+    for buffer in 0..4 {
+        bench.guest.chain(RX, &[(DATA + 0x1000 * buffer, 100, WRITE)]);
+    }
+    let frame = bench.send(250);
+    bench.event(EVENT_TAP);
+    assert_eq!(bench.guest.used_count(RX), 3);
+    let lengths: Vec<u32> = (0..3).map(|number| bench.guest.used_entry(RX, number).1).collect();
+    assert_eq!(lengths, [100, 100, 50]);
+    let got: Vec<u8> = (0..3).flat_map(|n| bench.guest.read(DATA + 0x1000 * n, lengths[n as usize] as usize)).collect();
+    assert_eq!(u16::from_le_bytes([got[NUM_BUFFERS], got[NUM_BUFFERS + 1]]), 3);
+    assert_eq!(got[HEADER..], frame[HEADER..]);
+    assert!(bench.guest.interrupts() > 0);
+}
+
+#[test]
+fn frames_wait_for_buffers_without_watching_the_tap() {
+    let mut bench = Bench::new(F_MRG_RXBUF);
+    let frame = bench.send(60);
+    bench.event(EVENT_TAP);
+    assert!(!lock(&bench.net).watches_tap);
+    assert_eq!(bench.guest.used_count(RX), 0);
+    bench.guest.chain(RX, &[(DATA, 40, WRITE)]);
+    bench.event(EVENT_RX);
+    assert_eq!(bench.guest.used_count(RX), 0, "one small buffer is not enough, and stays the guest's");
+    bench.guest.chain(RX, &[(DATA + 40, 40, WRITE)]);
+    bench.event(EVENT_RX);
+    assert!(lock(&bench.net).watches_tap);
+    assert_eq!(bench.guest.used_count(RX), 2);
+    assert_eq!(bench.guest.read(DATA + HEADER as u64, 60 - HEADER), frame[HEADER..]);
+}
+
+#[test]
+fn without_merging_a_frame_that_does_not_fit_is_dropped() {
+    let mut bench = Bench::new(0);
+    bench.guest.chain(RX, &[(DATA, 100, WRITE)]);
+    bench.guest.chain(RX, &[(DATA + 0x1000, HEADER as u32, WRITE), (DATA + 0x2000, 1600, WRITE)]);
+    bench.send(500);
+    let frame = bench.send(501);
+    bench.event(EVENT_TAP);
+    assert_eq!(bench.guest.used_entry(RX, 0), (0, 0));
+    assert_eq!(bench.guest.used_entry(RX, 1), (1, 501));
+    assert_eq!(bench.guest.read(DATA + NUM_BUFFERS as u64 + 0x1000, 2), [1, 0]);
+    assert_eq!(bench.guest.read(DATA + 0x2000, 501 - HEADER), frame[HEADER..]);
+}
+
+#[test]
+fn frames_of_the_guest_reach_the_tap_whole() {
+    let mut bench = Bench::new(0);
+    let frame: Vec<u8> = (0..2000).map(|at| at as u8).collect();
+    bench.guest.write(DATA, &frame);
+    bench.guest.chain(TX, &[(DATA, 12, 0), (DATA + 12, 1000, 0), (DATA + 1012, 988, 0)]);
+    bench.guest.chain(TX, &[(DATA, 11, 0)]); // shorter than a header
+    bench.guest.chain(TX, &[(DATA, 40_000, 0), (DATA, 40_000, 0)]); // longer than a frame
+    bench.guest.chain(TX, &[(DATA, 64, WRITE)]); // nothing to send
+    bench.guest.chain(TX, &[(DATA, 64, 0)]);
+    bench.event(EVENT_TX);
+    assert_eq!(bench.guest.used_count(TX), 5);
+    assert_eq!(bench.sent().unwrap(), frame);
+    assert_eq!(bench.sent().unwrap(), frame[..64]);
+    assert_eq!(bench.sent(), None);
+}
+
+#[test]
+fn a_turn_is_bounded_and_continues() {
+    let mut bench = Bench::new(F_MRG_RXBUF);
+    for _ in 0..40 {
+        bench.guest.chain(RX, &[(DATA, 2000, WRITE)]);
+        bench.send(100);
+        bench.event(EVENT_TAP);
+    }
+    assert_eq!(bench.guest.used_count(RX), 40);
+    assert!(lock(&bench.net).watches_tap);
+    lock(&bench.net).reset();
+    bench.send(100);
+    for token in [EVENT_TAP, EVENT_RX, EVENT_TX] {
+        bench.event(token);
+    }
+    assert_eq!(bench.guest.used_count(RX), 40, "a reset device is silent");
+}
+
+#[test]
+fn a_tap_that_is_gone_is_watched_no_more() {
+    let bench = Bench::new(0);
+    assert!(lock(&bench.net).watches_tap);
+    lock(&bench.net).ready(EVENT_TAP, EventFlags::ERR | EventFlags::IN);
+    assert!(!lock(&bench.net).watches_tap);
+}
+
+proptest! {
+    #[test]
+    fn no_chain_breaks_it(attacks in prop::collection::vec((any_attack(), 0..2_usize, 12..3000_usize), 1..5), merge: bool) {
+        let mut bench = Bench::new(if merge { F_MRG_RXBUF } else { 0 });
+        for (attack, queue, length) in attacks {
+            bench.send(length);
+            attack.strike(&mut bench.guest, queue);
+            for token in [EVENT_TAP, EVENT_RX, EVENT_TX] {
+                bench.event(token);
+            }
+            while bench.sent().is_some() {}
+        }
+    }
+}
