@@ -22,6 +22,7 @@
 mod config;
 mod digest;
 mod error;
+mod extract;
 mod image;
 mod progress;
 mod reference;
@@ -36,3 +37,9 @@ pub use progress::PullProgress;
 pub use reference::{Reference, ReferenceError};
 pub use registry::Auth;
 pub use store::{FsUsage, ImageId, Layers, Store};
+
+/// The extractor alone, for fuzzing and for tests.
+#[doc(hidden)]
+pub mod testing {
+    pub use crate::extract::{ExtractError, Extracted, extract};
+}

@@ -111,7 +111,7 @@ impl<'f> Disk<'f> {
     fn offset(&self, sector: u64, length: usize) -> Result<u64, Refused> {
         let length = length as u64;
         let end = sector.checked_add(length.div_ceil(SECTOR)).ok_or(Refused::Io)?;
-        if length == 0 || length % SECTOR != 0 || length > MAX_TRANSFER as u64 || end > self.capacity {
+        if length == 0 || !length.is_multiple_of(SECTOR) || length > MAX_TRANSFER as u64 || end > self.capacity {
             return Err(Refused::Io);
         }
         Ok(sector * SECTOR)
@@ -139,7 +139,7 @@ impl<'f> Disk<'f> {
     /// Discard and write-zeroes: a list of ranges.
     fn ranges(&self, kind: u32, list: &Slices<'_>) -> Result<usize, Refused> {
         let length = list.len();
-        if length == 0 || length % RANGE != 0 || length > RANGE * MAX_RANGES as usize {
+        if length == 0 || !length.is_multiple_of(RANGE) || length > RANGE * MAX_RANGES as usize {
             return Err(Refused::Io);
         }
         let mut bytes = vec![0; length];

@@ -166,10 +166,10 @@ impl Transport {
         match added {
             status::ACKNOWLEDGE if old == 0 => self.state.status |= status::ACKNOWLEDGE,
             status::DRIVER if old == status::ACKNOWLEDGE => self.state.status |= status::DRIVER,
-            status::FEATURES_OK if old == status::ACKNOWLEDGE | status::DRIVER => {
-                if self.state.features_acceptable(self.offered) {
-                    self.state.status |= status::FEATURES_OK;
-                }
+            status::FEATURES_OK
+                if old == status::ACKNOWLEDGE | status::DRIVER && self.state.features_acceptable(self.offered) =>
+            {
+                self.state.status |= status::FEATURES_OK;
             }
             status::DRIVER_OK if old == status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK => self.activate(),
             _ => {}

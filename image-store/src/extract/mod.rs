@@ -1,0 +1,311 @@
+//! A layer's tar stream, turned into a directory in overlayfs form.
+//!
+//! Nothing here follows a symbolic link: every parent directory is opened from the root's descriptor with
+//! `openat2(RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)`, and every last component is handled by `*at` calls that do
+//! not follow. The directory is private (below a 0700 directory) until it is complete.
+
+mod header;
+mod pax;
+mod reader;
+mod root;
+mod sparse;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+
+use self::reader::{Entry, Kind, TarReader, lossy};
+use self::root::{Attributes, Root};
+use crate::config::Limits;
+
+/// Names that the extractor remembers (directories' times, implied parents), in bytes: far beyond real
+/// layers, and a bound on memory.
+const MAX_REMEMBERED: usize = 64 << 20;
+const MAX_COMPONENT: usize = 255;
+const WHITEOUT: &[u8] = b".wh.";
+const OPAQUE: &[u8] = b".wh..wh..opq";
+const AUFS: &[u8] = b".wh..wh.";
+
+/// Why a layer could not be extracted.
+#[derive(Debug, thiserror::Error)]
+pub enum ExtractError {
+    /// The layer is not what the specifications allow.
+    #[error("{entry}: {reason}")]
+    Malformed {
+        /// The entry's name, made printable.
+        entry: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Beyond a limit.
+    #[error("{entry}: more than {limit}")]
+    TooLarge {
+        /// The entry's name, made printable.
+        entry: String,
+        /// The limit and its unit.
+        limit: String,
+    },
+    /// The operating system refused.
+    #[error("{entry}: {operation}")]
+    Io {
+        /// The entry's name, made printable.
+        entry: String,
+        /// What was being done.
+        operation: &'static str,
+        /// Its answer.
+        source: io::Error,
+    },
+    /// The stream broke: decompression or download.
+    #[error("reading the layer")]
+    Read(#[source] io::Error),
+}
+
+impl ExtractError {
+    fn malformed(entry: &str, reason: &str) -> Self {
+        Self::Malformed { entry: entry.to_owned(), reason: reason.to_owned() }
+    }
+
+    fn too_large(entry: &str, limit: String) -> Self {
+        Self::TooLarge { entry: entry.to_owned(), limit }
+    }
+}
+
+/// What a layer became.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Extracted {
+    /// Bytes on disk, in whole blocks.
+    pub bytes: u64,
+    /// Inodes.
+    pub inodes: u64,
+    /// Directories that the layer did not list but that its entries are in, parents first. Their owner and
+    /// mode are to be taken from the layers below.
+    pub implied: Vec<Vec<u8>>,
+    /// Hard links whose target is not in this layer: (name, target).
+    pub missing_targets: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+/// Extracts the tar stream into the directory `root`, and gives back the stream to be read to its end.
+///
+/// `lowest`: there is no layer below, so that whiteouts and opaque marks mean nothing and are left out (a
+/// whiteout in a directory that overlayfs does not merge would show up in its listing).
+pub fn extract<R: Read>(
+    stream: R,
+    root: OwnedFd,
+    lowest: bool,
+    limits: &Limits,
+) -> Result<(Extracted, R), ExtractError> {
+    let mut tar = TarReader::new(stream, limits);
+    let mut extractor = Extractor {
+        root: Root::new(root),
+        limits,
+        lowest,
+        sum: 0,
+        remembered: 0,
+        dir_times: BTreeMap::new(),
+        implied: BTreeSet::new(),
+        done: Extracted::default(),
+    };
+    while let Some(entry) = tar.next()? {
+        extractor.entry(&mut tar, entry)?;
+    }
+    Ok((extractor.finish()?, tar.into_inner()))
+}
+
+/// Splits an entry's name into its directory and last component; `None` is the root itself.
+fn split(name: &[u8], limits: &Limits) -> Result<Option<(Vec<u8>, Vec<u8>)>, ExtractError> {
+    let refuse = |reason: &str| Err(ExtractError::malformed(&lossy(name), reason));
+    let mut components: Vec<&[u8]> = Vec::new();
+    for component in name.split(|b| *b == b'/') {
+        match component {
+            b"" | b"." => {}
+            b".." => return refuse("name climbs with .."),
+            long if long.len() > MAX_COMPONENT => return refuse("name has a component of more than 255 bytes"),
+            component => components.push(component),
+        }
+    }
+    if name.is_empty() {
+        return refuse("name is empty");
+    }
+    let Some(last) = components.pop() else {
+        return Ok(None);
+    };
+    if name[0] == b'/' {
+        return refuse("name is absolute");
+    }
+    if components.len() >= limits.path_depth {
+        return Err(ExtractError::too_large(&lossy(name), format!("{} directories deep", limits.path_depth)));
+    }
+    Ok(Some((components.join(&b'/'), last.to_vec())))
+}
+
+fn join(dir: &[u8], name: &[u8]) -> Vec<u8> {
+    if dir.is_empty() { name.to_vec() } else { [dir, b"/", name].concat() }
+}
+
+struct Extractor<'a> {
+    root: Root,
+    limits: &'a Limits,
+    lowest: bool,
+    /// Sum of the files' sizes.
+    sum: u64,
+    remembered: usize,
+    /// Set at the end, since every entry below a directory changes its time.
+    dir_times: BTreeMap<Vec<u8>, (i64, u32)>,
+    implied: BTreeSet<Vec<u8>>,
+    done: Extracted,
+}
+
+impl Extractor<'_> {
+    fn entry<R: Read>(&mut self, tar: &mut TarReader<'_, R>, entry: Entry) -> Result<(), ExtractError> {
+        let Some((dir, name)) = split(&entry.name, self.limits)? else {
+            return self.root_entry(&entry);
+        };
+        if dir.split(|b| *b == b'/').any(|c| c.starts_with(AUFS)) || name.starts_with(AUFS) && name != OPAQUE {
+            return Ok(()); // AUFS' own book-keeping in layers of old Docker versions.
+        }
+        if dir.split(|b| *b == b'/').any(|c| c.starts_with(WHITEOUT)) {
+            return Err(ExtractError::malformed(&lossy(&entry.name), "is below a whiteout"));
+        }
+        if name == OPAQUE {
+            return self.opaque(&entry, &dir);
+        }
+        if let Some(hidden) = name.strip_prefix(WHITEOUT) {
+            return self.whiteout(&entry, &dir, hidden);
+        }
+        self.parents(&entry, &dir)?;
+        match entry.kind {
+            Kind::Dir => self.dir(&entry, &dir, &name),
+            Kind::File => self.file(tar, &entry, &dir, &name),
+            Kind::HardLink => self.hard_link(&entry, &dir, &name),
+            Kind::Symlink | Kind::Char | Kind::Block | Kind::Fifo => {
+                self.root.special(&entry, &dir, &name)?;
+                self.count(0)
+            }
+        }
+    }
+
+    /// `./`: the layer's root directory.
+    fn root_entry(&mut self, entry: &Entry) -> Result<(), ExtractError> {
+        if entry.kind != Kind::Dir {
+            return Err(ExtractError::malformed(&lossy(&entry.name), "the root is not a directory"));
+        }
+        self.root.dir_attributes(&entry.name, b"", &Attributes::of(entry))?;
+        self.dir_times.insert(Vec::new(), entry.mtime);
+        Ok(())
+    }
+
+    fn opaque(&mut self, entry: &Entry, dir: &[u8]) -> Result<(), ExtractError> {
+        if self.lowest || dir.is_empty() {
+            // The root of a layer cannot be opaque for overlayfs; hiding all lower layers is done by listing.
+            return Ok(());
+        }
+        self.parents(entry, dir)?;
+        self.root.make_opaque(&entry.name, dir)
+    }
+
+    fn whiteout(&mut self, entry: &Entry, dir: &[u8], hidden: &[u8]) -> Result<(), ExtractError> {
+        if matches!(hidden, b"" | b"." | b"..") {
+            return Err(ExtractError::malformed(&lossy(&entry.name), "whiteout of no name"));
+        }
+        if self.lowest {
+            return Ok(());
+        }
+        self.parents(entry, dir)?;
+        if self.root.whiteout(&entry.name, dir, hidden)? {
+            self.count(0)?;
+        }
+        Ok(())
+    }
+
+    fn dir(&mut self, entry: &Entry, dir: &[u8], name: &[u8]) -> Result<(), ExtractError> {
+        let path = join(dir, name);
+        if self.root.make_dir(&entry.name, dir, name)? {
+            self.count(4096)?;
+        }
+        self.root.dir_attributes(&entry.name, &path, &Attributes::of(entry))?;
+        self.implied.remove(&path);
+        self.remember(path.len())?;
+        self.dir_times.insert(path, entry.mtime);
+        Ok(())
+    }
+
+    fn file<R: Read>(
+        &mut self,
+        tar: &mut TarReader<'_, R>,
+        entry: &Entry,
+        dir: &[u8],
+        name: &[u8],
+    ) -> Result<(), ExtractError> {
+        self.sum = self.sum.saturating_add(entry.size);
+        if self.sum > self.limits.layer_unpacked_bytes {
+            return Err(ExtractError::too_large(
+                &lossy(&entry.name),
+                format!("{} bytes in the layer", self.limits.layer_unpacked_bytes),
+            ));
+        }
+        let stored = self.root.file(tar, entry, dir, name)?;
+        self.count(stored)
+    }
+
+    fn hard_link(&mut self, entry: &Entry, dir: &[u8], name: &[u8]) -> Result<(), ExtractError> {
+        let refuse = |reason: &str| Err(ExtractError::malformed(&lossy(&entry.name), reason));
+        // Some writers give the target from the root ("/bin/busybox"): within the layer all the same.
+        let target = entry.link.strip_prefix(b"/").unwrap_or(&entry.link);
+        let Some((target_dir, target_name)) = split(target, self.limits)
+            .map_err(|_| ExtractError::malformed(&lossy(&entry.name), "hard link's target leaves the layer"))?
+        else {
+            return refuse("hard link to the root");
+        };
+        let target = join(&target_dir, &target_name);
+        if target.split(|b| *b == b'/').any(|c| c.starts_with(WHITEOUT)) {
+            return refuse("hard link to a whiteout");
+        }
+        if target == join(dir, name) {
+            return Ok(());
+        }
+        if !self.root.hard_link(&entry.name, dir, name, &target_dir, &target_name)? {
+            if self.lowest {
+                return refuse("hard link's target does not exist");
+            }
+            self.remember(target.len() + dir.len() + name.len())?;
+            self.done.missing_targets.push((join(dir, name), target));
+        }
+        Ok(())
+    }
+
+    /// Opens the entry's directory, making what the layer did not list.
+    fn parents(&mut self, entry: &Entry, dir: &[u8]) -> Result<(), ExtractError> {
+        for made in self.root.enter(&entry.name, dir)? {
+            self.remember(made.len())?;
+            self.implied.insert(made);
+            self.count(4096)?;
+        }
+        Ok(())
+    }
+
+    fn count(&mut self, bytes: u64) -> Result<(), ExtractError> {
+        self.done.inodes += 1;
+        self.done.bytes += bytes;
+        Ok(())
+    }
+
+    fn remember(&mut self, bytes: usize) -> Result<(), ExtractError> {
+        self.remembered += bytes + 64;
+        if self.remembered > MAX_REMEMBERED {
+            return Err(ExtractError::too_large("the layer", format!("{MAX_REMEMBERED} bytes of directory names")));
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<Extracted, ExtractError> {
+        // Sorted: parents come before their children.
+        self.done.implied = self.implied.iter().filter(|p| self.root.is_dir(p)).cloned().collect();
+        for (path, mtime) in &self.dir_times {
+            self.root.dir_time(path, *mtime)?;
+        }
+        Ok(self.done)
+    }
+}
+
+#[cfg(test)]
+mod tests;

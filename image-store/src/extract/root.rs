@@ -1,0 +1,374 @@
+//! The directory that a layer is extracted into: every operation is relative to its descriptor.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{self as rfs, AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::io::Errno;
+
+use super::reader::{Entry, Kind, TarReader, lossy};
+use super::{ExtractError, join};
+
+const BUFFER: usize = 128 << 10;
+
+/// Owner, mode and extended attributes.
+pub(crate) struct Attributes<'a> {
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) mode: u32,
+    pub(crate) xattrs: &'a [(Vec<u8>, Vec<u8>)],
+}
+
+impl<'a> Attributes<'a> {
+    pub(crate) fn of(entry: &'a Entry) -> Self {
+        Self { uid: entry.uid, gid: entry.gid, mode: entry.mode, xattrs: &entry.xattrs }
+    }
+}
+
+pub(crate) struct Root {
+    root: OwnedFd,
+    /// The directory of the last entry: entries of one directory follow each other.
+    cached: Option<(Vec<u8>, OwnedFd)>,
+    buffer: Vec<u8>,
+}
+
+fn path(bytes: &[u8]) -> &Path {
+    Path::new(std::ffi::OsStr::from_bytes(bytes))
+}
+
+fn failed(entry: &[u8], operation: &'static str) -> impl FnOnce(Errno) -> ExtractError {
+    let entry = lossy(entry);
+    move |errno| match errno {
+        // The hostile cases, told in words.
+        Errno::LOOP | Errno::XDEV => {
+            ExtractError::malformed(&entry, "its path goes through a symbolic link of the layer")
+        }
+        Errno::NOTDIR => ExtractError::malformed(&entry, "its path goes through something that is not a directory"),
+        Errno::NAMETOOLONG => ExtractError::malformed(&entry, "its path is too long"),
+        other => ExtractError::Io { entry, operation, source: other.into() },
+    }
+}
+
+/// Opens a directory below `root`, following nothing.
+pub(crate) fn open_beneath(root: BorrowedFd<'_>, dir: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
+    let dir = if dir.is_empty() { b"." } else { dir };
+    rfs::openat2(
+        root,
+        path(dir),
+        flags | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+        ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV,
+    )
+}
+
+impl Root {
+    pub(crate) fn new(root: OwnedFd) -> Self {
+        Self { root, cached: None, buffer: vec![0; BUFFER] }
+    }
+
+    /// Makes `dir` the current directory; gives the directories that had to be made.
+    pub(crate) fn enter(&mut self, entry: &[u8], dir: &[u8]) -> Result<Vec<Vec<u8>>, ExtractError> {
+        let mut made = Vec::new();
+        if self.cached.as_ref().is_some_and(|(known, _)| known == dir) {
+            return Ok(made);
+        }
+        self.cached = None;
+        let opened = match open_beneath(self.root.as_fd(), dir, OFlags::PATH) {
+            Err(Errno::NOENT) => self.make_parents(entry, dir, &mut made)?,
+            other => other.map_err(failed(entry, "opening its directory"))?,
+        };
+        self.cached = Some((dir.to_vec(), opened));
+        Ok(made)
+    }
+
+    fn make_parents(&self, entry: &[u8], dir: &[u8], made: &mut Vec<Vec<u8>>) -> Result<OwnedFd, ExtractError> {
+        let mut parent = open_beneath(self.root.as_fd(), b"", OFlags::PATH).map_err(failed(entry, "opening the root"))?;
+        let mut so_far = Vec::new();
+        for component in dir.split(|b| *b == b'/') {
+            so_far = join(&so_far, component);
+            let mut whited_out = false;
+            if is_whiteout(parent.as_fd(), component) {
+                rfs::unlinkat(&parent, path(component), AtFlags::empty()).map_err(failed(entry, "removing"))?;
+                whited_out = true;
+            }
+            match rfs::mkdirat(&parent, path(component), Mode::from_raw_mode(0o755)) {
+                Ok(()) => made.push(so_far.clone()),
+                Err(Errno::EXIST) => {}
+                Err(errno) => return Err(failed(entry, "making its directory")(errno)),
+            }
+            let opened = open_beneath(parent.as_fd(), component, OFlags::RDONLY)
+                .map_err(failed(entry, "opening its directory"))?;
+            if made.last() == Some(&so_far) {
+                rfs::fchmod(&opened, Mode::from_raw_mode(0o755)).map_err(failed(entry, "setting a mode"))?;
+            }
+            if whited_out {
+                set_opaque(entry, opened.as_fd())?;
+            }
+            parent = opened;
+        }
+        Ok(parent)
+    }
+
+    fn current(&self) -> BorrowedFd<'_> {
+        self.cached.as_ref().map_or(self.root.as_fd(), |(_, fd)| fd.as_fd())
+    }
+
+    /// Removes what an earlier entry of the layer put there: the last one wins.
+    fn clear(&mut self, entry: &[u8], name: &[u8]) -> Result<(), ExtractError> {
+        match rfs::unlinkat(self.current(), path(name), AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(Errno::ISDIR) => {
+                remove_tree(self.current(), name).map_err(failed(entry, "replacing a directory"))
+            }
+            Err(errno) => Err(failed(entry, "replacing")(errno)),
+        }
+    }
+
+    /// A directory, kept when it is there already; true when it is new.
+    pub(crate) fn make_dir(&mut self, entry: &[u8], _dir: &[u8], name: &[u8]) -> Result<bool, ExtractError> {
+        let mode = Mode::from_raw_mode(0o700);
+        match rfs::mkdirat(self.current(), path(name), mode) {
+            Ok(()) => return Ok(true),
+            Err(Errno::EXIST) => {}
+            Err(errno) => return Err(failed(entry, "making a directory")(errno)),
+        }
+        let is_dir = rfs::statat(self.current(), path(name), AtFlags::SYMLINK_NOFOLLOW)
+            .is_ok_and(|s| FileType::from_raw_mode(s.st_mode) == FileType::Directory);
+        if is_dir {
+            return Ok(false);
+        }
+        // A directory over a whiteout of the same layer hides what is below it.
+        let hides = is_whiteout(self.current(), name);
+        self.clear(entry, name)?;
+        rfs::mkdirat(self.current(), path(name), mode).map_err(failed(entry, "making a directory"))?;
+        if hides {
+            let opened = open_beneath(self.current(), name, OFlags::RDONLY).map_err(failed(entry, "opening it"))?;
+            set_opaque(entry, opened.as_fd())?;
+        }
+        Ok(true)
+    }
+
+    pub(crate) fn dir_attributes(&mut self, entry: &[u8], dir: &[u8], to: &Attributes<'_>) -> Result<(), ExtractError> {
+        let opened =
+            open_beneath(self.root.as_fd(), dir, OFlags::RDONLY).map_err(failed(entry, "opening the directory"))?;
+        set_attributes(entry, opened.as_fd(), to)
+    }
+
+    pub(crate) fn dir_time(&self, dir: &[u8], mtime: (i64, u32)) -> Result<(), ExtractError> {
+        match open_beneath(self.root.as_fd(), dir, OFlags::RDONLY) {
+            Ok(opened) => rfs::futimens(&opened, &times(mtime)).map_err(failed(dir, "setting the directory's time")),
+            // A later entry replaced it.
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(()),
+            Err(errno) => Err(failed(dir, "opening the directory")(errno)),
+        }
+    }
+
+    pub(crate) fn is_dir(&self, dir: &[u8]) -> bool {
+        open_beneath(self.root.as_fd(), dir, OFlags::PATH).is_ok()
+    }
+
+    pub(crate) fn make_opaque(&mut self, entry: &[u8], dir: &[u8]) -> Result<(), ExtractError> {
+        let opened =
+            open_beneath(self.root.as_fd(), dir, OFlags::RDONLY).map_err(failed(entry, "opening the directory"))?;
+        set_opaque(entry, opened.as_fd())
+    }
+
+    /// A whiteout; true when it is new. Over an entry of the same layer only the lower layers are hidden.
+    pub(crate) fn whiteout(&mut self, entry: &[u8], _dir: &[u8], hidden: &[u8]) -> Result<bool, ExtractError> {
+        if hidden.len() > 255 {
+            return Err(ExtractError::malformed(&lossy(entry), "name is too long"));
+        }
+        match rfs::mknodat(self.current(), path(hidden), FileType::CharacterDevice, Mode::empty(), 0) {
+            Ok(()) => Ok(true),
+            Err(Errno::EXIST) => {
+                if let Ok(opened) = open_beneath(self.current(), hidden, OFlags::RDONLY) {
+                    set_opaque(entry, opened.as_fd())?;
+                }
+                Ok(false)
+            }
+            Err(errno) => Err(failed(entry, "making a whiteout")(errno)),
+        }
+    }
+
+    /// A regular file; gives its bytes on disk.
+    pub(crate) fn file<R: Read>(
+        &mut self,
+        tar: &mut TarReader<'_, R>,
+        entry: &Entry,
+        _dir: &[u8],
+        name: &[u8],
+    ) -> Result<u64, ExtractError> {
+        let create = |at: BorrowedFd<'_>| {
+            rfs::openat(
+                at,
+                path(name),
+                OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+                Mode::from_raw_mode(0o600),
+            )
+        };
+        let opened = match create(self.current()) {
+            Err(Errno::EXIST) => {
+                self.clear(&entry.name, name)?;
+                create(self.current())
+            }
+            other => other,
+        };
+        let mut file = File::from(opened.map_err(failed(&entry.name, "making the file"))?);
+        let stored = match &entry.extents {
+            None => self.copy(tar, &mut file, entry, entry.size)?,
+            Some(extents) => {
+                let seek = |file: &mut File, at| {
+                    file.seek(SeekFrom::Start(at)).map(drop).map_err(|e| io_failed(&entry.name, "seeking", e))
+                };
+                let mut stored = 0;
+                for extent in extents {
+                    seek(&mut file, extent.offset)?;
+                    stored += self.copy(tar, &mut file, entry, extent.length)?;
+                }
+                file.set_len(entry.size).map_err(|e| io_failed(&entry.name, "setting the size", e))?;
+                stored
+            }
+        };
+        set_attributes(&entry.name, file.as_fd(), &Attributes::of(entry))?;
+        rfs::futimens(&file, &times(entry.mtime)).map_err(failed(&entry.name, "setting the time"))?;
+        Ok(stored)
+    }
+
+    fn copy<R: Read>(
+        &mut self,
+        tar: &mut TarReader<'_, R>,
+        file: &mut File,
+        entry: &Entry,
+        length: u64,
+    ) -> Result<u64, ExtractError> {
+        let mut left = length;
+        while left > 0 {
+            let want = usize::try_from(left).unwrap_or(usize::MAX).min(BUFFER);
+            let got = tar.read_data(&mut self.buffer[..want])?;
+            if got == 0 {
+                return Err(ExtractError::malformed(&lossy(&entry.name), "has less data than its size"));
+            }
+            file.write_all(&self.buffer[..got]).map_err(|e| io_failed(&entry.name, "writing", e))?;
+            left -= got as u64;
+        }
+        Ok(length.next_multiple_of(4096))
+    }
+
+    /// False when the target does not exist in this layer.
+    pub(crate) fn hard_link(
+        &mut self,
+        entry: &[u8],
+        _dir: &[u8],
+        name: &[u8],
+        target_dir: &[u8],
+        target: &[u8],
+    ) -> Result<bool, ExtractError> {
+        let from = match open_beneath(self.root.as_fd(), target_dir, OFlags::PATH) {
+            Err(Errno::NOENT) => return Ok(false),
+            other => other.map_err(failed(entry, "opening the link's target"))?,
+        };
+        match rfs::statat(&from, path(target), AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => return Ok(false),
+            Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {
+                return Err(ExtractError::malformed(&lossy(entry), "hard link to a directory"));
+            }
+            Ok(_) if is_whiteout(from.as_fd(), target) => {
+                return Err(ExtractError::malformed(&lossy(entry), "hard link to a whiteout"));
+            }
+            Ok(_) => {}
+            Err(errno) => return Err(failed(entry, "looking at the link's target")(errno)),
+        }
+        self.clear(entry, name)?;
+        match rfs::linkat(&from, path(target), self.current(), path(name), AtFlags::empty()) {
+            Ok(()) => Ok(true),
+            Err(Errno::NOENT) => Ok(false),
+            Err(Errno::MLINK) => Err(ExtractError::malformed(&lossy(entry), "too many hard links to one file")),
+            Err(errno) => Err(failed(entry, "making a hard link")(errno)),
+        }
+    }
+
+    /// A symbolic link, fifo or device node.
+    pub(crate) fn special(&mut self, entry: &Entry, _dir: &[u8], name: &[u8]) -> Result<(), ExtractError> {
+        self.clear(&entry.name, name)?;
+        let at = self.current();
+        let node = |kind, device| rfs::mknodat(at, path(name), kind, Mode::from_raw_mode(0o600), device);
+        let device = rfs::makedev(entry.device.0, entry.device.1);
+        let made = match entry.kind {
+            Kind::Symlink if entry.link.is_empty() => {
+                return Err(ExtractError::malformed(&lossy(&entry.name), "symbolic link to nothing"));
+            }
+            Kind::Symlink => rfs::symlinkat(path(&entry.link), at, path(name)),
+            Kind::Char => node(FileType::CharacterDevice, device),
+            Kind::Block => node(FileType::BlockDevice, device),
+            _ => node(FileType::Fifo, 0),
+        };
+        made.map_err(failed(&entry.name, "making it"))?;
+        rfs::chownat(
+            at,
+            path(name),
+            Some(Uid::from_raw(entry.uid)),
+            Some(Gid::from_raw(entry.gid)),
+            AtFlags::SYMLINK_NOFOLLOW,
+        )
+        .map_err(failed(&entry.name, "setting the owner"))?;
+        if entry.kind != Kind::Symlink {
+            // Follows, but nobody else can reach the node that was made a moment ago.
+            rfs::chmodat(at, path(name), Mode::from_raw_mode(entry.mode), AtFlags::empty())
+                .map_err(failed(&entry.name, "setting the mode"))?;
+        }
+        rfs::utimensat(at, path(name), &times(entry.mtime), AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(failed(&entry.name, "setting the time"))
+    }
+}
+
+fn io_failed(entry: &[u8], operation: &'static str, source: io::Error) -> ExtractError {
+    ExtractError::Io { entry: lossy(entry), operation, source }
+}
+
+fn times((seconds, nanos): (i64, u32)) -> Timestamps {
+    let time = Timespec { tv_sec: seconds, tv_nsec: i64::from(nanos) };
+    Timestamps { last_access: time, last_modification: time }
+}
+
+pub(crate) fn is_whiteout(at: BorrowedFd<'_>, name: &[u8]) -> bool {
+    rfs::statat(at, path(name), AtFlags::SYMLINK_NOFOLLOW)
+        .is_ok_and(|s| FileType::from_raw_mode(s.st_mode) == FileType::CharacterDevice && s.st_rdev == 0)
+}
+
+fn set_opaque(entry: &[u8], dir: BorrowedFd<'_>) -> Result<(), ExtractError> {
+    rfs::fsetxattr(dir, c"user.overlay.opaque", b"y", XattrFlags::empty())
+        .map_err(failed(entry, "marking its directory opaque (user.* attributes are needed)"))
+}
+
+/// The attributes of images that we keep: users' own, and file capabilities.
+fn keeps_xattr(name: &[u8]) -> bool {
+    name == b"security.capability"
+        || name.starts_with(b"user.") && !name.starts_with(b"user.overlay.") && name.len() <= 255
+}
+
+/// Owner before mode and capabilities: chown clears them.
+fn set_attributes(entry: &[u8], fd: BorrowedFd<'_>, to: &Attributes<'_>) -> Result<(), ExtractError> {
+    rfs::fchown(fd, Some(Uid::from_raw(to.uid)), Some(Gid::from_raw(to.gid)))
+        .map_err(failed(entry, "setting the owner"))?;
+    rfs::fchmod(fd, Mode::from_raw_mode(to.mode)).map_err(failed(entry, "setting the mode"))?;
+    for (name, value) in to.xattrs.iter().filter(|(name, _)| keeps_xattr(name)) {
+        match rfs::fsetxattr(fd, path(name), value, XattrFlags::empty()) {
+            Ok(()) | Err(Errno::NOTSUP) => {}
+            Err(Errno::INVAL | Errno::RANGE | Errno::TOOBIG) => {
+                return Err(ExtractError::malformed(&lossy(entry), "has an extended attribute that is not valid"));
+            }
+            Err(errno) => return Err(failed(entry, "setting an extended attribute")(errno)),
+        }
+    }
+    Ok(())
+}
+
+/// Removes a directory and all in it, following nothing. Depth is bounded by the limit on names.
+fn remove_tree(at: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
+    let path = PathBuf::from(format!("/proc/self/fd/{}", at.as_raw_fd())).join(path(name));
+    // The first component is our descriptor; the last one is not followed, nor is anything below it.
+    std::fs::remove_dir_all(path).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))
+}
