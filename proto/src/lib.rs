@@ -4,6 +4,7 @@
 //! - [`agent`]: the daemon to the agent, gRPC (feature `agent`).
 //! - [`monitor`]: the daemon to the monitor, JSON over a unix seqpacket socket.
 //! - [`sink`]: the daemon to whatever writes container logs on the node.
+//! - [`supervisor`]: how a host pod's agent is started, JSON from a descriptor.
 //! - [`logline`]: the log file format that the kubelet reads.
 //!
 //! Nothing here depends on another crate of ours.
@@ -16,3 +17,4 @@ pub mod logline;
 pub mod monitor;
 pub mod packet;
 pub mod sink;
+pub mod supervisor;

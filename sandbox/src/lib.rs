@@ -1,1 +1,21 @@
+//! What a pod runs in: start it, find it again after a restart, stop it, tell what it can do.
+//!
+//! ```text
+//!  Runtime ── launch(PodSpec) ──► Pod ── agent(): the agent's API, whatever the kind
+//!     │                            ├──── export(): a directory of the node, as the agent sees it
+//!     ├── adopt(id) ──► Pod | End  ├──── open_log(): where a container's output goes
+//!     └── remove(id): idempotent   └──── ended(): how and when it ended by itself
+//! ```
+//!
+//! It knows nothing of CRI or of images. Everything that it needs to find a pod again is in
+//! `<run_dir>/pods/<id>/`, so it outlives the daemon and goes with the node's reboot, like the pod.
 
+mod error;
+mod pod;
+mod runtime;
+mod spec;
+
+pub use error::SandboxError;
+pub use pod::{End, Pod};
+pub use runtime::{Adopted, Runtime, Timeline};
+pub use spec::{CniConfig, Config, Kind, NetworkSpec, NetworkStatus, PodSpec, PortMapping, Protocol, VmConfig, VmSize};

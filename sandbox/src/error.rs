@@ -1,0 +1,43 @@
+//! Why a sandbox could not do what it was asked.
+
+use std::error::Error;
+
+/// Sorted by what a caller can do about it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SandboxError {
+    /// This node cannot run pods of the kind (gRPC: FailedPrecondition).
+    #[error("this node cannot run {kind} pods: {reason}")]
+    Unusable {
+        /// `vm` or `host`.
+        kind: &'static str,
+        /// What is missing and what to do.
+        reason: String,
+    },
+    /// The specification contradicts itself or the kind (gRPC: InvalidArgument).
+    #[error("{0}")]
+    Invalid(String),
+    /// The pod has ended already (gRPC: FailedPrecondition).
+    #[error("pod {id} does not run")]
+    Ended {
+        /// Its id.
+        id: String,
+    },
+    /// A step of the work failed; what came before it was undone (gRPC: Internal).
+    #[error("cannot {step}")]
+    Step {
+        /// What failed, on what: "add the pod to network lab: plugin bridge".
+        step: String,
+        /// Why.
+        #[source]
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// A step took too long (gRPC: DeadlineExceeded).
+    #[error("gave up on {step} after {seconds} s")]
+    TimedOut {
+        /// What did not end.
+        step: String,
+        /// The limit.
+        seconds: u64,
+    },
+}

@@ -1,0 +1,138 @@
+//! What the callers say: configuration of the node, and of one pod.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// What a pod runs in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// A microVM of its own.
+    Vm,
+    /// Namespaces and cgroups on the node's kernel.
+    Host,
+}
+
+/// The node, as sandboxes need to know it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Volatile state, `/run/cofferdam`: pods are below `pods/`.
+    pub run_dir: PathBuf,
+    /// Lasting state, `/var/lib/cofferdam`: pods' writable layers and disks are below `pods/`.
+    pub state_dir: PathBuf,
+    /// Mount point of cgroup v2, `/sys/fs/cgroup`.
+    pub cgroup_root: PathBuf,
+    /// The agent, for host pods (static program).
+    pub agent: PathBuf,
+    /// microVMs.
+    pub vm: VmConfig,
+    /// Networks.
+    pub cni: CniConfig,
+}
+
+/// What microVMs are made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VmConfig {
+    /// The monitor program.
+    pub monitor: PathBuf,
+    /// Uncompressed guest kernel.
+    pub kernel: PathBuf,
+    /// Initramfs with the agent.
+    pub initramfs: PathBuf,
+    /// Template of the pod's disk, a sparse file.
+    pub disk_template: PathBuf,
+    /// Added to the guest's kernel command line.
+    pub kernel_args: String,
+    /// How long a guest's agent may take to answer first.
+    pub boot_timeout: Duration,
+}
+
+/// Where CNI's plugins and configurations are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CniConfig {
+    /// Directories of plugins, searched in order.
+    pub bin_dirs: Vec<PathBuf>,
+    /// Directory of configurations; the first `.conflist`, `.conf` or `.json` by name counts, read anew each time.
+    pub conf_dir: PathBuf,
+    /// How long one plugin may take.
+    pub plugin_timeout: Duration,
+}
+
+/// Size of a microVM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmSize {
+    /// vCPUs.
+    pub vcpus: u8,
+    /// Guest memory, MiB.
+    pub memory_mib: u32,
+}
+
+/// One pod to launch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodSpec {
+    /// 64 hex digits.
+    pub id: String,
+    /// What it runs in.
+    pub kind: Kind,
+    /// Size, for [`Kind::Vm`].
+    pub vm: VmSize,
+    /// Parent cgroup below the root (`/kubepods/...`); the pod's is `<cgroup_parent>/<id>`.
+    pub cgroup_parent: String,
+    /// Host name inside.
+    pub hostname: String,
+    /// Content of `/etc/resolv.conf` in containers; empty leaves the image's.
+    pub resolv_conf: String,
+    /// Network. Absent: the node's own network namespace ([`Kind::Host`] only).
+    pub network: Option<NetworkSpec>,
+    /// Sysctls of the pod, name to value; already checked against the allow-list.
+    pub sysctls: BTreeMap<String, String>,
+    /// Share the node's pid namespace ([`Kind::Host`] only).
+    pub node_pid: bool,
+    /// Share the node's ipc namespace ([`Kind::Host`] only).
+    pub node_ipc: bool,
+}
+
+/// What CNI is told of a pod.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkSpec {
+    /// `CNI_ARGS`, e.g. `K8S_POD_NAME` to its value.
+    pub args: BTreeMap<String, String>,
+    /// Host ports, for plugins with the `portMappings` capability.
+    pub port_mappings: Vec<PortMapping>,
+}
+
+/// One host port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortMapping {
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// Port in the pod.
+    pub container_port: u16,
+    /// Port on the node.
+    pub host_port: u16,
+    /// Address on the node; empty is any.
+    pub host_ip: String,
+}
+
+/// Transport protocol of a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// SCTP.
+    Sctp,
+}
+
+/// What CNI answered.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkStatus {
+    /// Addresses of the pod, the primary one first.
+    pub addresses: Vec<IpAddr>,
+}
