@@ -1,0 +1,309 @@
+#!/usr/bin/env python3
+"""Builds the test images and writes them straight into a docker-registry's storage folder.
+
+    e2e/node/make-images.py BUSYBOX PAUSE STORAGE
+
+Deterministic: the same programs give the same digests. The suites (e2e/suite) say what they expect of each image.
+"""
+import gzip
+import hashlib
+import io
+import json
+import random
+import struct
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+PATH_VARIABLE = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+OCI = "application/vnd.oci.image."
+DOCKER = "application/vnd.docker."
+DAY = 86400
+
+PASSWD = """\
+root:x:0:0:root:/root:/bin/sh
+daemon:x:1:1:daemon:/usr/sbin:/bin/false
+bin:x:2:2:bin:/bin:/bin/false
+www-data:x:33:33:www-data:/var/www:/bin/false
+nobody:x:65534:65534:nobody:/home:/bin/false
+"""
+GROUP = "root:x:0:\ndaemon:x:1:\nbin:x:2:\ntty:x:5:\nwww-data:x:33:\nusers:x:100:\nnobody:x:65534:\n"
+
+
+class Layer:
+    """One layer's tar, in the order of the calls."""
+
+    def __init__(self):
+        self.bytes = io.BytesIO()
+        self.tar = tarfile.open(fileobj=self.bytes, mode="w", format=tarfile.PAX_FORMAT)
+
+    def add(self, name, kind, mode, data=b"", **attributes):
+        entry = tarfile.TarInfo(name)
+        entry.type, entry.mode, entry.size = kind, mode, len(data)
+        for key, value in attributes.items():
+            setattr(entry, key, value)
+        self.tar.addfile(entry, io.BytesIO(data) if data else None)
+
+    def folder(self, name, mode=0o755, **attributes):
+        self.add(name + "/", tarfile.DIRTYPE, mode, **attributes)
+
+    def file(self, name, data=b"", mode=0o644, **attributes):
+        self.add(name, tarfile.REGTYPE, mode, data.encode() if isinstance(data, str) else data, **attributes)
+
+    def hardlink(self, name, to):
+        self.add(name, tarfile.LNKTYPE, 0o755, linkname=to)
+
+    def symlink(self, name, to):
+        self.add(name, tarfile.SYMTYPE, 0o777, linkname=to)
+
+    def whiteout(self, name):
+        parent, _, leaf = name.rpartition("/")
+        self.file(f"{parent}/.wh.{leaf}" if parent else f".wh.{leaf}")
+
+    def opaque(self, folder):
+        self.file(f"{folder}/.wh..wh..opq")
+
+    def raw(self):
+        self.tar.close()
+        return self.bytes.getvalue()
+
+
+def digest(data):
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+class Registry:
+    """The storage folder of docker-registry (the file system driver's layout, version 2)."""
+
+    def __init__(self, storage):
+        self.root = Path(storage) / "docker/registry/v2"
+
+    def blob(self, data):
+        name = digest(data)
+        path = self.root / "blobs/sha256" / name[7:9] / name[7:] / "data"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        return name
+
+    def link(self, repository, where, name):
+        path = self.root / "repositories" / repository / where / "link"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+
+    def push_blob(self, repository, data, kind):
+        name = self.blob(data)
+        self.link(repository, f"_layers/sha256/{name[7:]}", name)
+        return {"mediaType": kind, "digest": name, "size": len(data)}
+
+    def push_manifest(self, repository, tag, manifest):
+        data = json.dumps(manifest, sort_keys=True).encode()
+        name = self.blob(data)
+        self.link(repository, f"_manifests/revisions/sha256/{name[7:]}", name)
+        if tag:
+            self.link(repository, f"_manifests/tags/{tag}/current", name)
+            self.link(repository, f"_manifests/tags/{tag}/index/sha256/{name[7:]}", name)
+        return {"mediaType": manifest["mediaType"], "digest": name, "size": len(data)}
+
+
+def pack(raw, how):
+    if how == "gzip":
+        return gzip.compress(raw, 6, mtime=0)
+    if how == "zstd":
+        return subprocess.run(["zstd", "-q", "-9", "-c"], input=raw, stdout=subprocess.PIPE, check=True).stdout
+    return raw
+
+
+def push(registry, repository, tag, layers, settings, how="gzip", docker=False, architecture="amd64"):
+    """Pushes an image of raw layer tars and returns its manifest's descriptor."""
+    config = {
+        "architecture": architecture,
+        "os": "linux",
+        "created": "1970-01-01T00:00:00Z",
+        "config": {"Env": [PATH_VARIABLE], **settings},
+        "rootfs": {"type": "layers", "diff_ids": [digest(raw) for raw in layers]},
+    }
+    if docker:
+        kinds = (DOCKER + "distribution.manifest.v2+json", DOCKER + "container.image.v1+json", DOCKER + "image.rootfs.diff.tar.gzip")
+    else:
+        kinds = (OCI + "manifest.v1+json", OCI + "config.v1+json", OCI + "layer.v1.tar" + {"gzip": "+gzip", "zstd": "+zstd", "plain": ""}[how])
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": kinds[0],
+        "config": registry.push_blob(repository, json.dumps(config, sort_keys=True).encode(), kinds[1]),
+        "layers": [registry.push_blob(repository, pack(raw, how), kinds[2]) for raw in layers],
+    }
+    descriptor = registry.push_manifest(repository, tag, manifest)
+    packed = sum(layer["size"] for layer in manifest["layers"])
+    print(f"{repository}:{tag or descriptor['digest']}  {len(layers)} layers, {packed / 1e6:.1f} MB packed", file=sys.stderr)
+    return descriptor
+
+
+def base_layer(busybox, applets):
+    """busybox with hard-linked applets, as Docker's official image has them."""
+    layer = Layer()
+    for name in ["bin", "dev", "etc", "home", "proc", "run", "sys", "usr", "usr/bin", "usr/sbin", "var", "var/lib", "var/run", "var/www"]:
+        layer.folder(name)
+    layer.folder("root", 0o700)
+    layer.folder("tmp", 0o1777)
+    layer.file("bin/busybox", busybox, 0o755)
+    for applet in applets:
+        layer.hardlink(f"bin/{applet}", "bin/busybox")
+    layer.file("etc/passwd", PASSWD)
+    layer.file("etc/group", GROUP)
+    layer.file("etc/shadow", "root:*:0:0:99999:7:::\n", 0o640)
+    return layer.raw()
+
+
+CHECK = """\
+wrong=0
+is() { [ "$2" = "$3" ] || { echo "$1 is '$2', not '$3'"; wrong=1; }; }
+gone() { [ ! -e "$1" ] && [ ! -L "$1" ] || { echo "$1 should be gone"; wrong=1; }; }
+names() { ls -A "$1" | tr '\\n' ' '; }
+is 'a kept file' "$(cat /data/kept)" kept
+is 'a replaced file' "$(cat /data/replaced)" 'of layer 3'
+gone /data/removed
+gone /data/removed-folder
+is 'a folder removed and made again' "$(names /data/again)" 'new '
+is 'an opaque folder' "$(names /opaque)" 'new '
+is 'an opaque folder further down' "$(names /deep/a/b)" 'third '
+is 'its neighbour' "$(names /deep/a)" 'b kept '
+is 'a file in place of a folder' "$(cat /swap/folder)" 'now a file'
+is 'a folder in place of a file' "$(names /swap/file)" 'now-a-folder '
+is 'a symbolic link' "$(readlink /links/soft)" ../data/kept
+is 'what it leads to' "$(cat /links/soft)" kept
+is 'an absolute symbolic link' "$(cat /links/absolute)" kept
+is 'a hard link in one layer' "$(stat -c %h:%i /links/one)" "2:$(stat -c %i /links/two)"
+is 'a hard link to a lower layer' "$(cat /links/lower)" 'linked from above'
+is 'a hard link in place of a lower file' "$(cat /links/late-one)$(cat /links/late-two)" 'late late '
+is 'an owner' "$(stat -c %u:%g:%a /owned)" 1234:4321:640
+is 'a large owner' "$(stat -c %u:%g /owned-large)" 3000000:3000001
+is 'a sticky folder' "$(stat -c %a /tmp)" 1777
+is 'a set-user-id program' "$(stat -c %a:%u /suid/id)" 4755:0
+is 'its effect' "$(chpst -u www-data /suid/id -u)" 0
+is 'a time' "$(stat -c %Y /owned)" 86400
+is 'a device node' "$(stat -c %F:%t:%T /special/null)" 'character special file:1:3'
+is 'a fifo' "$(stat -c %F /special/fifo)" fifo
+is 'a long name' "$(cat /long/*/*/name)" long
+is 'a name in UTF-8' "$(cat /data/grüße)" umlaut
+is 'an empty file' "$(stat -c %s /data/empty)" 0
+is 'capabilities of a file' "$(chpst -u www-data /capable/grep CapEff /proc/self/status)" "$(printf 'CapEff:\\t0000000000000001')"
+[ $wrong = 0 ] && echo 'all as built'
+"""
+
+
+def many_layers(base, busybox):
+    """Layers that remove, replace, hide and link what lower ones brought."""
+    second = Layer()
+    for name in ["data", "data/removed-folder", "data/again", "opaque", "deep", "deep/a", "deep/a/b", "swap", "swap/folder", "links", "special", "suid", "capable"]:
+        second.folder(name)
+    second.file("data/kept", "kept")
+    second.file("data/replaced", "of layer 2, and longer than that of layer 3")
+    second.file("data/removed", "still here?")
+    second.file("data/removed-folder/file", "still here?")
+    second.file("data/again/old", "old")
+    second.file("data/empty")
+    second.file("data/grüße", "umlaut")
+    second.file("opaque/old", "old")
+    second.file("deep/a/kept", "kept")
+    second.file("deep/a/b/first", "first")
+    second.file("swap/folder/inside", "inside")
+    second.file("swap/file", "file")
+    second.file("links/one", "one")
+    second.hardlink("links/two", "links/one")
+    second.file("links/base", "linked from above")
+    second.file("links/late-one", "early ")
+    second.symlink("links/soft", "../data/kept")
+    second.symlink("links/absolute", "/data/kept")
+    second.file("owned", "owned", 0o640, uid=1234, gid=4321, mtime=DAY)
+    second.file("owned-large", "owned", uid=3_000_000, gid=3_000_001)
+    second.add("special/null", tarfile.CHRTYPE, 0o666, devmajor=1, devminor=3)
+    second.add("special/fifo", tarfile.FIFOTYPE, 0o644)
+    second.file("suid/id", busybox, 0o4755)
+    # struct vfs_ns_cap_data, revision 2 with the effective flag: CAP_CHOWN is bit 0.
+    capable = struct.pack("<IIIII", 0x02000001, 1, 0, 0, 0)
+    second.file("capable/grep", busybox, 0o755, pax_headers={"SCHILY.xattr.security.capability": capable.decode("utf-8")})
+    for part in ["long", "long/" + "x" * 120, "long/" + "x" * 120 + "/" + "y" * 120]:
+        second.folder(part)
+    second.file("long/" + "x" * 120 + "/" + "y" * 120 + "/name", "long")
+
+    third = Layer()
+    third.whiteout("data/removed")
+    third.whiteout("data/removed-folder")
+    third.whiteout("data/again")
+    third.file("data/replaced", "of layer 3")
+    third.folder("opaque")
+    third.file("opaque/new", "new")
+    third.opaque("opaque")  # after its content: order must not matter
+    third.file("deep/a/b/second", "second")
+    third.whiteout("swap/folder")
+    third.file("swap/folder", "now a file")
+    third.whiteout("swap/file")
+    third.folder("swap/file")
+    third.file("swap/file/now-a-folder", "yes")
+    third.hardlink("links/lower", "links/base")
+
+    fourth = Layer()
+    fourth.folder("data/again")
+    fourth.file("data/again/new", "new")
+    fourth.opaque("deep/a/b")
+    fourth.file("deep/a/b/third", "third")
+    fourth.file("links/late-two", "late ")
+    fourth.hardlink("links/late-one", "links/late-two")
+    fourth.file("check.sh", CHECK, 0o755)
+    return [base, second.raw(), third.raw(), fourth.raw()]
+
+
+def big_layer(seed, packed_mb, text_mb):
+    """Files of many sizes, some random and some text: what unpacking costs depends on both."""
+    source = random.Random(seed)
+    words = ["".join(source.choices("abcdefghijklmnopqrstuvwxyz", k=source.randint(2, 9))) for _ in range(4000)]
+    sizes = [2_000, 12_000, 40_000, 150_000, 1_000_000]
+    layer = Layer()
+    layer.folder(f"big-{seed}")
+    for kind, total in [("random", packed_mb), ("text", text_mb)]:
+        left, number = total * 1_000_000, 0
+        while left > 0:
+            size = min(left, source.choice(sizes))
+            data = source.randbytes(size) if kind == "random" else " ".join(source.choices(words, k=size // 6 + 1)).encode()[:size]
+            layer.file(f"big-{seed}/{kind}-{number:05}", data)
+            left -= len(data)
+            number += 1
+    return layer.raw()
+
+
+def main():
+    busybox_path, pause_path, storage = sys.argv[1:]
+    busybox = Path(busybox_path).read_bytes()
+    listed = subprocess.run([busybox_path, "--list"], stdout=subprocess.PIPE, check=True, text=True).stdout
+    base = base_layer(busybox, [applet for applet in listed.split() if applet != "busybox"])
+    registry = Registry(storage)
+    shell = {"Cmd": ["sh"]}
+
+    def image(name, layers, settings=None, **options):
+        return push(registry, f"cofferdam/{name}", "1", layers, settings or shell, **options)
+
+    image("busybox", [base])
+    image("zstd", [base], how="zstd")
+    image("plain", [base], how="plain")
+    image("docker-v2", [base], docker=True)
+    image("user-numeric", [base], {**shell, "User": "1002:1003"})
+    image("user-named", [base], {**shell, "User": "www-data"})
+    image("layers", many_layers(base, busybox))
+    image("big", [base] + [big_layer(seed, 23, 12) for seed in range(1, 5)])
+
+    pause = Layer()
+    pause.file("pause", Path(pause_path).read_bytes(), 0o755)
+    image("pause", [pause.raw()], {"Entrypoint": ["/pause"], "User": "65535:65535"})
+
+    # A list of two platforms: the other one's image has no program that this machine could run.
+    other = Layer()
+    other.file("readme", "this image is for another architecture\n")
+    entries = []
+    for architecture, layers in [("arm64", [other.raw()]), ("amd64", [base])]:
+        descriptor = push(registry, "cofferdam/multi", None, layers, shell, architecture=architecture)
+        entries.append({**descriptor, "platform": {"architecture": architecture, "os": "linux"}})
+    registry.push_manifest("cofferdam/multi", "1", {"schemaVersion": 2, "mediaType": OCI + "index.v1+json", "manifests": entries})
+
+
+main()
