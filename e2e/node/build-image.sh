@@ -14,7 +14,7 @@ root=$(./build-root.sh)
 busybox=$(./build-busybox.sh)
 tools=$(./build-tools.sh)
 
-image=$cache/node-image-$(printf '%s\n' "$root" "$busybox" "$tools" | cat - <(hash_of build-image.sh overlay make-images.py pause.c) | sha256sum | cut -c1-16)
+image=$cache/node-image-$(printf '%s\n' "$root" "$busybox" "$tools" | cat - <(hash_of build-image.sh overlay make-images.py programs) | sha256sum | cut -c1-16)
 lock node-image
 if [ ! -f "$image/disk.img" ]; then
     rm -rf "$image.new" "$image.root"
@@ -55,10 +55,14 @@ if [ ! -f "$image/disk.img" ]; then
     wants multi-user.target docker-registry /usr/lib/systemd/system
     ln -sf /usr/lib/systemd/system/multi-user.target "$node/etc/systemd/system/default.target"
 
-    gcc -Os -static -s -o "$image.new/pause" pause.c || die "cannot compile pause.c; run e2e/node/setup-host.sh"
+    for source in programs/*.c; do
+        program=$(basename "$source" .c)
+        mkdir -p "$image.new/programs"
+        gcc -Os -static -s -o "$image.new/programs/$program" "$source" || die "cannot compile $source; run e2e/node/setup-host.sh"
+    done
     in_time "building the test images into the node's registry" "$cache/test-images.log" \
-        python3 make-images.py "$busybox" "$image.new/pause" "$node/var/lib/docker-registry" || die "make-images.py"
-    rm "$image.new/pause"
+        python3 make-images.py "$busybox" "$image.new/programs" "$node/var/lib/docker-registry" || die "make-images.py"
+    rm -r "$image.new/programs"
     chroot "$node" chown -R docker-registry: /var/lib/docker-registry
 
     release=$(ls "$node/usr/lib/modules")

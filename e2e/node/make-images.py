@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Builds the test images and writes them straight into a docker-registry's storage folder.
 
-    e2e/node/make-images.py BUSYBOX PAUSE STORAGE
+    e2e/node/make-images.py BUSYBOX PROGRAMS STORAGE
 
-Deterministic: the same programs give the same digests. The suites (e2e/suite) say what they expect of each image.
+PROGRAMS is a folder with the compiled programs/*.c. Deterministic: the same programs give the same digests. The suites (e2e/suite) say what they expect of each image.
 """
 import gzip
 import hashlib
@@ -179,8 +179,8 @@ is 'a hard link in place of a lower file' "$(cat /links/late-one)$(cat /links/la
 is 'an owner' "$(stat -c %u:%g:%a /owned)" 1234:4321:640
 is 'a large owner' "$(stat -c %u:%g /owned-large)" 3000000:3000001
 is 'a sticky folder' "$(stat -c %a /tmp)" 1777
-is 'a set-user-id program' "$(stat -c %a:%u /suid/id)" 4755:0
-is 'its effect' "$(chpst -u www-data /suid/id -u)" 0
+is 'a set-user-id program' "$(stat -c %a:%u /suid/euid)" 4755:0
+is 'its effect' "$(chpst -u www-data /suid/euid)" 0
 is 'a time' "$(stat -c %Y /owned)" 86400
 is 'a device node' "$(stat -c %F:%t:%T /special/null)" 'character special file:1:3'
 is 'a fifo' "$(stat -c %F /special/fifo)" fifo
@@ -192,7 +192,7 @@ is 'capabilities of a file' "$(chpst -u www-data /capable/grep CapEff /proc/self
 """
 
 
-def many_layers(base, busybox):
+def many_layers(base, busybox, euid):
     """Layers that remove, replace, hide and link what lower ones brought."""
     second = Layer()
     for name in ["data", "data/removed-folder", "data/again", "opaque", "deep", "deep/a", "deep/a/b", "swap", "swap/folder", "links", "special", "suid", "capable"]:
@@ -219,7 +219,7 @@ def many_layers(base, busybox):
     second.file("owned-large", "owned", uid=3_000_000, gid=3_000_001)
     second.add("special/null", tarfile.CHRTYPE, 0o666, devmajor=1, devminor=3)
     second.add("special/fifo", tarfile.FIFOTYPE, 0o644)
-    second.file("suid/id", busybox, 0o4755)
+    second.file("suid/euid", euid, 0o4755)
     # struct vfs_ns_cap_data, revision 2 with the effective flag: CAP_CHOWN is bit 0.
     capable = struct.pack("<IIIII", 0x02000001, 1, 0, 0, 0)
     second.file("capable/grep", busybox, 0o755, pax_headers={"SCHILY.xattr.security.capability": capable.decode("utf-8")})
@@ -273,7 +273,8 @@ def big_layer(seed, packed_mb, text_mb):
 
 
 def main():
-    busybox_path, pause_path, storage = sys.argv[1:]
+    busybox_path, programs, storage = sys.argv[1:]
+    programs = Path(programs)
     busybox = Path(busybox_path).read_bytes()
     listed = subprocess.run([busybox_path, "--list"], stdout=subprocess.PIPE, check=True, text=True).stdout
     base = base_layer(busybox, [applet for applet in listed.split() if applet != "busybox"])
@@ -281,26 +282,35 @@ def main():
     shell = {"Cmd": ["sh"]}
 
     def image(name, layers, settings=None, **options):
-        return push(registry, f"cofferdam/{name}", "1", layers, settings or shell, **options)
+        settings = {"Labels": {"cofferdam.image": name}, **(settings or shell)}
+        return push(registry, f"cofferdam/{name}", "1", layers, settings, **options)
+
+    def with_name(name):
+        """The base and a layer that no other image has: one that is shared is not unpacked again."""
+        layer = Layer()
+        layer.file("kind", name + "\n")
+        layer.file("unique", random.Random(name).randbytes(300_000))
+        return [base, layer.raw()]
 
     image("busybox", [base])
-    image("zstd", [base], how="zstd")
-    image("plain", [base], how="plain")
-    image("docker-v2", [base], docker=True)
+    image("zstd", with_name("zstd"), how="zstd")
+    image("plain", with_name("plain"), how="plain")
+    image("docker-v2", with_name("docker-v2"), docker=True)
+    image("victim", with_name("victim"))
     image("user-numeric", [base], {**shell, "User": "1002:1003"})
     image("user-named", [base], {**shell, "User": "www-data"})
-    image("layers", many_layers(base, busybox))
+    image("layers", many_layers(base, busybox, (programs / "euid").read_bytes()))
     image("big", [base] + [big_layer(seed, 23, 12) for seed in range(1, 5)])
 
     pause = Layer()
-    pause.file("pause", Path(pause_path).read_bytes(), 0o755)
+    pause.file("pause", (programs / "pause").read_bytes(), 0o755)
     image("pause", [pause.raw()], {"Entrypoint": ["/pause"], "User": "65535:65535"})
 
     # A list of two platforms: the other one's image has no program that this machine could run.
     other = Layer()
     other.file("readme", "this image is for another architecture\n")
     entries = []
-    for architecture, layers in [("arm64", [other.raw()]), ("amd64", [base])]:
+    for architecture, layers in [("arm64", [other.raw()]), ("amd64", with_name("multi"))]:
         descriptor = push(registry, "cofferdam/multi", None, layers, shell, architecture=architecture)
         entries.append({**descriptor, "platform": {"architecture": architecture, "os": "linux"}})
     registry.push_manifest("cofferdam/multi", "1", {"schemaVersion": 2, "mediaType": OCI + "index.v1+json", "manifests": entries})

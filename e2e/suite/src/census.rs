@@ -66,7 +66,7 @@ impl Census {
 fn is_the_plugins_own(line: &str) -> bool {
     line.ends_with("/last_reserved_ip.0")
         || line.ends_with("/lock")
-        || line == "lease /var/lib/cni/networks/lab"
+        || line == "lease /var/lib/cni/networks/pods"
         || line.starts_with("rule -A CNI-FORWARD -m comment")
         || line.starts_with("rule -A CNI-HOSTPORT")
         || line.starts_with("rule -A CNI-FORWARD -j CNI-ADMIN")
