@@ -12,19 +12,27 @@ say = @printf '\033[1m[make] %s\033[0m\n' "$(1)"
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: build ## Show a pod in a microVM, from pull to nothing left (does all its set-up)
+# The node's image is made beside the compilations.
+BESIDE := e2e/node/beside.sh $(MAKE) --no-print-directory
+
+demo: setup ## Show a pod in a microVM, from pull to nothing left (does all its set-up)
+	@$(BESIDE) build
 	@e2e/in-node.sh demo
 
-test: lint unit build ## Run every check and every test (does all its set-up); what CI runs
+test: setup ## Run every check and every test (does all its set-up); what CI runs
+	@$(BESIDE) lint unit build
 	@e2e/in-node.sh test
 
-bench: build ## Measure beside containerd + runc; writes docs/benchmarks.md and docs/benchmarks.json
+bench: setup ## Measure beside containerd + runc; writes docs/benchmarks.md and docs/benchmarks.json
+	@$(BESIDE) build
 	@e2e/in-node.sh bench
 
-node: build ## A shell in the node VM with Cofferdam running
+node: setup ## A shell in the node VM with Cofferdam running
+	@$(BESIDE) build
 	@e2e/in-node.sh shell
 
-e2e: build ## Only the tests in the node VM; TEST=name for some of them
+e2e: setup ## Only the tests in the node VM; TEST=name for some of them
+	@$(BESIDE) build
 	@e2e/in-node.sh test $(TEST)
 
 build: setup ## Build the product into target/dist

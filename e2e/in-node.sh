@@ -12,8 +12,7 @@ product=target/product
 say() { printf '\033[1m[%s] %s\033[0m\n' "$what" "$*"; }
 
 say "preparing the node's image (minutes the first time, then cached in ${COFFERDAM_CACHE:-$HOME/.cache/cofferdam})"
-e2e/node/build-tools.sh
-e2e/node/build-image.sh
+e2e/node/build-image.sh >/dev/null
 
 rm -rf "$product"
 mkdir -p "$product"
@@ -26,7 +25,7 @@ trap '"$node" stop >/dev/null 2>&1 || true' EXIT
 "$node" start --product "$product"
 "$node" wait
 say "installing Cofferdam in it and starting cofferdam.service"
-"$node" run 'cp -a --sparse=always /product/. / && systemctl daemon-reload && systemctl enable --quiet cofferdam && systemctl start cofferdam' || {
+"$node" run 'cp -a --no-preserve=ownership --sparse=always /product/. / && systemctl daemon-reload && systemctl enable --quiet cofferdam && systemctl start cofferdam' || {
     "$node" run 'journalctl -u cofferdam -o cat --no-pager | tail -30' || true
     say "cofferdam.service does not start; its journal is above"
     exit 1

@@ -83,5 +83,8 @@ if [ ! -f "$image/disk.img" ]; then
     rm -rf "$image.root" "$image"
     mv "$image.new" "$image"
     say "$(du -h "$image/disk.img" | cut -f1) of disk in $image"
+    # What nobody has used for two days will not be used again.
+    find "$cache" -maxdepth 1 -name 'node-image-*' ! -path "$image" -mtime +1 -exec rm -rf {} +
 fi
+touch "$image"
 echo "$image"
