@@ -7,7 +7,7 @@ pub const API_VERSION: u32 = 1;
 pub const VSOCK_PORT: u32 = 1024;
 
 /// vsock port on the node's side (CID 2) to which a guest's agent sends container logs; see [`crate::sink`].
-pub const LOG_VSOCK_PORT: u32 = 1025;
+pub const LOG_VSOCK_PORT: u32 = crate::sink::VSOCK_PORT;
 
 /// Where the pod's share (virtio-fs tag [`SHARE_TAG`]) is mounted in the guest.
 pub const GUEST_SHARE: &str = "/run/cofferdam/share";

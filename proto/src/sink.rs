@@ -7,7 +7,7 @@
 //! A `host` agent serves [`SinkRequest`]s on a socket of its own, one JSON packet each, answered by one
 //! [`SinkReply`] packet; the monitor takes them in [`crate::monitor::Request::Sink`].
 //!
-//! **From a guest**, one vsock connection (port [`crate::agent::LOG_VSOCK_PORT`]) per container:
+//! **From a guest**, one vsock connection (port [`VSOCK_PORT`] of CID 2) per container:
 //!
 //! ```text
 //! u8 length of id | id (64 hex digits) | frame | frame | ...
@@ -17,6 +17,9 @@
 //! A header with an unknown id, or a frame out of bounds, closes the connection.
 
 use serde::{Deserialize, Serialize};
+
+/// vsock port on the node's side (CID 2) to which a guest's agent sends container logs.
+pub const VSOCK_PORT: u32 = 1025;
 
 /// Longest payload of one frame, bytes.
 pub const MAX_FRAME: usize = 64 * 1024;

@@ -6,6 +6,8 @@ use cofferdam_proto::monitor::{
     ExitReason, GUEST_EVENT_AGENT_LISTENING, GUEST_EVENT_AGENT_STARTED, GUEST_EVENT_PORT, GUEST_EVENT_POWER_OFF,
 };
 
+use vmm_sys_util::eventfd::EventFd;
+
 use crate::devices::serial::{self, SerialPort};
 use crate::devices::virtio::mmio::Transport;
 use crate::ending::Ending;
@@ -26,6 +28,8 @@ pub(crate) struct Bus {
     serial: Arc<Mutex<SerialPort>>,
     ending: Arc<Ending>,
     timeline: Arc<Timeline>,
+    /// Becomes readable when the guest's agent listens.
+    agent_listens: Arc<EventFd>,
 }
 
 impl Bus {
@@ -35,8 +39,9 @@ impl Bus {
         serial: Arc<Mutex<SerialPort>>,
         ending: Arc<Ending>,
         timeline: Arc<Timeline>,
+        agent_listens: Arc<EventFd>,
     ) -> Self {
-        Self { transports: transports.into_iter().map(Mutex::new).collect(), serial, ending, timeline }
+        Self { transports: transports.into_iter().map(Mutex::new).collect(), serial, ending, timeline, agent_listens }
     }
 
     /// IN. What is not there reads as all ones.
@@ -68,7 +73,12 @@ impl Bus {
         match event {
             GUEST_EVENT_POWER_OFF => self.ending.finish(ExitReason::PowerOff, "the guest powered off"),
             GUEST_EVENT_AGENT_STARTED => self.timeline.mark(&self.timeline.agent_started),
-            GUEST_EVENT_AGENT_LISTENING => self.timeline.mark(&self.timeline.agent_listening),
+            GUEST_EVENT_AGENT_LISTENING => {
+                self.timeline.mark(&self.timeline.agent_listening);
+                if let Err(error) = self.agent_listens.write(1) {
+                    eprintln!("cannot tell that the agent listens: {error}");
+                }
+            }
             _ => {}
         }
     }
@@ -107,13 +117,15 @@ mod tests {
     use super::*;
     use crate::devices::virtio::mmio::Slot;
     use crate::devices::virtio::rng::Rng;
+    use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
     fn bus() -> Bus {
         let memory = crate::memory::map(32).unwrap();
         let device = Arc::new(Mutex::new(Rng::new()));
         let transport = Transport::new(Slot::new(0).unwrap(), memory, device).unwrap();
         let serial = Arc::new(Mutex::new(SerialPort::new().unwrap()));
-        Bus::new(vec![transport], serial, Ending::new().unwrap(), Arc::new(Timeline::new()))
+        let agent_listens = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
+        Bus::new(vec![transport], serial, Ending::new().unwrap(), Arc::new(Timeline::new()), agent_listens)
     }
 
     #[test]

@@ -11,6 +11,7 @@ use rustix::net::SocketFlags;
 
 use crate::counters::{INTERRUPTS, QUEUE_KICKS, VCPU_EXITS};
 use crate::devices::serial::SerialPort;
+use crate::devices::virtio::vsock::Vsock;
 use crate::ending::Ending;
 use crate::event_loop::{EventFlags, EventHandler, Flow, Poller, lock};
 use crate::timeline::Timeline;
@@ -28,6 +29,8 @@ pub(crate) struct Control {
     next_token: u32,
     poller: Option<Poller>,
     serial: Arc<Mutex<SerialPort>>,
+    /// Which has the log sink.
+    vsock: Arc<Mutex<Vsock>>,
     timeline: Arc<Timeline>,
     ending: Arc<Ending>,
 }
@@ -42,12 +45,13 @@ impl Control {
     pub(crate) fn new(
         listener: OwnedFd,
         serial: Arc<Mutex<SerialPort>>,
+        vsock: Arc<Mutex<Vsock>>,
         timeline: Arc<Timeline>,
         ending: Arc<Ending>,
     ) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&listener, true)?;
         let connections = BTreeMap::new();
-        Ok(Self { listener, connections, next_token: LISTENER + 1, poller: None, serial, timeline, ending })
+        Ok(Self { listener, connections, next_token: LISTENER + 1, poller: None, serial, vsock, timeline, ending })
     }
 
     fn accept(&mut self) -> io::Result<()> {
@@ -100,10 +104,10 @@ impl Control {
         match request {
             Request::Status => (Reply::Status(self.status()), false),
             Request::Console => (Reply::Console { text: lock(&self.serial).tail(CONSOLE_LIMIT) }, false),
-            Request::Sink(_) => {
-                drop(fd);
-                (refused("no sink yet".into()), false)
-            }
+            Request::Sink(request) => match lock(&self.vsock).sink_request(&request, fd) {
+                Ok(()) => (Reply::Done, false),
+                Err(error) => (refused(error.to_string()), false),
+            },
             Request::Kill => (Reply::Done, true),
             Request::Hello { .. } => (refused("unexpected hello".into()), false),
         }

@@ -12,6 +12,7 @@ mod ending;
 mod event_loop;
 mod kvm;
 mod launch;
+mod log_sink;
 mod memory;
 mod process;
 mod report;

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use cofferdam_proto::monitor::ExitReason;
 use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::boot::{self, BootError};
 use crate::bus::Bus;
@@ -13,9 +14,11 @@ use crate::control::Control;
 use crate::devices::serial::SerialPort;
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::blk::Blk;
+use crate::devices::virtio::fs::Fs;
 use crate::devices::virtio::mmio::{Slot, Transport};
 use crate::devices::virtio::net::Net;
 use crate::devices::virtio::rng::Rng;
+use crate::devices::virtio::vsock::Vsock;
 use crate::ending::{End, EndWatcher, Ending};
 use crate::event_loop::{EventHandler, EventLoop, lock};
 use crate::kvm::{KvmError, Machine, Vcpu, VcpuThread};
@@ -97,19 +100,27 @@ impl Devices {
 
     /// Gives `device` the next slot, and a place in the main loop.
     fn add_polled<T: VirtioDevice + EventHandler + 'static>(&mut self, device: T) -> Result<(), VmError> {
-        let device = Arc::new(Mutex::new(device));
+        self.share_polled(Arc::new(Mutex::new(device)))
+    }
+
+    /// As [`Self::add_polled`], for a device that others reach too.
+    fn share_polled<T: VirtioDevice + EventHandler + 'static>(&mut self, device: Arc<Mutex<T>>) -> Result<(), VmError> {
         self.events.add(device.clone()).map_err(step("add a device to the event loop"))?;
         self.add(device)
     }
 
     /// All devices, in the order in which the guest finds them.
-    fn add_all(&mut self, fds: DeviceFds) -> Result<(), VmError> {
+    fn add_all(&mut self, fds: DeviceFds, agent_listens: Arc<EventFd>) -> Result<Arc<Mutex<Vsock>>, VmError> {
         self.add(Arc::new(Mutex::new(Blk::new(fds.disk).map_err(step("open the pod's disk"))?)))?;
         if let Some(tap) = fds.tap {
             self.add_polled(Net::new(tap).map_err(step("take the tap over"))?)?;
         }
-        let _ = (fds.share, fds.vsock, SHARE_TAG, GUEST_CID);
-        self.add_polled(Rng::new())
+        self.add(Arc::new(Mutex::new(Fs::new(SHARE_TAG, fds.share).map_err(step("serve the share directory"))?)))?;
+        let vsock = Vsock::new(GUEST_CID, fds.vsock, agent_listens).map_err(step("serve the vsock socket"))?;
+        let vsock = Arc::new(Mutex::new(vsock));
+        self.share_polled(vsock.clone())?;
+        self.add_polled(Rng::new())?;
+        Ok(vsock)
     }
 }
 
@@ -133,7 +144,9 @@ impl Prepared {
 
         let events = EventLoop::new().map_err(step("make the event loop"))?;
         let mut devices = Devices { memory: memory.clone(), events, transports: Vec::new() };
-        devices.add_all(DeviceFds { disk, tap, share, vsock })?;
+        let agent_listens = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(step("make an eventfd"))?;
+        let agent_listens = Arc::new(agent_listens);
+        let vsock = devices.add_all(DeviceFds { disk, tap, share, vsock }, agent_listens.clone())?;
         let Devices { mut events, transports, .. } = devices;
         for transport in &transports {
             machine.attach(transport)?;
@@ -145,7 +158,7 @@ impl Prepared {
         timeline.mark(&timeline.kernel_loaded);
         let vcpus = machine.vcpus(settings.vcpus, entry, &memory)?;
 
-        let control = Control::new(control, serial.clone(), timeline.clone(), ending.clone())
+        let control = Control::new(control, serial.clone(), vsock, timeline.clone(), ending.clone())
             .map_err(step("serve the control socket"))?;
         for handler in [
             Arc::new(Mutex::new(control)) as Arc<Mutex<dyn EventHandler>>,
@@ -153,7 +166,7 @@ impl Prepared {
         ] {
             events.add(handler).map_err(step("fill the event loop"))?;
         }
-        let bus = Arc::new(Bus::new(transports, serial.clone(), ending.clone(), timeline.clone()));
+        let bus = Arc::new(Bus::new(transports, serial.clone(), ending.clone(), timeline.clone(), agent_listens));
         let parts = Parts { _machine: machine, events, bus, serial, ending, timeline };
         Ok(Self { vcpus, parts })
     }

@@ -3,6 +3,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, bind, connect, list
 use super::*;
 use crate::ending::EndWatcher;
 use crate::event_loop::EventLoop;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 struct Bench {
     address: SocketAddrUnix,
@@ -25,7 +26,9 @@ impl Bench {
         let serial = Arc::new(Mutex::new(SerialPort::new().unwrap()));
         let mut events = EventLoop::new().unwrap();
         let timeline = Arc::new(Timeline::new());
-        let control = Control::new(listener, serial.clone(), timeline, ending.clone()).unwrap();
+        let vsock = Vsock::new(3, seqpacket(), Arc::new(EventFd::new(EFD_NONBLOCK).unwrap())).unwrap();
+        let vsock = Arc::new(Mutex::new(vsock));
+        let control = Control::new(listener, serial.clone(), vsock, timeline, ending.clone()).unwrap();
         events.add(Arc::new(Mutex::new(control))).unwrap();
         events.add(Arc::new(Mutex::new(EndWatcher(ending.clone())))).unwrap();
         let thread = Some(std::thread::spawn(move || events.run().unwrap()));

@@ -6,11 +6,13 @@
 
 pub(crate) mod blk;
 mod buffers;
+pub(crate) mod fs;
 pub(crate) mod mmio;
 pub(crate) mod net;
 pub(crate) mod rng;
 #[cfg(test)]
 pub(crate) mod test_guest;
+pub(crate) mod vsock;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -86,6 +88,18 @@ impl QueueLine {
         self.queue.iter(memory).ok()?.next()
     }
 
+    /// The next chain. When there is none, the driver is asked to kick for the one that follows the last (so ask
+    /// before chains are put back), and what it added just before is taken.
+    pub(crate) fn pop_or_ask<'m>(
+        &mut self,
+        memory: &'m GuestMemoryMmap,
+    ) -> Option<DescriptorChain<&'m GuestMemoryMmap>> {
+        if let Some(chain) = self.pop(memory) {
+            return Some(chain);
+        }
+        if self.queue.enable_notification(memory).ok()? { self.pop(memory) } else { None }
+    }
+
     /// Gives a chain back with `length` bytes written to it, and interrupts the driver if it wants that.
     pub(crate) fn complete(&mut self, memory: &GuestMemoryMmap, interrupt: &Interrupt, head: u16, length: u32) {
         if self.queue.add_used(memory, head, length).is_ok() && self.queue.needs_notification(memory).unwrap_or(true) {
@@ -93,15 +107,24 @@ impl QueueLine {
         }
     }
 
-    /// Lets `each` serve every available chain; it answers how many bytes it wrote to the chain. A malformed chain is given
-    /// back unserved. After [`BUDGET`] chains it kicks itself and returns, so that a guest that never stops
-    /// cannot hold the thread. **A broken ring ends it**: `enable_notification` would say
-    /// "more" for ever, so going on needs progress too.
+    /// [`Self::serve_chains`] with every chain checked; a malformed one is given back unserved.
     pub(crate) fn serve<'m>(
         &mut self,
         memory: &'m GuestMemoryMmap,
         interrupt: &Interrupt,
         mut each: impl FnMut(Buffers<'m>) -> u32,
+    ) {
+        self.serve_chains(memory, interrupt, |chain| Buffers::new(memory, chain).map_or(0, &mut each));
+    }
+
+    /// Lets `each` serve every available chain; it answers how many bytes it wrote to the chain. After [`BUDGET`] chains it
+    /// kicks itself and returns, so that a guest that never stops cannot hold the thread. **A broken ring ends
+    /// it**: `enable_notification` would say "more" for ever, so going on needs progress too.
+    pub(crate) fn serve_chains<'m>(
+        &mut self,
+        memory: &'m GuestMemoryMmap,
+        interrupt: &Interrupt,
+        mut each: impl FnMut(DescriptorChain<&'m GuestMemoryMmap>) -> u32,
     ) {
         let mut served = 0;
         loop {
@@ -111,7 +134,7 @@ impl QueueLine {
             }
             while let Some(chain) = self.pop(memory) {
                 let head = chain.head_index();
-                let length = Buffers::new(memory, chain).map_or(0, &mut each);
+                let length = each(chain);
                 self.complete(memory, interrupt, head, length);
                 served += 1;
                 if served == BUDGET {

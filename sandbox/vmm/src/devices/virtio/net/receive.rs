@@ -1,6 +1,6 @@
 //! A frame on its way into the guest's buffers.
 
-use virtio_queue::{DescriptorChain, QueueT};
+use virtio_queue::QueueT;
 use vm_memory::GuestMemoryMmap;
 
 use super::{HEADER, NUM_BUFFERS};
@@ -27,7 +27,7 @@ pub(super) fn deliver(
     let mut chains: Vec<(u16, Buffers<'_>)> = Vec::new();
     let mut room = 0;
     while room < frame.len() {
-        let Some(chain) = pop_or_ask(line, memory) else {
+        let Some(chain) = line.pop_or_ask(memory) else {
             line.queue.set_next_avail(before);
             return Delivery::NoBuffers;
         };
@@ -61,13 +61,4 @@ pub(super) fn deliver(
         line.complete(memory, interrupt, head, copied as u32);
     }
     Delivery::Done
-}
-
-/// The next chain. When there is none, the driver is asked to kick for the one that follows the last (so ask
-/// before chains are put back), and what it added just before is taken.
-fn pop_or_ask<'m>(line: &mut QueueLine, memory: &'m GuestMemoryMmap) -> Option<DescriptorChain<&'m GuestMemoryMmap>> {
-    if let Some(chain) = line.pop(memory) {
-        return Some(chain);
-    }
-    if line.queue.enable_notification(memory).ok()? { line.pop(memory) } else { None }
 }

@@ -1,0 +1,68 @@
+//! The device as the transport sees it.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use super::share::Share;
+use super::state::{FsState, STATE_VERSION};
+use super::worker::Worker;
+use super::{DEVICE_TYPE, QUEUE_SIZES, TAG};
+use crate::devices::virtio::{
+    ActivateError, Activation, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, VIRTIO_F_VERSION_1, VirtioDevice, read_from,
+};
+
+/// The shared directory.
+pub(crate) struct Fs {
+    pub(super) state: FsState,
+    pub(super) share: Arc<Share>,
+    worker: Option<Worker>,
+}
+
+impl Fs {
+    /// Shares the directory `root` (`O_PATH` suffices), and whatever is mounted below it at any time, as `tag`.
+    pub(crate) fn new(tag: &str, root: OwnedFd) -> io::Result<Self> {
+        if tag.is_empty() || tag.len() > TAG {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the tag must have 1 to 36 bytes"));
+        }
+        let state = FsState { version: STATE_VERSION, tag: tag.to_owned(), features: 0 };
+        Ok(Self { state, share: Arc::new(Share::new(root)?), worker: None })
+    }
+}
+
+impl VirtioDevice for Fs {
+    fn device_type(&self) -> u32 {
+        DEVICE_TYPE
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    fn features(&self) -> u64 {
+        VIRTIO_F_VERSION_1 | VIRTIO_F_EVENT_IDX | VIRTIO_F_INDIRECT_DESC
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        read_from(&self.state.config(), offset, data);
+    }
+
+    fn activate(&mut self, active: Activation) -> Result<(), ActivateError> {
+        self.state.features = active.features;
+        let worker = Worker::start(active, self.share.clone()).map_err(|source| ActivateError {
+            device: "fs",
+            step: "start its thread",
+            source,
+        })?;
+        self.worker = Some(worker);
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        if let Some(worker) = self.worker.take() {
+            worker.stop();
+        }
+        self.share.clear();
+        self.state.features = 0;
+    }
+}

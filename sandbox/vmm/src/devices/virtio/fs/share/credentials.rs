@@ -1,0 +1,76 @@
+//! For whom the calling thread acts.
+
+use std::io;
+
+use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
+
+use super::{Share, sys};
+
+/// New files belong to this user and group while it lives.
+///
+/// The guest's kernel has checked the user's permissions, with groups that the server does not know; so the thread keeps the
+/// capability to pass those checks.
+pub(super) struct ActingFor {
+    user: bool,
+    group: bool,
+}
+
+impl ActingFor {
+    pub(super) fn new(share: &Share, uid: u32, gid: u32) -> io::Result<Self> {
+        let mut acting = Self { user: false, group: false };
+        if !share.privileged {
+            return Ok(acting);
+        }
+        if gid != 0 {
+            sys::set_effective_gid(gid)?;
+            acting.group = true;
+        }
+        if uid != 0 {
+            let before = capabilities(None)?;
+            sys::set_effective_uid(uid)?; // which takes away all effective capabilities
+            acting.user = true;
+            let effective = before.effective & CapabilitySet::DAC_OVERRIDE;
+            set_capabilities(None, CapabilitySets { effective, ..before })?;
+        }
+        Ok(acting)
+    }
+}
+
+impl Drop for ActingFor {
+    fn drop(&mut self) {
+        // Back to user 0 gives the permitted capabilities back.
+        let user = if self.user { sys::set_effective_uid(0) } else { Ok(()) };
+        let group = if self.group { sys::set_effective_gid(0) } else { Ok(()) };
+        if let Err(error) = user.and(group) {
+            // Going on for another user would be wrong for every later request.
+            eprintln!("fs: cannot act as oneself again: {error}");
+            std::process::abort();
+        }
+    }
+}
+
+/// While it lives, changed content takes set-user and set-group bits away, as for any user without privileges.
+pub(super) struct WithoutSetid(Option<CapabilitySets>);
+
+impl WithoutSetid {
+    /// Does nothing unless `wanted`.
+    pub(super) fn new(wanted: bool) -> io::Result<Self> {
+        if !wanted {
+            return Ok(Self(None));
+        }
+        let before = capabilities(None)?;
+        let effective = before.effective - CapabilitySet::FSETID;
+        set_capabilities(None, CapabilitySets { effective, ..before })?;
+        Ok(Self(Some(before)))
+    }
+}
+
+impl Drop for WithoutSetid {
+    fn drop(&mut self) {
+        if let Some(before) = self.0.take()
+            && let Err(error) = set_capabilities(None, before)
+        {
+            eprintln!("fs: cannot take a capability up again: {error}");
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! The files that a guest has open.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use super::errno;
+
+/// Files that a guest may have open at once; the process's limit of descriptors usually comes first.
+const MAX_HANDLES: usize = 1 << 18;
+
+/// An open file.
+pub(super) struct Handle {
+    node: u64,
+    /// Locked for as long as its position is in use.
+    pub(super) file: Mutex<File>,
+}
+
+/// All of them.
+#[derive(Default)]
+pub(super) struct Handles {
+    by_number: HashMap<u64, Arc<Handle>>,
+    last: u64,
+}
+
+impl Handles {
+    /// Adds an open file of `node`.
+    pub(super) fn insert(&mut self, node: u64, file: File) -> io::Result<u64> {
+        if self.by_number.len() >= MAX_HANDLES {
+            return Err(errno(libc::ENFILE));
+        }
+        self.last += 1;
+        self.by_number.insert(self.last, Arc::new(Handle { node, file: Mutex::new(file) }));
+        Ok(self.last)
+    }
+
+    /// The open file `number` of `node`.
+    pub(super) fn get(&self, number: u64, node: u64) -> io::Result<Arc<Handle>> {
+        let handle = self.by_number.get(&number).filter(|handle| handle.node == node);
+        handle.cloned().ok_or_else(|| errno(libc::EBADF))
+    }
+
+    /// Closes it.
+    pub(super) fn remove(&mut self, number: u64, node: u64) -> io::Result<()> {
+        self.get(number, node)?;
+        self.by_number.remove(&number);
+        Ok(())
+    }
+
+    /// Closes all.
+    pub(super) fn clear(&mut self) {
+        self.by_number = HashMap::new();
+    }
+}

@@ -1,0 +1,77 @@
+//! The file server: what a guest may see and do below one directory.
+//!
+//! ```text
+//! share            the daemon's own: read-only for the guest, never cached, mounts come and go
+//!   <name>         an export: anything mounted below the share
+//!   layer<name>    a mount whose name begins so: an image's layer, which never changes; cached for long, read-only here too
+//! ```
+//!
+//! - A file is reached only by one component after another from a descriptor that the guest was given, without following
+//!   symlinks and without `.` and `..`; so nothing outside can be named, however the guest's names look and whatever moves on the node.
+//! - Whether a volume may be written is the mount's to say: the node's kernel answers EROFS, whatever the guest's flags.
+//! - Only regular files and directories are ever opened; device nodes cannot be made.
+//! - A node's number is used once. What the guest forgets is closed. Its open files count against the process's limit.
+
+mod credentials;
+mod directory;
+mod filesystem;
+mod handles;
+mod nodes;
+mod sys;
+#[cfg(test)]
+mod tests;
+mod xattr;
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex};
+
+use rustix::fs::{Mode, OFlags};
+
+use crate::event_loop::lock;
+use handles::Handles;
+use nodes::{Node, Nodes};
+
+/// A file server for one directory.
+pub(crate) struct Share {
+    nodes: Mutex<Nodes>,
+    handles: Mutex<Handles>,
+    /// `/proc/self/fd`, by which a node is opened: by its descriptor, not by a name.
+    proc_fd: OwnedFd,
+    /// Whether this process may act for other users.
+    privileged: bool,
+}
+
+impl Share {
+    /// Serves `root`.
+    pub(crate) fn new(root: OwnedFd) -> io::Result<Self> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let proc_fd = rustix::fs::open("/proc/self/fd", flags, Mode::empty())?;
+        let privileged = rustix::process::geteuid().is_root();
+        let nodes = Mutex::new(Nodes::new(root)?);
+        Ok(Self { nodes, handles: Mutex::default(), proc_fd, privileged })
+    }
+
+    /// Makes the calling thread one that may serve: its working directory and umask are its own, and serve this.
+    pub(crate) fn enter_thread(&self) -> io::Result<()> {
+        sys::unshare_fs()?;
+        rustix::process::fchdir(&self.proc_fd)?;
+        rustix::process::umask(Mode::empty());
+        Ok(())
+    }
+
+    /// Forgets everything but the root, and closes it.
+    pub(crate) fn clear(&self) {
+        lock(&self.handles).clear();
+        lock(&self.nodes).clear();
+    }
+
+    fn node(&self, number: u64) -> io::Result<Arc<Node>> {
+        lock(&self.nodes).get(number)
+    }
+}
+
+/// An error by its number.
+fn errno(number: i32) -> io::Error {
+    io::Error::from_raw_os_error(number)
+}

@@ -1,0 +1,213 @@
+//! The files that a guest knows.
+
+use std::collections::HashMap;
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fuse_backend_rs::api::filesystem::{Entry, ROOT_ID};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Statx, StatxFlags};
+
+use super::errno;
+
+/// Files that a guest may know at once; the process's limit of descriptors usually comes first.
+const MAX_NODES: usize = 1 << 20;
+/// File systems below a share, for inode numbers.
+const MAX_DEVICES: usize = 1 << 14;
+/// `STATX_MNT_ID_UNIQUE`: a mount's number that is never used again (Linux 6.8; older ones answer the old number).
+const MOUNT_ID_UNIQUE: u32 = 0x4000;
+/// How long a guest may believe what it knows of a layer.
+const LAYER_VALID: Duration = Duration::from_secs(24 * 3600);
+/// How long it may believe what it knows of a volume, which others may change.
+const VOLUME_VALID: Duration = Duration::from_secs(1);
+
+/// What kind of export a file is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Class {
+    /// None: the share's own directories.
+    Share,
+    /// A layer of an image.
+    Layer,
+    /// Something else.
+    Volume,
+}
+
+impl Class {
+    /// How long attributes of a file are valid.
+    pub(super) fn attributes_valid(self) -> Duration {
+        match self {
+            Self::Share => Duration::ZERO,
+            Self::Layer => LAYER_VALID,
+            Self::Volume => VOLUME_VALID,
+        }
+    }
+
+    /// Refuses changes where there are none, whatever the mount says.
+    pub(super) fn check_writable(self) -> io::Result<()> {
+        if self == Self::Volume { Ok(()) } else { Err(errno(libc::EROFS)) }
+    }
+}
+
+/// What makes a file the same file: in two mounts it is two, as they may differ in what is allowed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Identity {
+    mount: u64,
+    device: (u32, u32),
+    inode: u64,
+}
+
+/// A file that the guest knows.
+pub(super) struct Node {
+    /// Opened `O_PATH`.
+    pub(super) file: OwnedFd,
+    pub(super) kind: FileType,
+    pub(super) class: Class,
+    identity: Identity,
+}
+
+/// All of them.
+pub(super) struct Nodes {
+    root: Arc<Node>,
+    /// Number to node, and how often the guest was told of it.
+    by_number: HashMap<u64, (Arc<Node>, u64)>,
+    by_identity: HashMap<Identity, u64>,
+    next: u64,
+    devices: Vec<(u32, u32)>,
+}
+
+impl Nodes {
+    /// Only `root`.
+    pub(super) fn new(root: OwnedFd) -> io::Result<Self> {
+        let stat = status(&root)?;
+        let kind = kind(&stat);
+        if kind != FileType::Directory {
+            return Err(errno(libc::ENOTDIR));
+        }
+        let root = Arc::new(Node { file: root, kind, class: Class::Share, identity: identity(&stat) });
+        let devices = vec![root.identity.device];
+        Ok(Self { root, by_number: HashMap::new(), by_identity: HashMap::new(), next: ROOT_ID + 1, devices })
+    }
+
+    /// Forgets all but the root. Numbers go on.
+    pub(super) fn clear(&mut self) {
+        self.by_number = HashMap::new();
+        self.by_identity = HashMap::new();
+    }
+
+    /// The node with this number.
+    pub(super) fn get(&self, number: u64) -> io::Result<Arc<Node>> {
+        if number == ROOT_ID {
+            return Ok(self.root.clone());
+        }
+        self.by_number.get(&number).map(|(node, _)| node.clone()).ok_or_else(|| errno(libc::EBADF))
+    }
+
+    /// Finds `name` in `parent`, and counts that the guest knows it.
+    pub(super) fn look_up(&mut self, parent: &Node, name: &CStr) -> io::Result<Entry> {
+        check_name(name)?;
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&parent.file, name, flags, Mode::empty())?;
+        let stat = status(&file)?;
+        let identity = identity(&stat);
+        let class = match parent.class {
+            Class::Share if identity.mount == self.root.identity.mount => Class::Share,
+            Class::Share if name.to_bytes().starts_with(b"layer") => Class::Layer,
+            Class::Share => Class::Volume,
+            inherited => inherited,
+        };
+        let attr = self.attributes(&stat);
+        let number = self.insert(Node { file, kind: kind(&stat), class, identity })?;
+        // A name of the share itself may be another mount at any time.
+        let entry_timeout = parent.class.attributes_valid();
+        Ok(Entry { inode: number, attr, attr_timeout: class.attributes_valid(), entry_timeout, ..Entry::default() })
+    }
+
+    fn insert(&mut self, node: Node) -> io::Result<u64> {
+        if node.identity == self.root.identity {
+            return Ok(ROOT_ID);
+        }
+        if let Some(number) = self.by_identity.get(&node.identity)
+            && let Some((_, known)) = self.by_number.get_mut(number)
+        {
+            *known = known.saturating_add(1);
+            return Ok(*number);
+        }
+        if self.by_number.len() >= MAX_NODES {
+            return Err(errno(libc::ENFILE));
+        }
+        let number = self.next;
+        self.next += 1;
+        self.by_identity.insert(node.identity, number);
+        self.by_number.insert(number, (Arc::new(node), 1));
+        Ok(number)
+    }
+
+    /// The guest forgot `number` as often as `count` lookups told of it.
+    pub(super) fn forget(&mut self, number: u64, count: u64) {
+        let Some((node, known)) = self.by_number.get_mut(&number) else { return };
+        *known = known.saturating_sub(count);
+        if *known == 0 {
+            self.by_identity.remove(&node.identity);
+            self.by_number.remove(&number);
+        }
+    }
+
+    /// How many there are, the root apart.
+    #[cfg(test)]
+    pub(super) fn count(&self) -> usize {
+        self.by_number.len()
+    }
+
+    /// A file's attributes as FUSE wants them. All exports are one file system to the guest, so the numbers of other devices
+    /// than the share's are moved out of each other's way.
+    pub(super) fn attributes(&mut self, stat: &Statx) -> libc::stat64 {
+        let device = (stat.stx_dev_major, stat.stx_dev_minor);
+        let index = match self.devices.iter().position(|known| *known == device) {
+            Some(index) => index,
+            None if self.devices.len() < MAX_DEVICES => {
+                self.devices.push(device);
+                self.devices.len() - 1
+            }
+            None => 0,
+        };
+        let mut attr = Entry::default().attr;
+        attr.st_ino = stat.stx_ino ^ (index as u64) << 48;
+        attr.st_mode = u32::from(stat.stx_mode);
+        attr.st_nlink = u64::from(stat.stx_nlink);
+        attr.st_uid = stat.stx_uid;
+        attr.st_gid = stat.stx_gid;
+        attr.st_rdev = libc::makedev(stat.stx_rdev_major, stat.stx_rdev_minor);
+        attr.st_size = stat.stx_size as i64;
+        attr.st_blksize = i64::from(stat.stx_blksize);
+        attr.st_blocks = stat.stx_blocks as i64;
+        (attr.st_atime, attr.st_atime_nsec) = (stat.stx_atime.tv_sec, i64::from(stat.stx_atime.tv_nsec));
+        (attr.st_mtime, attr.st_mtime_nsec) = (stat.stx_mtime.tv_sec, i64::from(stat.stx_mtime.tv_nsec));
+        (attr.st_ctime, attr.st_ctime_nsec) = (stat.stx_ctime.tv_sec, i64::from(stat.stx_ctime.tv_nsec));
+        attr
+    }
+}
+
+/// Attributes of an open file.
+pub(super) fn status(file: &OwnedFd) -> io::Result<Statx> {
+    let mask = StatxFlags::BASIC_STATS | StatxFlags::from_bits_retain(MOUNT_ID_UNIQUE);
+    Ok(rustix::fs::statx(file, "", AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW, mask)?)
+}
+
+fn kind(stat: &Statx) -> FileType {
+    FileType::from_raw_mode(u32::from(stat.stx_mode))
+}
+
+fn identity(stat: &Statx) -> Identity {
+    Identity { mount: stat.stx_mnt_id, device: (stat.stx_dev_major, stat.stx_dev_minor), inode: stat.stx_ino }
+}
+
+/// A name in a directory: one component, and none that leads elsewhere.
+pub(super) fn check_name(name: &CStr) -> io::Result<()> {
+    match name.to_bytes() {
+        b"" | b"." | b".." => Err(errno(libc::EINVAL)),
+        bytes if bytes.contains(&b'/') => Err(errno(libc::EINVAL)),
+        _ => Ok(()),
+    }
+}

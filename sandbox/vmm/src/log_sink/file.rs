@@ -1,0 +1,57 @@
+//! One log file.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+
+/// A file that takes whole records.
+pub(super) struct LogFile {
+    file: File,
+    /// The last write stopped inside a record.
+    torn: bool,
+    /// The last write failed; said once until one succeeds.
+    failing: bool,
+}
+
+impl LogFile {
+    /// Takes `fd` over, unless it is no regular file (which could block).
+    pub(super) fn new(fd: OwnedFd) -> Option<Self> {
+        let file = File::from(fd);
+        let regular = file.metadata().is_ok_and(|metadata| metadata.is_file());
+        regular.then_some(Self { file, torn: false, failing: false })
+    }
+
+    /// Appends whole records. What the disk does not take is lost, and said on the monitor's standard error: a container must
+    /// not stand still because a disk is full.
+    pub(super) fn append(&mut self, container: &str, records: &[u8]) {
+        match self.try_append(records) {
+            Ok(()) => self.failing = false,
+            Err(error) => {
+                if !std::mem::replace(&mut self.failing, true) {
+                    eprintln!("log: lost output of container {container}: cannot write its log: {error}");
+                }
+            }
+        }
+    }
+
+    fn try_append(&mut self, mut records: &[u8]) -> io::Result<()> {
+        if self.torn && !records.is_empty() {
+            self.file.write_all(b"\n")?;
+            self.torn = false;
+        }
+        let whole = records.len();
+        while !records.is_empty() {
+            match self.file.write(records) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => records = &records[count..],
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    let written = whole - records.len();
+                    self.torn = written > 0;
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+}
