@@ -41,3 +41,32 @@ pub enum SandboxError {
         seconds: u64,
     },
 }
+
+impl SandboxError {
+    /// A [`SandboxError::Step`].
+    pub(crate) fn step(step: impl Into<String>, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self::Step { step: step.into(), source: source.into() }
+    }
+}
+
+/// Names the step that a result belongs to.
+pub(crate) trait Doing<T> {
+    /// `step` follows the word "cannot".
+    fn doing(self, step: impl FnOnce() -> String) -> Result<T, SandboxError>;
+}
+
+impl<T, E: Into<Box<dyn Error + Send + Sync>>> Doing<T> for Result<T, E> {
+    fn doing(self, step: impl FnOnce() -> String) -> Result<T, SandboxError> {
+        self.map_err(|source| SandboxError::step(step(), source))
+    }
+}
+
+/// Runs blocking work off the async threads.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, SandboxError> + Send + 'static,
+) -> Result<T, SandboxError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(SandboxError::step("run a blocking step", error)),
+    }
+}

@@ -10,10 +10,22 @@
 //! It knows nothing of CRI or of images. Everything that it needs to find a pod again is in
 //! `<run_dir>/pods/<id>/`, so it outlives the daemon and goes with the node's reboot, like the pod.
 
+mod cgroup;
+mod cni;
+mod connect;
+mod dirs;
+mod disk;
 mod error;
+mod launch;
+mod link;
+mod netns;
 mod pod;
+mod probe;
+mod process;
 mod runtime;
+mod share;
 mod spec;
+mod teardown;
 
 pub use error::SandboxError;
 pub use pod::{End, Pod};

@@ -2,18 +2,42 @@
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use cofferdam_proto::agent::ShutdownRequest;
 use cofferdam_proto::agent::agent_client::AgentClient;
+use cofferdam_proto::monitor::{ExitReason, ExitReport};
+use cofferdam_proto::sink::SinkRequest;
+use tokio::sync::watch;
 use tonic::transport::Channel;
 
-use crate::error::SandboxError;
-use crate::runtime::Timeline;
-use crate::spec::{Kind, NetworkStatus};
+use crate::dirs::{self, Dirs};
+use crate::error::{SandboxError, blocking};
+use crate::process::{self, Started};
+use crate::runtime::{Shared, Timeline};
+use crate::spec::{Kind, NetworkStatus, PodSpec};
+use crate::{connect, share, teardown};
+
+/// How long a pod may take to end by itself when it is asked to, before it is killed.
+const SHUTDOWN_LIMIT: Duration = Duration::from_secs(15);
 
 /// A running pod. Cheap to clone; dropping it ends nothing.
 #[derive(Clone)]
 pub struct Pod {
-    _inner: std::sync::Arc<()>,
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    shared: Arc<Shared>,
+    spec: PodSpec,
+    dirs: Dirs,
+    cgroup: String,
+    network: Option<NetworkStatus>,
+    timeline: Timeline,
+    pid: u32,
+    channel: Channel,
+    ended: watch::Receiver<Option<End>>,
 }
 
 /// How a pod ended.
@@ -27,41 +51,116 @@ pub struct End {
     pub at_unix_nanos: i64,
 }
 
-#[allow(clippy::unused_async)]
+/// The process of a pod, watched.
+pub(crate) struct Watched {
+    pub(crate) pid: u32,
+    pub(crate) ended: watch::Receiver<Option<End>>,
+}
+
+impl Watched {
+    /// Watches a started process from now on, whoever holds the pod.
+    pub(crate) fn new(started: Started, dirs: &Dirs, kind: Kind) -> Self {
+        let (sender, ended) = watch::channel(None);
+        let dirs = dirs.clone();
+        let pid = started.record.pid;
+        tokio::spawn(async move {
+            process::wait(started.pidfd).await;
+            let end = End::read(&dirs, kind);
+            tracing::debug!(pod = %dirs.run.display(), clean = end.clean, detail = %end.detail, "pod ended");
+            let _ = sender.send(Some(end));
+        });
+        Self { pid, ended }
+    }
+
+    /// Waits for the end.
+    pub(crate) async fn ended(&self) -> End {
+        ended(self.ended.clone()).await
+    }
+}
+
+async fn ended(mut receiver: watch::Receiver<Option<End>>) -> End {
+    let end = receiver.wait_for(Option::is_some).await.ok().and_then(|end| end.clone());
+    match end {
+        Some(end) => end,
+        // The watching task is gone: so is this runtime, and nobody will be told.
+        None => std::future::pending().await,
+    }
+}
+
+impl End {
+    /// What is known of a pod whose process has ended.
+    pub(crate) fn read(dirs: &Dirs, kind: Kind) -> Self {
+        let clean = dirs.stopping().exists();
+        let report: Option<ExitReport> = dirs::read(&dirs.exit_report()).ok().flatten();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let at_unix_nanos =
+            report.as_ref().map_or(i64::try_from(now.as_nanos()).unwrap_or(i64::MAX), |report| report.at_unix_nanos);
+        let what = match (kind, report.as_ref().map(|report| report.reason)) {
+            (Kind::Host, _) if clean => "the pod's supervisor ended as asked",
+            (Kind::Host, _) => "the pod's supervisor died",
+            (Kind::Vm, Some(ExitReason::PowerOff)) => "the guest powered off",
+            (Kind::Vm, Some(ExitReason::GuestReset)) => "the guest's kernel panicked",
+            (Kind::Vm, Some(ExitReason::TripleFault)) => "the guest's kernel crashed with a triple fault",
+            (Kind::Vm, Some(ExitReason::Killed)) => "the monitor was told to kill the VM",
+            (Kind::Vm, Some(ExitReason::MonitorError)) => "the monitor failed",
+            (Kind::Vm, None) => "the monitor died",
+        };
+        let more = match report {
+            Some(report) if !report.detail.is_empty() => report.detail,
+            _ => process::last_words(&dirs.stderr()),
+        };
+        let detail = if more.is_empty() { what.to_owned() } else { format!("{what}: {more}") };
+        Self { clean, detail, at_unix_nanos }
+    }
+}
+
 impl Pod {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        spec: PodSpec,
+        dirs: Dirs,
+        cgroup: String,
+        (network, timeline): (Option<NetworkStatus>, Timeline),
+        channel: Channel,
+        watched: Watched,
+    ) -> Self {
+        let Watched { pid, ended } = watched;
+        Self { inner: Arc::new(Inner { shared, spec, dirs, cgroup, network, timeline, pid, channel, ended }) }
+    }
+
     /// Its id.
     pub fn id(&self) -> &str {
-        ""
+        &self.inner.spec.id
     }
 
     /// What it runs in.
     pub fn kind(&self) -> Kind {
-        Kind::Vm
+        self.inner.spec.kind
     }
 
     /// What CNI answered; absent on the node's network.
     pub fn network(&self) -> Option<&NetworkStatus> {
-        None
+        self.inner.network.as_ref()
     }
 
     /// When the steps of its launch happened; empty for an adopted pod.
     pub fn timeline(&self) -> &Timeline {
-        unimplemented!()
+        &self.inner.timeline
     }
 
     /// Process id of the monitor or supervisor.
     pub fn pid(&self) -> u32 {
-        0
+        self.inner.pid
     }
 
     /// The agent. One connection, made once, that connects again by itself.
     pub fn agent(&self) -> AgentClient<Channel> {
-        unimplemented!()
+        AgentClient::new(self.inner.channel.clone())
     }
 
     /// Parent cgroup for the containers as the agent wants it (`CreateContainerRequest.cgroup_parent`): empty in a microVM.
     pub fn container_cgroup_parent(&self) -> String {
-        String::new()
+        if self.kind() == Kind::Vm { String::new() } else { self.inner.cgroup.clone() }
     }
 
     /// Makes a file or directory of the node visible to the agent for `container` under a new name, and returns the path by which the
@@ -71,8 +170,16 @@ impl Pod {
     /// # Errors
     /// When the source is not there or cannot be mounted.
     pub async fn export(&self, container: &str, source: &Path, read_only: bool) -> Result<String, SandboxError> {
-        let _ = (container, source, read_only);
-        Err(SandboxError::Ended { id: String::new() })
+        if self.kind() == Kind::Host {
+            return match source.to_str() {
+                Some(path) => Ok(path.to_owned()),
+                None => Err(SandboxError::Invalid(format!("path {} is not UTF-8", source.display()))),
+            };
+        }
+        let (inner, container, source) = (Arc::clone(&self.inner), container.to_owned(), source.to_owned());
+        let _lock = inner.shared.lock(&inner.spec.id).await;
+        self.must_run()?;
+        blocking(move || share::export(&inner.dirs, &container, &source, read_only)).await
     }
 
     /// Takes back all exports of a container. Idempotent.
@@ -80,8 +187,12 @@ impl Pod {
     /// # Errors
     /// When a mount cannot be taken away.
     pub async fn unexport(&self, container: &str) -> Result<(), SandboxError> {
-        let _ = container;
-        Ok(())
+        if self.kind() == Kind::Host {
+            return Ok(());
+        }
+        let (inner, container) = (Arc::clone(&self.inner), container.to_owned());
+        let _lock = inner.shared.lock(&inner.spec.id).await;
+        blocking(move || share::unexport(&inner.dirs, &container)).await
     }
 
     /// Gives the log writer of the pod the file for a container's output; again after a rotation or a restart of the daemon.
@@ -89,8 +200,8 @@ impl Pod {
     /// # Errors
     /// When the writer is gone.
     pub async fn open_log(&self, container: &str, file: OwnedFd) -> Result<(), SandboxError> {
-        let _ = (container, file);
-        Ok(())
+        self.must_run()?;
+        self.sink(SinkRequest::Open { container: container.into() }, Some(file)).await
     }
 
     /// Tells the log writer to forget a container. Idempotent.
@@ -98,13 +209,24 @@ impl Pod {
     /// # Errors
     /// When the writer is gone.
     pub async fn close_log(&self, container: &str) -> Result<(), SandboxError> {
-        let _ = container;
-        Ok(())
+        if self.inner.ended.borrow().is_some() {
+            return Ok(()); // the writer forgot everything
+        }
+        self.sink(SinkRequest::Close { container: container.into() }, None).await
+    }
+
+    async fn sink(&self, request: SinkRequest, file: Option<OwnedFd>) -> Result<(), SandboxError> {
+        let inner = Arc::clone(&self.inner);
+        blocking(move || connect::sink(&inner.dirs, inner.spec.kind, request, file)).await
+    }
+
+    fn must_run(&self) -> Result<(), SandboxError> {
+        if self.inner.ended.borrow().is_some() { Err(SandboxError::Ended { id: self.id().into() }) } else { Ok(()) }
     }
 
     /// Waits until the pod's monitor or supervisor has ended, however it came to that. Any number may wait.
     pub async fn ended(&self) -> End {
-        std::future::pending().await
+        ended(self.inner.ended.clone()).await
     }
 
     /// Asks the agent to shut down, waits a little, kills. Gives back the network, memory, tap, namespace, cgroup and mounts; keeps nothing
@@ -113,6 +235,34 @@ impl Pod {
     /// # Errors
     /// Says what could not be freed; calling it again goes on from there.
     pub async fn stop(&self) -> Result<(), SandboxError> {
-        Ok(())
+        let pod = self.clone();
+        // A task of its own: a caller that hangs up leaves nothing half done.
+        let stopping = tokio::spawn(async move {
+            let inner = &pod.inner;
+            let _lock = inner.shared.lock(&inner.spec.id).await;
+            let shutdown = async {
+                if inner.ended.borrow().is_none() {
+                    pod.shut_down().await;
+                }
+            };
+            teardown::free(&inner.shared, &inner.dirs, &inner.spec.id, shutdown).await
+        });
+        match stopping.await {
+            Ok(result) => result,
+            Err(error) => Err(SandboxError::step(format!("stop pod {}", self.id()), error)),
+        }
+    }
+
+    async fn shut_down(&self) {
+        let polite = async {
+            // The agent may be gone before its answer is through: what counts is that it ends.
+            if let Err(status) = self.agent().shutdown(ShutdownRequest {}).await {
+                tracing::debug!(pod = self.id(), error = %status, "agent did not answer to shutdown");
+            }
+            self.ended().await
+        };
+        if tokio::time::timeout(SHUTDOWN_LIMIT, polite).await.is_err() {
+            tracing::warn!(pod = self.id(), seconds = SHUTDOWN_LIMIT.as_secs(), "pod does not end, killing it");
+        }
     }
 }

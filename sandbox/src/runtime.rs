@@ -1,15 +1,51 @@
 //! The node's pods.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use crate::error::SandboxError;
-use crate::pod::{End, Pod};
+use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, oneshot};
+
+use crate::cgroup::PodCgroup;
+use crate::cni::NetworkList;
+use crate::dirs::{self, Dirs, ProcessRecord, ReadyRecord};
+use crate::error::{Doing, SandboxError};
+use crate::pod::{End, Pod, Watched};
+use crate::process::{self, Started};
 use crate::spec::{Config, Kind, PodSpec};
+use crate::{connect, launch, probe, teardown};
 
 /// Launches pods and finds them again. Cheap to clone.
 #[derive(Clone)]
 pub struct Runtime {
-    _config: std::sync::Arc<Config>,
+    shared: Arc<Shared>,
+}
+
+/// What all pods have in common.
+pub(crate) struct Shared {
+    pub(crate) config: Config,
+    /// One lock for each pod that is being worked on.
+    locks: Mutex<BTreeMap<String, Weak<AsyncMutex<()>>>>,
+    vm_works: AtomicBool,
+    host_works: AtomicBool,
+}
+
+impl Shared {
+    /// Launch, export, stop and remove of one pod exclude each other.
+    pub(crate) async fn lock(&self, id: &str) -> OwnedMutexGuard<()> {
+        let lock = {
+            let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+            locks.retain(|_, lock| lock.strong_count() > 0);
+            let known = locks.get(id).and_then(Weak::upgrade);
+            known.unwrap_or_else(|| {
+                let lock = Arc::default();
+                locks.insert(id.to_owned(), Arc::downgrade(&lock));
+                lock
+            })
+        };
+        lock.lock_owned().await
+    }
 }
 
 /// What became of a pod that was launched by an earlier daemon.
@@ -26,7 +62,13 @@ impl Runtime {
     /// # Errors
     /// When they cannot be made.
     pub fn open(config: Config) -> Result<Self, SandboxError> {
-        Ok(Self { _config: std::sync::Arc::new(config) })
+        for root in [&config.run_dir, &config.state_dir] {
+            dirs::make_private(&dirs::pods(root))?;
+        }
+        let longest = Dirs::of(&config, &"0".repeat(64))?.control();
+        connect::check_length(longest)?;
+        let (locks, vm_works, host_works) = (Mutex::default(), AtomicBool::new(false), AtomicBool::new(false));
+        Ok(Self { shared: Arc::new(Shared { config, locks, vm_works, host_works }) })
     }
 
     /// Whether this node can run pods of `kind`; tried once, then remembered while the answer is yes.
@@ -34,7 +76,12 @@ impl Runtime {
     /// # Errors
     /// [`SandboxError::Unusable`], with what to do.
     pub fn probe(&self, kind: Kind) -> Result<(), SandboxError> {
-        Err(SandboxError::Invalid(format!("{kind:?} is not there yet")))
+        let works = if kind == Kind::Vm { &self.shared.vm_works } else { &self.shared.host_works };
+        if !works.load(Ordering::Relaxed) {
+            probe::probe(&self.shared.config, kind)?;
+            works.store(true, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     /// Whether CNI is configured, from the directory as it is now. Never runs a plugin.
@@ -42,16 +89,32 @@ impl Runtime {
     /// # Errors
     /// Says what is missing.
     pub fn network_ready(&self) -> Result<(), SandboxError> {
-        Err(SandboxError::Invalid("not there yet".into()))
+        NetworkList::load(&self.shared.config.cni).map(drop).doing(|| "use the pod network".into())
     }
 
     /// Launches a pod: network, share and boot side by side. All or nothing: a failure undoes what was done, and so does
-    /// [`Runtime::remove`] after a kill. `times` gets how long each step took, by name, in microseconds since the call began.
+    /// [`Runtime::remove`] after a kill. The pod's timeline says how long each step took. When the caller gives up, the launch is
+    /// undone as soon as it can be.
     ///
     /// # Errors
     /// Says which step failed and why.
     pub async fn launch(&self, spec: &PodSpec) -> Result<Pod, SandboxError> {
-        Err(SandboxError::Ended { id: spec.id.clone() })
+        let (shared, spec) = (Arc::clone(&self.shared), spec.clone());
+        let (sender, receiver) = oneshot::channel();
+        // A task of its own, which goes on when the caller hangs up: nothing is ever left half done.
+        tokio::spawn(async move {
+            let _lock = shared.lock(&spec.id).await;
+            let outcome = launch::launch(&shared, &spec).await;
+            if let Err(Ok(pod)) = sender.send(outcome) {
+                tracing::info!(pod = pod.id(), "nobody waits for the pod any more, removing it");
+                if let Ok(dirs) = Dirs::of(&shared.config, &spec.id)
+                    && let Err(error) = teardown::remove(&shared, &dirs, &spec.id).await
+                {
+                    tracing::error!(pod = %spec.id, %error, "cannot undo a launch");
+                }
+            }
+        });
+        receiver.await.unwrap_or_else(|error| Err(SandboxError::step("launch the pod", error)))
     }
 
     /// Finds a pod again after a restart of the daemon, by what is in its directory.
@@ -59,7 +122,24 @@ impl Runtime {
     /// # Errors
     /// When there is nothing of the pod, or its launch was not finished: [`Runtime::remove`] it.
     pub async fn adopt(&self, id: &str) -> Result<Adopted, SandboxError> {
-        Err(SandboxError::Ended { id: id.into() })
+        let shared = &self.shared;
+        let dirs = Dirs::of(&shared.config, id)?;
+        let _lock = shared.lock(id).await;
+        let spec = dirs::read::<PodSpec>(&dirs.spec())?;
+        let process = dirs::read::<ProcessRecord>(&dirs.process())?;
+        let ready = dirs::read::<ReadyRecord>(&dirs.ready())?;
+        let (Some(spec), Some(process), Some(ready)) = (spec, process, ready) else {
+            return Err(SandboxError::step(
+                format!("find pod {id}"),
+                "its launch was not finished, or the node was rebooted",
+            ));
+        };
+        let Some(pidfd) = process::find(process) else { return Ok(Adopted::Ended(End::read(&dirs, spec.kind))) };
+        let watched = Watched::new(Started { record: process, pidfd }, &dirs, spec.kind);
+        let cgroup = PodCgroup::new(&shared.config, &spec.cgroup_parent, id)?.name().to_owned();
+        let channel = connect::agent(&dirs, spec.kind);
+        let parts = (ready.network, BTreeMap::new());
+        Ok(Adopted::Running(Pod::new(Arc::clone(shared), spec, dirs, cgroup, parts, channel, watched)))
     }
 
     /// Kills what runs of a pod, gives its network back, and deletes all that it has on the node: processes, mounts, network namespace,
@@ -68,13 +148,26 @@ impl Runtime {
     /// # Errors
     /// Says what could not be freed; calling it again goes on from there.
     pub async fn remove(&self, id: &str) -> Result<(), SandboxError> {
-        let _ = id;
-        Ok(())
+        let shared = Arc::clone(&self.shared);
+        let dirs = Dirs::of(&shared.config, id)?;
+        let id = id.to_owned();
+        let removing = tokio::spawn(async move {
+            let _lock = shared.lock(&id).await;
+            teardown::remove(&shared, &dirs, &id).await
+        });
+        removing.await.unwrap_or_else(|error| Err(SandboxError::step("remove the pod", error)))
     }
 
     /// Ids of all pods of which anything is there, run or not.
     pub fn known(&self) -> Vec<String> {
-        Vec::new()
+        let config = &self.shared.config;
+        let mut ids = BTreeSet::new();
+        for root in [&config.run_dir, &config.state_dir] {
+            for entry in fs::read_dir(dirs::pods(root)).into_iter().flatten().flatten() {
+                ids.extend(entry.file_name().into_string().ok().filter(|id| Dirs::of(config, id).is_ok()));
+            }
+        }
+        ids.into_iter().collect()
     }
 }
 

@@ -1,0 +1,157 @@
+//! A pod's cgroup (v2): `<cgroup_parent>/<id>`, with the monitor or supervisor in a leaf of it, since a cgroup that
+//! has controllers for its children may hold no process itself.
+
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::error::{Doing, SandboxError};
+use crate::spec::Config;
+
+/// Controllers that pods use; each is handed down where the kernel has it.
+const CONTROLLERS: [&str; 6] = ["cpu", "cpuset", "memory", "pids", "io", "hugetlb"];
+/// How long killed processes may take to go. Generous: a killed VM gives back all its memory first.
+const EMPTY_LIMIT: Duration = Duration::from_secs(60);
+
+/// One pod's cgroup.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PodCgroup {
+    root: PathBuf,
+    /// Relative to the root, with a leading slash.
+    name: String,
+}
+
+impl PodCgroup {
+    /// The cgroup of pod `id`.
+    ///
+    /// # Errors
+    /// When `parent` would leave the root.
+    pub(crate) fn new(config: &Config, parent: &str, id: &str) -> Result<Self, SandboxError> {
+        let parent = parent.trim_matches('/');
+        if parent.split('/').any(|part| part == ".." || part == "." || part.contains('\0')) {
+            return Err(SandboxError::Invalid(format!("cgroup parent {parent:?} is no plain path")));
+        }
+        let name = if parent.is_empty() { format!("/{id}") } else { format!("/{parent}/{id}") };
+        Ok(Self { root: config.cgroup_root.clone(), name })
+    }
+
+    /// As it is called below the mount point, `/kubepods/.../<id>`.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn path(&self) -> PathBuf {
+        self.root.join(&self.name[1..])
+    }
+
+    /// Makes it and its parents with all controllers that can be had, and `leaf` in it; returns the leaf's `cgroup.procs`.
+    pub(crate) fn create(&self, leaf: &str) -> Result<fs::File, SandboxError> {
+        let mut at = self.root.clone();
+        hand_down(&at);
+        for part in self.name[1..].split('/') {
+            at.push(part);
+            make(&at)?;
+            hand_down(&at);
+        }
+        at.push(leaf);
+        make(&at)?;
+        let procs = at.join("cgroup.procs");
+        fs::OpenOptions::new().write(true).open(&procs).doing(|| format!("open {}", procs.display()))
+    }
+
+    /// Kills everything in it, waits until nothing is left, and removes it. Idempotent. Blocks.
+    pub(crate) fn destroy(&self) -> Result<(), SandboxError> {
+        let path = self.path();
+        if !path.exists() {
+            return Ok(());
+        }
+        let step = || format!("empty cgroup {}", path.display());
+        kill(&path).doing(step)?;
+        wait_empty(&path)?;
+        remove(&path).doing(|| format!("remove cgroup {}", path.display()))
+    }
+}
+
+fn make(path: &Path) -> Result<(), SandboxError> {
+    match fs::create_dir(path) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+            Err(error).doing(|| format!("make cgroup {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Gives the children of `cgroup` every controller that it has. A controller that cannot be handed down (a process lives in the
+/// cgroup itself, or an administrator keeps it) costs its limits and nothing else.
+fn hand_down(cgroup: &Path) {
+    let words = |file: &str| fs::read_to_string(cgroup.join(file)).unwrap_or_default();
+    let (has, gives) = (words("cgroup.controllers"), words("cgroup.subtree_control"));
+    let missing =
+        |name: &&&str| has.split_whitespace().any(|x| x == **name) && !gives.split_whitespace().any(|x| x == **name);
+    for name in CONTROLLERS.iter().filter(missing) {
+        if let Err(error) = fs::write(cgroup.join("cgroup.subtree_control"), format!("+{name}")) {
+            tracing::debug!(cgroup = %cgroup.display(), controller = name, %error, "controller is not handed down");
+        }
+    }
+}
+
+fn gone_is_fine(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == ErrorKind::NotFound || error.raw_os_error() == Some(libc::ENODEV) => Ok(()),
+        other => other,
+    }
+}
+
+fn kill(path: &Path) -> io::Result<()> {
+    gone_is_fine(fs::write(path.join("cgroup.kill"), "1"))
+}
+
+fn populated(events: &fs::File) -> bool {
+    let mut buffer = [0; 256];
+    let length = events.read_at(&mut buffer, 0).unwrap_or(0); // the cgroup is gone: nothing is in it
+    String::from_utf8_lossy(&buffer[..length]).lines().any(|line| line == "populated 1")
+}
+
+/// Waits until no process is left; the kernel says so on `cgroup.events`.
+fn wait_empty(path: &Path) -> Result<(), SandboxError> {
+    let deadline = Instant::now() + EMPTY_LIMIT;
+    let Ok(events) = fs::File::open(path.join("cgroup.events")) else { return Ok(()) };
+    while populated(&events) {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            let step = format!("the processes of cgroup {} to end", path.display());
+            return Err(SandboxError::TimedOut { step, seconds: EMPTY_LIMIT.as_secs() });
+        }
+        // Ready when something changed since this descriptor was read.
+        let timeout = Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() };
+        let _ = poll(&mut [PollFd::from_borrowed_fd(events.as_fd(), PollFlags::PRI)], Some(&timeout));
+    }
+    Ok(())
+}
+
+/// Removes it with all below it, deepest first.
+fn remove(path: &Path) -> io::Result<()> {
+    let entries = match fs::read_dir(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
+    for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+        remove(&entry.path())?;
+    }
+    // A process that was killed is gone from `populated` a moment before its cgroup may go.
+    let mut pause = Duration::from_micros(200);
+    loop {
+        match gone_is_fine(fs::remove_dir(path)) {
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) && pause < Duration::from_secs(2) => {
+                std::thread::sleep(pause);
+                pause *= 2;
+            }
+            other => return other,
+        }
+    }
+}

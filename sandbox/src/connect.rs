@@ -1,0 +1,159 @@
+//! The daemon's side of the pod's sockets.
+
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use cofferdam_proto::agent::VSOCK_PORT;
+use cofferdam_proto::monitor::{self, Reply, Request};
+use cofferdam_proto::packet::{self, PacketError};
+use cofferdam_proto::sink::{SinkReply, SinkRequest};
+use hyper_util::rt::TokioIo;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::dirs::Dirs;
+use crate::error::{Doing, SandboxError};
+use crate::spec::Kind;
+
+/// How long a connection to a running agent may take; a guest with little CPU may need seconds.
+const CONNECT_LIMIT: Duration = Duration::from_secs(30);
+/// How long a monitor or supervisor may take for one packet.
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+
+/// A listening socket at `path` that only we may connect to.
+pub(crate) fn listener(path: &Path, kind: SocketType) -> Result<OwnedFd, SandboxError> {
+    let step = || format!("listen on {}", path.display());
+    let socket = unix(kind).doing(step)?;
+    bind(&socket, &SocketAddrUnix::new(path).doing(step)?).doing(step)?;
+    fs::set_permissions(path, Permissions::from_mode(0o600)).doing(step)?;
+    listen(&socket, 64).doing(step)?;
+    Ok(socket)
+}
+
+fn unix(kind: SocketType) -> rustix::io::Result<OwnedFd> {
+    socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)
+}
+
+/// The channel to the pod's agent: connects when it is used, and again when the connection is lost.
+pub(crate) fn agent(dirs: &Dirs, kind: Kind) -> Channel {
+    let path = if kind == Kind::Vm { dirs.vsock() } else { dirs.agent() };
+    let connector = tower::service_fn(move |_| {
+        let path = path.clone();
+        async move {
+            let connecting = tokio::time::timeout(CONNECT_LIMIT, stream(&path, kind));
+            connecting.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?.map(TokioIo::new)
+        }
+    });
+    Endpoint::from_static("http://agent").connect_with_connector_lazy(connector)
+}
+
+async fn stream(path: &Path, kind: Kind) -> io::Result<UnixStream> {
+    let mut stream = UnixStream::connect(path).await?;
+    if kind == Kind::Vm {
+        stream.write_all(format!("CONNECT {VSOCK_PORT}\n").as_bytes()).await?;
+        let mut answer = Vec::new();
+        // Byte by byte: what follows the line is the agent's.
+        while answer.last() != Some(&b'\n') {
+            if answer.len() > 32 {
+                return Err(io::Error::other("the monitor's answer is not OK"));
+            }
+            answer.push(stream.read_u8().await.map_err(|_| io::Error::other("the guest's agent does not listen"))?);
+        }
+        if !answer.starts_with(b"OK ") {
+            return Err(io::Error::other("the monitor's answer is not OK"));
+        }
+    }
+    Ok(stream)
+}
+
+/// A packet connection to a monitor or a supervisor. Blocks.
+struct Packets(OwnedFd);
+
+impl Packets {
+    fn open(path: &Path, limit: Duration) -> io::Result<Self> {
+        let socket = unix(SocketType::SEQPACKET)?;
+        set_socket_timeout(&socket, Timeout::Send, Some(limit))?;
+        set_socket_timeout(&socket, Timeout::Recv, Some(limit))?;
+        connect(&socket, &SocketAddrUnix::new(path)?)?;
+        Ok(Self(socket))
+    }
+
+    fn ask<Q: Serialize, A: DeserializeOwned>(
+        &self,
+        request: &Q,
+        fd: Option<BorrowedFd<'_>>,
+    ) -> Result<A, PacketError> {
+        packet::send(&self.0, request, fd)?;
+        match packet::recv(&self.0)? {
+            Some((answer, _)) => Ok(answer),
+            None => Err(PacketError::Socket(rustix::io::Errno::CONNRESET)),
+        }
+    }
+}
+
+/// A greeted connection to a monitor.
+pub(crate) struct Control(Packets);
+
+impl Control {
+    /// Connects and compares versions. Blocks for up to `limit`.
+    pub(crate) fn open(path: &Path, limit: Duration) -> Result<Self, SandboxError> {
+        let step = || "connect to the pod's monitor".to_owned();
+        let control = Self(Packets::open(path, limit).doing(step)?);
+        let hello = Request::Hello { api_version: monitor::API_VERSION };
+        match control.0.ask(&hello, None).doing(step)? {
+            Reply::Hello { api_version: monitor::API_VERSION, .. } => Ok(control),
+            other => Err(unexpected(other)).doing(step),
+        }
+    }
+
+    /// When the guest got how far. Blocks for a moment.
+    pub(crate) fn milestones(&self) -> Result<monitor::Milestones, SandboxError> {
+        let step = || "ask the monitor how far the guest is".to_owned();
+        match self.0.ask(&Request::Status, None).doing(step)? {
+            Reply::Status(status) => Ok(status.milestones),
+            other => Err(unexpected(other)).doing(step),
+        }
+    }
+}
+
+fn unexpected(reply: Reply) -> String {
+    match reply {
+        Reply::Error { message } => message,
+        other => format!("unexpected answer {other:?}"),
+    }
+}
+
+/// Asks the pod's log writer. Blocks for a moment.
+pub(crate) fn sink(dirs: &Dirs, kind: Kind, request: SinkRequest, file: Option<OwnedFd>) -> Result<(), SandboxError> {
+    let step = || "ask the pod's log writer".to_owned();
+    let fd = file.as_ref().map(AsFd::as_fd);
+    let error = match kind {
+        Kind::Vm => {
+            let control = Control::open(&dirs.control(), ANSWER_LIMIT)?;
+            match control.0.ask(&Request::Sink(request), fd).doing(step)? {
+                Reply::Done => None,
+                other => Some(unexpected(other)),
+            }
+        }
+        Kind::Host => {
+            let packets = Packets::open(&dirs.sink(), ANSWER_LIMIT).doing(step)?;
+            packets.ask::<_, SinkReply>(&request, fd).doing(step)?.error
+        }
+    };
+    error.map_or(Ok(()), |error| Err(error).doing(step))
+}
+
+/// `path` if a socket may be bound there.
+pub(crate) fn check_length(path: PathBuf) -> Result<PathBuf, SandboxError> {
+    let fits = SocketAddrUnix::new(path.as_path()).is_ok();
+    if fits { Ok(path) } else { Err(SandboxError::Invalid(format!("{} is too long for a socket", path.display()))) }
+}

@@ -1,0 +1,154 @@
+//! Where a pod's things are.
+//!
+//! ```text
+//! <run_dir>/pods/<id>/            0700, on tmpfs: goes with the node's reboot, like the pod
+//!     spec.json                   the PodSpec, written first
+//!     process.json                process id and start time of the monitor or supervisor
+//!     ready.json                  the launch is done: what CNI answered
+//!     stopping                    the end was asked for
+//!     netns                       the network namespace, bind-mounted
+//!     control.sock vsock.sock exit.json           vm
+//!     tree/<container>/<n>        vm: mount points
+//!     share/                      vm: tree, bind-mounted read-only and private; exports are mounted below it
+//!     agent.sock sink.sock roots/                 host
+//!     stderr                      what the process had to say
+//! <state_dir>/pods/<id>/          0700, on disk
+//!     network.json                what CNI needs to take the pod off its network, even after a reboot
+//!     disk.ext4                   vm: writable layers
+//!     containers/                 host: writable layers
+//! ```
+
+use std::fs::{self, DirBuilder};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Doing, SandboxError};
+use crate::spec::{Config, NetworkStatus};
+
+/// The pod's process on the node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ProcessRecord {
+    /// Process id.
+    pub(crate) pid: u32,
+    /// Start time as `/proc/<pid>/stat` has it: tells the process from a later one with the same id.
+    pub(crate) start_time: u64,
+}
+
+/// The launch is done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ReadyRecord {
+    /// What CNI answered.
+    pub(crate) network: Option<NetworkStatus>,
+}
+
+/// One pod's paths.
+#[derive(Debug, Clone)]
+pub(crate) struct Dirs {
+    /// `<run_dir>/pods/<id>`.
+    pub(crate) run: PathBuf,
+    /// `<state_dir>/pods/<id>`.
+    pub(crate) state: PathBuf,
+}
+
+impl Dirs {
+    /// The paths of pod `id`.
+    ///
+    /// # Errors
+    /// When it is no id.
+    pub(crate) fn of(config: &Config, id: &str) -> Result<Self, SandboxError> {
+        if id.len() != 64 || !id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
+            return Err(SandboxError::Invalid(format!("pod id {id:?} is not 64 hex digits")));
+        }
+        Ok(Self { run: pods(&config.run_dir).join(id), state: pods(&config.state_dir).join(id) })
+    }
+
+    pub(crate) fn spec(&self) -> PathBuf {
+        self.run.join("spec.json")
+    }
+    pub(crate) fn process(&self) -> PathBuf {
+        self.run.join("process.json")
+    }
+    pub(crate) fn ready(&self) -> PathBuf {
+        self.run.join("ready.json")
+    }
+    pub(crate) fn stopping(&self) -> PathBuf {
+        self.run.join("stopping")
+    }
+    pub(crate) fn netns(&self) -> PathBuf {
+        self.run.join("netns")
+    }
+    pub(crate) fn control(&self) -> PathBuf {
+        self.run.join("control.sock")
+    }
+    pub(crate) fn vsock(&self) -> PathBuf {
+        self.run.join("vsock.sock")
+    }
+    pub(crate) fn exit_report(&self) -> PathBuf {
+        self.run.join("exit.json")
+    }
+    pub(crate) fn tree(&self) -> PathBuf {
+        self.run.join("tree")
+    }
+    pub(crate) fn share(&self) -> PathBuf {
+        self.run.join("share")
+    }
+    pub(crate) fn agent(&self) -> PathBuf {
+        self.run.join("agent.sock")
+    }
+    pub(crate) fn sink(&self) -> PathBuf {
+        self.run.join("sink.sock")
+    }
+    pub(crate) fn roots(&self) -> PathBuf {
+        self.run.join("roots")
+    }
+    pub(crate) fn stderr(&self) -> PathBuf {
+        self.run.join("stderr")
+    }
+    pub(crate) fn network(&self) -> PathBuf {
+        self.state.join("network.json")
+    }
+    pub(crate) fn disk(&self) -> PathBuf {
+        self.state.join("disk.ext4")
+    }
+    pub(crate) fn containers(&self) -> PathBuf {
+        self.state.join("containers")
+    }
+}
+
+/// Where the pods are below `root`.
+pub(crate) fn pods(root: &Path) -> PathBuf {
+    root.join("pods")
+}
+
+/// Makes a directory that only we may enter; its parents too.
+pub(crate) fn make_private(path: &Path) -> Result<(), SandboxError> {
+    DirBuilder::new().mode(0o700).recursive(true).create(path).doing(|| format!("make directory {}", path.display()))
+}
+
+/// Replaces `path` by `value` as JSON, whole or not at all.
+pub(crate) fn write<T: Serialize>(path: &Path, value: &T) -> Result<(), SandboxError> {
+    let new = path.with_extension("new");
+    let written = serde_json::to_vec(value).map_err(io::Error::from).and_then(|bytes| fs::write(&new, bytes));
+    written.and_then(|()| fs::rename(&new, path)).doing(|| format!("write {}", path.display()))
+}
+
+/// Reads what [`write`] wrote; nothing when there is no file.
+pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, SandboxError> {
+    match fs::read(path) {
+        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).doing(|| format!("read {}", path.display())),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).doing(|| format!("read {}", path.display())),
+    }
+}
+
+/// Deletes a directory with all that is in it; one that is not there is fine.
+pub(crate) fn delete(path: &Path) -> Result<(), SandboxError> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error).doing(|| format!("delete {}", path.display())),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,102 @@
+//! Starts a host pod's supervisor.
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+
+use cofferdam_proto::supervisor::{API_VERSION, LaunchConfig, Ready};
+use rustix::net::SocketType;
+use rustix::pipe::{PipeFlags, pipe_with};
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe;
+
+use super::Launch;
+use crate::connect::listener;
+use crate::dirs;
+use crate::error::{Doing, SandboxError, blocking};
+use crate::pod::Watched;
+use crate::process::{self, Program, Started};
+use crate::spec::Kind;
+
+/// Starts it and waits until it serves.
+pub(super) async fn start(launch: &Arc<Launch>) -> Result<Watched, SandboxError> {
+    let (starter, ready) = {
+        let launch = Arc::clone(launch);
+        blocking(move || spawn(&launch)).await?
+    };
+    // The starter ends when the supervisor is ready; it is our child, and reaped in any case.
+    let starter = tokio::spawn(process::wait(starter.pidfd));
+    let step = || "start the pod's supervisor".to_owned();
+    let limit = launch.shared.config.vm.boot_timeout;
+    let read = async {
+        let mut text = Vec::new();
+        let ready = pipe::Receiver::from_owned_fd(ready).doing(step)?;
+        ready.take(4096).read_to_end(&mut text).await.doing(step)?;
+        let _ = starter.await;
+        Ok::<_, SandboxError>(text)
+    };
+    let Ok(text) = tokio::time::timeout(limit, read).await else {
+        return Err(SandboxError::TimedOut { step: "starting the pod's supervisor".into(), seconds: limit.as_secs() });
+    };
+    let text = text?;
+    if text.is_empty() {
+        return Err(why(&launch.dirs.stderr())).doing(step);
+    }
+    let ready: Ready = serde_json::from_slice(&text).doing(step)?;
+    let started = process::identify(ready.pid).map_err(|error| match why(&launch.dirs.stderr()) {
+        words if words.is_empty() => error,
+        words => SandboxError::step(step(), words),
+    })?;
+    dirs::write(&launch.dirs.process(), &started.record)?;
+    launch.clock.mark("supervisor_started");
+    Ok(Watched::new(started, &launch.dirs, Kind::Host))
+}
+
+fn why(stderr: &Path) -> String {
+    let words = process::last_words(stderr);
+    if words.is_empty() { "it ended and said nothing".into() } else { words }
+}
+
+fn spawn(launch: &Launch) -> Result<(Started, OwnedFd), SandboxError> {
+    let (dirs, spec) = (&launch.dirs, &launch.spec);
+    let cgroup = launch.cgroup.create("supervisor")?;
+    let (containers, roots) = (dirs.containers(), dirs.roots());
+    dirs::make_private(&containers)?;
+    dirs::make_private(&roots)?;
+    let socket = listener(&dirs.agent(), SocketType::STREAM)?;
+    let sink = listener(&dirs.sink(), SocketType::SEQPACKET)?;
+    let (ready, ready_writer) = pipe_with(PipeFlags::CLOEXEC).doing(|| "make a pipe".into())?;
+    let netns = launch.netns.as_ref().map(|netns| netns.fd.as_fd());
+    let text = |path: &Path| {
+        path.to_str()
+            .map(str::to_owned)
+            .ok_or_else(|| SandboxError::Invalid(format!("path {} is not UTF-8", path.display())))
+    };
+    let config = process::config_fd(&LaunchConfig {
+        api_version: API_VERSION,
+        name: spec.id.clone(),
+        socket_fd: socket.as_raw_fd(),
+        sink_fd: sink.as_raw_fd(),
+        ready_fd: ready_writer.as_raw_fd(),
+        netns_fd: netns.map(|fd| fd.as_raw_fd()),
+        node_pid: spec.node_pid,
+        node_ipc: spec.node_ipc,
+        node_uts: spec.network.is_none(),
+        state_dir: text(&containers)?,
+        run_dir: text(&roots)?,
+    })?;
+    let mut inherit = vec![config.as_fd(), socket.as_fd(), sink.as_fd(), ready_writer.as_fd()];
+    inherit.extend(netns);
+    let number = config.as_raw_fd().to_string();
+    let program = Program {
+        path: &launch.shared.config.agent,
+        args: &["supervise", "--config-fd", &number],
+        inherit,
+        cgroup: &cgroup,
+        netns: None,
+        stderr: &dirs.stderr(),
+    };
+    let started = program.start()?;
+    launch.clock.mark("supervisor_spawned");
+    Ok((started, ready))
+}

@@ -1,0 +1,231 @@
+//! Launches a pod. Network and process come up side by side: neither needs the other before the agent is told its address.
+
+mod host;
+mod network;
+mod vm;
+
+use std::sync::Arc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use cofferdam_proto::agent::agent_client::AgentClient;
+use cofferdam_proto::agent::{API_VERSION, ConfigurePodRequest, HelloRequest};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+
+use crate::cgroup::PodCgroup;
+use crate::dirs::{self, Dirs, ReadyRecord};
+use crate::error::{Doing, SandboxError, blocking};
+use crate::link::GuestNetwork;
+use crate::netns::{self, NetNs};
+use crate::pod::{Pod, Watched};
+use crate::runtime::{Shared, Timeline};
+use crate::spec::{Kind, NetworkStatus, PodSpec};
+use crate::{connect, teardown};
+
+/// What the steps of one launch share.
+struct Launch {
+    shared: Arc<Shared>,
+    spec: PodSpec,
+    dirs: Dirs,
+    cgroup: PodCgroup,
+    netns: Option<NetNs>,
+    clock: Clock,
+    /// Set when the launch has failed, so that nothing waits for a boot in vain.
+    failed: CancellationToken,
+}
+
+/// Launches the pod or leaves nothing of it. The caller holds the pod's lock.
+pub(crate) async fn launch(shared: &Arc<Shared>, spec: &PodSpec) -> Result<Pod, SandboxError> {
+    let clock = Clock::new();
+    let dirs = Dirs::of(&shared.config, &spec.id)?;
+    check(spec)?;
+    let cgroup = PodCgroup::new(&shared.config, &spec.cgroup_parent, &spec.id)?;
+    if dirs.run.exists() || dirs.state.exists() {
+        return Err(SandboxError::Invalid(format!("something of a pod {} is there already: remove it first", spec.id)));
+    }
+    let outcome = run(shared, spec, &dirs, cgroup, clock).await;
+    if outcome.is_err()
+        && let Err(error) = teardown::remove(shared, &dirs, &spec.id).await
+    {
+        tracing::error!(pod = %spec.id, %error, "cannot undo a launch");
+    }
+    outcome
+}
+
+async fn run(
+    shared: &Arc<Shared>,
+    spec: &PodSpec,
+    dirs: &Dirs,
+    cgroup: PodCgroup,
+    clock: Clock,
+) -> Result<Pod, SandboxError> {
+    let netns = {
+        let (spec, dirs) = (spec.clone(), dirs.clone());
+        blocking(move || prepare(&spec, &dirs)).await?
+    };
+    clock.mark("prepared");
+    let failed = CancellationToken::new();
+    let (spec, dirs) = (spec.clone(), dirs.clone());
+    let launch = Arc::new(Launch { shared: Arc::clone(shared), spec, dirs, cgroup, netns, clock, failed });
+    let channel = connect::agent(&launch.dirs, launch.spec.kind);
+    let (network, process) = tokio::join!(launch.network(), launch.process(&channel));
+    let (status, guest) = network?;
+    let watched = process?;
+    configure(&launch, &channel, status.as_ref(), guest, &watched).await?;
+    dirs::write(&launch.dirs.ready(), &ReadyRecord { network: status.clone() })?;
+    launch.clock.mark("configured");
+    let cgroup = launch.cgroup.name().to_owned();
+    let parts = (status, launch.clock.timeline());
+    let (spec, dirs) = (launch.spec.clone(), launch.dirs.clone());
+    Ok(Pod::new(Arc::clone(shared), spec, dirs, cgroup, parts, channel, watched))
+}
+
+/// What a specification must not say.
+fn check(spec: &PodSpec) -> Result<(), SandboxError> {
+    if spec.kind == Kind::Vm && (spec.network.is_none() || spec.node_pid || spec.node_ipc) {
+        return Err(SandboxError::Invalid(
+            "a microVM cannot share a namespace with the node: use the host handler".into(),
+        ));
+    }
+    Ok(())
+}
+
+/// Directories, the specification for whoever cleans up, and the network namespace.
+fn prepare(spec: &PodSpec, dirs: &Dirs) -> Result<Option<NetNs>, SandboxError> {
+    dirs::make_private(&dirs.run)?;
+    dirs::make_private(&dirs.state)?;
+    dirs::write(&dirs.spec(), spec)?;
+    spec.network.as_ref().map(|_| netns::create(&dirs.netns(), spec.kind == Kind::Vm)).transpose()
+}
+
+impl Launch {
+    /// The network's half. Its failure ends the other half's wait.
+    async fn network(self: &Arc<Self>) -> Result<(Option<NetworkStatus>, GuestNetwork), SandboxError> {
+        let outcome = network::attach(self).await;
+        if outcome.is_err() {
+            self.failed.cancel();
+        }
+        outcome
+    }
+
+    /// The process's half: started, and its agent has answered.
+    async fn process(self: &Arc<Self>, channel: &Channel) -> Result<Watched, SandboxError> {
+        let watched = match self.spec.kind {
+            Kind::Vm => vm::start(self).await?,
+            Kind::Host => host::start(self).await?,
+        };
+        let seconds = self.shared.config.vm.boot_timeout.as_secs();
+        let answered = async {
+            if self.spec.kind == Kind::Vm {
+                vm::booted(self).await?;
+            }
+            hello(channel).await
+        };
+        tokio::select! {
+            biased;
+            () = self.failed.cancelled() => Err(SandboxError::Ended { id: self.spec.id.clone() }),
+            end = watched.ended() => Err(SandboxError::step("start the pod", end.detail)),
+            answered = tokio::time::timeout(self.shared.config.vm.boot_timeout, answered) => match answered {
+                Ok(Ok(())) => {
+                    self.clock.mark("agent_answered");
+                    Ok(watched)
+                }
+                Ok(Err(error)) => Err(explain(error, &watched).await),
+                Err(_) => Err(SandboxError::TimedOut { step: "waiting for the pod's agent".into(), seconds }),
+            },
+        }
+    }
+}
+
+/// `error` in a conversation with a process is often just how its death looks from outside.
+async fn explain(error: SandboxError, watched: &Watched) -> SandboxError {
+    match tokio::time::timeout(std::time::Duration::from_millis(500), watched.ended()).await {
+        Ok(end) => SandboxError::step("start the pod", end.detail),
+        Err(_) => error,
+    }
+}
+
+/// Compares versions with the agent.
+async fn hello(channel: &Channel) -> Result<(), SandboxError> {
+    let step = || "greet the pod's agent".to_owned();
+    let reply = AgentClient::new(channel.clone()).hello(HelloRequest { api_version: API_VERSION }).await.doing(step)?;
+    let version = reply.into_inner().api_version;
+    if version == API_VERSION {
+        return Ok(());
+    }
+    Err(format!("it speaks version {version} of its API, the daemon {API_VERSION}")).doing(step)
+}
+
+/// Tells the agent who the pod is.
+async fn configure(
+    launch: &Launch,
+    channel: &Channel,
+    network: Option<&NetworkStatus>,
+    guest: GuestNetwork,
+    watched: &Watched,
+) -> Result<(), SandboxError> {
+    let spec = &launch.spec;
+    let vm = spec.kind == Kind::Vm;
+    let step = || "configure the pod through its agent".to_owned();
+    let mut random_seed = vec![0; if vm { 64 } else { 0 }];
+    getrandom::fill(&mut random_seed).doing(step)?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let request = ConfigurePodRequest {
+        hostname: spec.hostname.clone(),
+        resolv_conf: spec.resolv_conf.clone(),
+        hosts: hosts(&spec.hostname, network),
+        interfaces: guest.interfaces,
+        routes: guest.routes,
+        sysctls: spec.sysctls.clone().into_iter().collect(),
+        clock_unix_nanos: if vm { i64::try_from(now.as_nanos()).unwrap_or(0) } else { 0 },
+        random_seed,
+        shm_size: 0,
+    };
+    let mut agent = AgentClient::new(channel.clone());
+    let limit = launch.shared.config.vm.boot_timeout;
+    match tokio::time::timeout(limit, agent.configure_pod(request)).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(status)) => Err(explain(SandboxError::step(step(), status), watched).await),
+        Err(_) => Err(SandboxError::TimedOut { step: "configuring the pod".into(), seconds: limit.as_secs() }),
+    }
+}
+
+/// `/etc/hosts` of the pod; on the node's network it is the node's.
+fn hosts(hostname: &str, network: Option<&NetworkStatus>) -> String {
+    let Some(network) = network else { return std::fs::read_to_string("/etc/hosts").unwrap_or_default() };
+    let mut text = String::from("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n");
+    for address in network.addresses.iter().filter(|_| !hostname.is_empty()) {
+        text.push_str(&format!("{address}\t{hostname}\n"));
+    }
+    text
+}
+
+/// When what happened.
+struct Clock {
+    start: Instant,
+    marks: std::sync::Mutex<Timeline>,
+}
+
+impl Clock {
+    fn new() -> Self {
+        Self { start: Instant::now(), marks: std::sync::Mutex::default() }
+    }
+
+    /// Microseconds since the start.
+    fn now(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+
+    /// `step` has happened now.
+    fn mark(&self, step: &str) {
+        self.mark_at(step, self.now());
+    }
+
+    fn mark_at(&self, step: &str, at: u64) {
+        self.marks.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(step.into(), at);
+    }
+
+    fn timeline(&self) -> Timeline {
+        self.marks.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+}

@@ -1,0 +1,119 @@
+#![allow(unsafe_code)] // ioctls on sockets and the tap
+//! A pod's network namespace. Whatever happens in it happens on a thread of its own, never on one that others use again.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::mount::mount_bind;
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
+
+use crate::error::{Doing, SandboxError};
+
+/// Name of the tap in the pod's namespace.
+pub(crate) const TAP: &str = "tap0";
+
+/// A new namespace.
+pub(crate) struct NetNs {
+    /// Keeps it, with the mount at its path.
+    pub(crate) fd: OwnedFd,
+    /// A tap in it, if it was asked for; gone when the last one closes it.
+    pub(crate) tap: Option<OwnedFd>,
+}
+
+/// Makes a namespace with `lo` up, bind-mounted at `path`, with a tap if `with_tap`. Blocks for a moment.
+pub(crate) fn create(path: &Path, with_tap: bool) -> Result<NetNs, SandboxError> {
+    let step = || format!("make network namespace {}", path.display());
+    File::create_new(path).doing(step)?;
+    on_a_thread(|| {
+        // SAFETY: only the network namespace of this thread changes, which ends soon; no descriptor table is unshared.
+        unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.doing(step)?;
+        let own = "/proc/thread-self/ns/net";
+        mount_bind(own, path).doing(step)?;
+        let fd = rustix::fs::open(own, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).doing(step)?;
+        up("lo").doing(|| "bring up lo in the pod's network namespace".into())?;
+        let tap = with_tap
+            .then(tap)
+            .transpose()
+            .doing(|| "make a tap in the pod's network namespace; is the tun module there (/dev/net/tun)?".into())?;
+        Ok(NetNs { fd, tap })
+    })
+}
+
+/// Runs `work` in the namespace `netns`.
+pub(crate) fn inside<T: Send>(
+    netns: BorrowedFd<'_>,
+    work: impl FnOnce() -> Result<T, SandboxError> + Send,
+) -> Result<T, SandboxError> {
+    on_a_thread(|| {
+        move_into_link_name_space(netns, Some(LinkNameSpaceType::Network))
+            .doing(|| "enter the pod's network namespace".into())?;
+        work()
+    })
+}
+
+fn on_a_thread<T: Send>(work: impl FnOnce() -> Result<T, SandboxError> + Send) -> Result<T, SandboxError> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("netns".into()).spawn_scoped(scope, work);
+        match thread.doing(|| "start a thread".into())?.join() {
+            Ok(result) => result,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
+}
+
+/// Whether a namespace is mounted at `path`, not just its empty file.
+pub(crate) fn is_mounted(path: &Path) -> bool {
+    rustix::fs::statfs(path).is_ok_and(|fs| fs.f_type == libc::NSFS_MAGIC)
+}
+
+/// Turns IPv6 off on `interface` of this thread's namespace: what it would say there is for the guest to say.
+pub(crate) fn no_ipv6(interface: &str) -> io::Result<()> {
+    match fs::write(format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6"), "1") {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()), // a node without IPv6
+        other => other,
+    }
+}
+
+fn request(name: &str) -> libc::ifreq {
+    // SAFETY: all-zero bytes are a valid ifreq.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes().take(libc::IFNAMSIZ - 1)) {
+        *to = from.cast_signed();
+    }
+    request
+}
+
+/// Brings an interface of this thread's namespace up.
+pub(crate) fn up(name: &str) -> io::Result<()> {
+    let socket = rustix::net::socket_with(
+        rustix::net::AddressFamily::INET,
+        rustix::net::SocketType::DGRAM,
+        rustix::net::SocketFlags::CLOEXEC,
+        None,
+    )?;
+    let mut request = request(name);
+    ioctl(socket.as_fd(), libc::SIOCGIFFLAGS, &mut request)?;
+    // SAFETY: the kernel has just filled in the flags.
+    let flags = unsafe { request.ifr_ifru.ifru_flags };
+    request.ifr_ifru.ifru_flags = flags | libc::c_short::try_from(libc::IFF_UP).unwrap_or_default();
+    ioctl(socket.as_fd(), libc::SIOCSIFFLAGS, &mut request)
+}
+
+fn tap() -> io::Result<OwnedFd> {
+    let file = rustix::fs::open("/dev/net/tun", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    let mut request = request(TAP);
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    request.ifr_ifru.ifru_flags = libc::c_short::try_from(flags).unwrap_or_default();
+    ioctl(file.as_fd(), libc::TUNSETIFF, &mut request)?;
+    no_ipv6(TAP)?;
+    up(TAP)?;
+    Ok(file)
+}
+
+fn ioctl(fd: BorrowedFd<'_>, code: libc::Ioctl, request: &mut libc::ifreq) -> io::Result<()> {
+    // SAFETY: every request made here reads and writes one ifreq.
+    if unsafe { libc::ioctl(fd.as_raw_fd(), code, request) } < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}

@@ -1,0 +1,169 @@
+#![allow(unsafe_code)] // what happens between fork and exec
+//! The pod's process on the node: started with what it needs and nothing else, watched by a pidfd.
+
+use std::fs::{self, File};
+use std::io::{self, Seek, SeekFrom, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::MemfdFlags;
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, pidfd_open, waitid};
+use serde::Serialize;
+use tokio::io::unix::AsyncFd;
+
+use crate::dirs::ProcessRecord;
+use crate::error::{Doing, SandboxError};
+
+/// How the kernel should rate the process when memory is short: as any other. (The daemon's own score must not be inherited.)
+const OOM_SCORE_ADJ: &[u8] = b"0";
+
+/// A program to start.
+pub(crate) struct Program<'a> {
+    /// Its file.
+    pub(crate) path: &'a Path,
+    /// Its arguments.
+    pub(crate) args: &'a [&'a str],
+    /// Descriptors that it inherits, under the same numbers; all others close.
+    pub(crate) inherit: Vec<BorrowedFd<'a>>,
+    /// `cgroup.procs` of the cgroup it starts in.
+    pub(crate) cgroup: &'a File,
+    /// Network namespace it starts in, if another.
+    pub(crate) netns: Option<BorrowedFd<'a>>,
+    /// Gets its standard error.
+    pub(crate) stderr: &'a Path,
+}
+
+/// A started program.
+pub(crate) struct Started {
+    /// Its identity.
+    pub(crate) record: ProcessRecord,
+    /// Tells when it ends.
+    pub(crate) pidfd: OwnedFd,
+}
+
+/// A descriptor with `config` to read from.
+pub(crate) fn config_fd<T: Serialize>(config: &T) -> Result<OwnedFd, SandboxError> {
+    let step = || "pass a configuration on".to_owned();
+    let bytes = serde_json::to_vec(config).doing(step)?;
+    let mut file = File::from(rustix::fs::memfd_create("config", MemfdFlags::CLOEXEC).doing(step)?);
+    file.write_all(&bytes).and_then(|()| file.seek(SeekFrom::Start(0))).doing(step)?;
+    Ok(file.into())
+}
+
+impl Program<'_> {
+    /// Starts it in a session of its own. Blocks until it has been exec'ed.
+    pub(crate) fn start(&self) -> Result<Started, SandboxError> {
+        let step = || format!("start {}", self.path.display());
+        let stderr = File::options().create(true).append(true).open(self.stderr).doing(step)?;
+        let inherit: Vec<i32> = self.inherit.iter().map(AsRawFd::as_raw_fd).collect();
+        let cgroup = self.cgroup.as_raw_fd();
+        let netns = self.netns.map(|fd| fd.as_raw_fd());
+        let mut command = Command::new(self.path);
+        command.args(self.args).env_clear().current_dir("/").stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
+        let child_side = move || {
+            // SAFETY: system calls only, on descriptors that the parent keeps open until the exec, and literals.
+            unsafe {
+                check(libc::write(cgroup, b"0".as_ptr().cast(), 1))?;
+                check(libc::setsid() as isize)?;
+                let score = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+                if score >= 0 {
+                    libc::write(score, OOM_SCORE_ADJ.as_ptr().cast(), OOM_SCORE_ADJ.len());
+                    libc::close(score);
+                }
+                if let Some(netns) = netns {
+                    check(libc::setns(netns, libc::CLONE_NEWNET) as isize)?;
+                }
+                for fd in &inherit {
+                    check(libc::fcntl(*fd, libc::F_SETFD, 0) as isize)?;
+                }
+            }
+            Ok(())
+        };
+        // SAFETY: the closure makes system calls alone: it neither allocates nor takes locks.
+        unsafe { command.pre_exec(child_side) };
+        let child = command.spawn().doing(step)?;
+        // The child is not reaped before the pidfd is open, so its id cannot be another's.
+        let pidfd = open(child.id()).doing(step)?;
+        let start_time = start_time(child.id()).ok_or("it ended at once").doing(step)?;
+        Ok(Started { record: ProcessRecord { pid: child.id(), start_time }, pidfd })
+    }
+}
+
+fn check(result: isize) -> io::Result<()> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+fn open(pid: u32) -> io::Result<OwnedFd> {
+    let pid = Pid::from_raw(pid.cast_signed()).ok_or(io::ErrorKind::InvalidInput)?;
+    // NONBLOCK: waitid on it does not wait.
+    Ok(pidfd_open(pid, PidfdFlags::NONBLOCK)?)
+}
+
+/// The process of a record, if it still is the same one and not dead.
+pub(crate) fn find(record: ProcessRecord) -> Option<OwnedFd> {
+    let pidfd = open(record.pid).ok()?;
+    // Compared with the pidfd open: afterwards the id can only be this process's.
+    (start_time(record.pid) == Some(record.start_time)).then_some(pidfd)
+}
+
+/// The record of a running process.
+pub(crate) fn identify(pid: u32) -> Result<Started, SandboxError> {
+    let step = || format!("find process {pid}");
+    let pidfd = open(pid).doing(step)?;
+    let start_time = start_time(pid).ok_or("it has ended").doing(step)?;
+    Ok(Started { record: ProcessRecord { pid, start_time }, pidfd })
+}
+
+/// Start time of a process that is not dead, in ticks since boot (proc(5), `/proc/pid/stat`, field 22).
+fn start_time(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name, field 2, may hold anything but ends at the last parenthesis.
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+    let state = fields.next()?;
+    if matches!(state, "Z" | "X") { None } else { fields.nth(18)?.parse().ok() }
+}
+
+/// Waits for the end of the process, and reaps it if it is our child.
+pub(crate) async fn wait(pidfd: OwnedFd) {
+    let pidfd = Arc::new(pidfd);
+    let ended = async {
+        // SAFETY: the Arc keeps one OwnedFd open, which is the same descriptor for all its life.
+        if let Ok(watched) = unsafe { AsyncFd::register(Arc::clone(&pidfd)) }
+            && watched.readable().await.is_ok()
+        {
+            return;
+        }
+        // The kernel's limit of watches is reached: a thread waits instead.
+        let pidfd = Arc::clone(&pidfd);
+        let waited = tokio::task::spawn_blocking(move || {
+            while poll(&mut [PollFd::from_borrowed_fd(pidfd.as_fd(), PollFlags::IN)], None) == Err(Errno::INTR) {}
+        });
+        let _ = waited.await;
+    };
+    ended.await;
+    reap(pidfd.as_fd());
+}
+
+/// Reaps a dead child; anything else is left alone.
+fn reap(pidfd: BorrowedFd<'_>) {
+    let _ = waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
+}
+
+/// The last of what the process had to say, at most 2 KiB.
+pub(crate) fn last_words(stderr: &Path) -> String {
+    const LIMIT: u64 = 2048;
+    let read = || -> io::Result<Vec<u8>> {
+        let mut file = File::open(stderr)?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(LIMIT)))?;
+        let mut bytes = Vec::new();
+        io::Read::read_to_end(&mut io::Read::take(file, LIMIT), &mut bytes)?;
+        Ok(bytes)
+    };
+    String::from_utf8_lossy(&read().unwrap_or_default()).trim().to_owned()
+}

@@ -1,0 +1,160 @@
+#![allow(unsafe_code)] // mount_setattr has no safe wrapper
+//! The share of a vm pod: what of the node its guest can see.
+//!
+//! `tree/` is an ordinary directory that holds mount points. It is bind-mounted, read-only and private, at `share/`, which is what the
+//! file server serves: so mount points can be made through `tree/`, while a guest can make nothing in it.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use cofferdam_proto::agent::GUEST_SHARE;
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree, unmount};
+
+use crate::dirs::{Dirs, make_private};
+use crate::error::{Doing, SandboxError};
+
+/// Makes an empty share; returns its root for the monitor.
+pub(crate) fn create(dirs: &Dirs) -> Result<OwnedFd, SandboxError> {
+    let (tree, share) = (dirs.tree(), dirs.share());
+    make_private(&tree)?;
+    make_private(&share)?;
+    let source = path_fd(&tree)?;
+    mount(&source, &share, true)?;
+    path_fd(&share)
+}
+
+/// Mounts `source` for `container`, under the next free number; returns the guest's path.
+pub(crate) fn export(dirs: &Dirs, container: &str, source: &Path, read_only: bool) -> Result<String, SandboxError> {
+    plain(container)?;
+    let from = path_fd(source)?;
+    let step = || format!("make a mount point for {}", source.display());
+    let is_folder = FileType::from_raw_mode(rustix::fs::fstat(&from).doing(step)?.st_mode) == FileType::Directory;
+    let points = dirs.tree().join(container);
+    make_private(&points)?;
+    let number = claim(&points, is_folder).doing(step)?;
+    let target = dirs.share().join(container).join(&number);
+    if let Err(error) = mount(&from, &target, read_only) {
+        let _ = if is_folder { fs::remove_dir(points.join(&number)) } else { fs::remove_file(points.join(&number)) };
+        return Err(error);
+    }
+    Ok(format!("{GUEST_SHARE}/{container}/{number}"))
+}
+
+/// Takes back all exports of `container`. Idempotent.
+pub(crate) fn unexport(dirs: &Dirs, container: &str) -> Result<(), SandboxError> {
+    plain(container)?;
+    let points = dirs.tree().join(container);
+    let Ok(entries) = fs::read_dir(&points) else { return Ok(()) };
+    for entry in entries.flatten() {
+        unmount_all(&dirs.share().join(container).join(entry.file_name()))?;
+        let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        let removed = if is_folder { fs::remove_dir(entry.path()) } else { fs::remove_file(entry.path()) };
+        removed.doing(|| format!("remove mount point {}", entry.path().display()))?;
+    }
+    fs::remove_dir(&points).doing(|| format!("remove {}", points.display()))
+}
+
+/// Unmounts everything at and below `folder`. Idempotent.
+pub(crate) fn unmount_below(folder: &Path) -> Result<(), SandboxError> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").doing(|| "read the node's mounts".into())?;
+    let mut points: Vec<PathBuf> = mounts
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .map(|point| PathBuf::from(unescape(point)))
+        .filter(|point| point.starts_with(folder))
+        .collect();
+    points.reverse(); // what was mounted last goes first
+    for point in points {
+        unmount_all(&point)?;
+    }
+    Ok(())
+}
+
+/// A name that is one plain component of a path.
+fn plain(container: &str) -> Result<(), SandboxError> {
+    let fits = !container.is_empty() && container.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    if fits { Ok(()) } else { Err(SandboxError::Invalid(format!("container id {container:?} is not plain"))) }
+}
+
+fn path_fd(path: &Path) -> Result<OwnedFd, SandboxError> {
+    rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).doing(|| format!("open {}", path.display()))
+}
+
+/// Makes an empty mount point under the first free number.
+fn claim(points: &Path, is_folder: bool) -> io::Result<String> {
+    let mut number = fs::read_dir(points)?.count();
+    loop {
+        let name = number.to_string();
+        let path = points.join(&name);
+        let made = if is_folder { fs::create_dir(&path) } else { File::create_new(&path).map(drop) };
+        match made {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
+            other => return other.map(|()| name),
+        }
+    }
+}
+
+/// Binds the file or tree that `source` is to `target`, private: nothing that is mounted on the node later gets in.
+fn mount(source: &OwnedFd, target: &Path, read_only: bool) -> Result<(), SandboxError> {
+    let step = || format!("mount {}", target.display());
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    let tree = open_tree(source, "", flags | OpenTreeFlags::AT_RECURSIVE).doing(step)?;
+    set_attributes(&tree, read_only).doing(step)?;
+    move_mount(&tree, "", rustix::fs::CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).doing(step)
+}
+
+fn set_attributes(tree: &OwnedFd, read_only: bool) -> io::Result<()> {
+    let attributes = libc::mount_attr {
+        attr_set: if read_only { libc::MOUNT_ATTR_RDONLY } else { 0 },
+        attr_clr: 0,
+        propagation: libc::MS_PRIVATE,
+        userns_fd: 0,
+    };
+    let flags = libc::AT_EMPTY_PATH | libc::AT_RECURSIVE;
+    // SAFETY: the path is a literal, and the kernel reads one mount_attr of the size that is given.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_fd().as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Unmounts `point` until nothing is mounted there.
+fn unmount_all(point: &Path) -> Result<(), SandboxError> {
+    loop {
+        match unmount(point, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => return Ok(()),
+            Err(error) => return Err(error).doing(|| format!("unmount {}", point.display())),
+        }
+    }
+}
+
+/// Undoes the octal escapes of mountinfo.
+fn unescape(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, tail @ ..] = rest {
+        let code = tail.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
+        match code.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(byte) if *first == b'\\' => {
+                bytes.push(byte);
+                rest = &tail[3..];
+            }
+            _ => {
+                bytes.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
