@@ -34,13 +34,13 @@ pub(super) fn rss_mib(pid: u32, ignore_from_mib: u64) -> Outcome<f64> {
     Ok(kib as f64 / 1024.0)
 }
 
-/// CPU time of a process so far, guest time included.
+/// CPU time so far of the cgroup that a process is in: a monitor's holds what KVM does for it in kernel threads, too.
 pub(super) fn cpu_time(pid: u32) -> Outcome<Duration> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).doing(&format!("read the CPU time of process {pid}"))?;
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or("").split_whitespace().collect();
-    // Fields 14 and 15 of proc_pid_stat(5), in clock ticks of 10 ms.
-    let ticks = |n: usize| fields.get(n).and_then(|f| f.parse::<u64>().ok()).unwrap_or(0);
-    Ok(Duration::from_millis((ticks(11) + ticks(12)) * 10))
+    let path = fs::read_to_string(format!("/proc/{pid}/cgroup")).doing(&format!("read the cgroup of process {pid}"))?;
+    let path = path.trim().trim_start_matches("0::").to_owned();
+    let stat = fs::read_to_string(format!("/sys/fs/cgroup{path}/cpu.stat")).doing("read a cgroup's CPU time")?;
+    let used = stat.lines().find_map(|line| line.strip_prefix("usage_usec ")).and_then(|us| us.trim().parse().ok());
+    used.map(Duration::from_micros).ok_or_else(|| format!("cpu.stat of {path} has no usage: {stat}").into())
 }
 
 /// How often the threads of a process have slept so far: each is a wake-up.
