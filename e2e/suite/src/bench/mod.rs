@@ -9,8 +9,6 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use serde_json::Value;
-
 use crate::crictl::{self, BUSYBOX};
 use crate::daemon;
 use crate::failure::{Doing, Failure, Outcome, ensure};
@@ -89,10 +87,11 @@ async fn measure(options: &Options) -> Outcome {
         }
     }
     memory_and_idle(&mut ours, &mut peer, options, &mut samples, &mut notes).await?;
-    let steps = steps_from_journal()?;
-    for ms in steps.get("cni").into_iter().flatten() {
-        samples.add("cni_add", "ours", *ms);
-    }
+    let pods = started_vm_pods()?;
+    let step = |number: usize| pods.iter().filter_map(|pod| pod[number]).collect::<Vec<f64>>();
+    step(CNI).into_iter().for_each(|ms| samples.add("cni_add", "ours", ms));
+    let mut steps: Vec<_> = STEPS.iter().enumerate().map(|(number, (name, ..))| (*name, step(number))).collect();
+    steps.push(("container: create and start, as the client sees it", samples.get("create_start", "vm")));
     let rows = rows(&samples);
     for row in &rows {
         ensure!(!row.ours.is_empty(), "row {} has no sample", row.name);
@@ -197,42 +196,62 @@ async fn memory_and_idle(
     ours.remove(&vm.pod).await
 }
 
-/// Events of the daemon's journal that carry a step of a vm pod's start: step -> milliseconds.
-fn steps_from_journal() -> Outcome<BTreeMap<String, Vec<f64>>> {
-    let mut steps: BTreeMap<String, Vec<f64>> = BTreeMap::new();
-    for event in journal()? {
-        let (Some(step), Some(ms)) = (event["step"].as_str(), event["elapsed_ms"].as_f64()) else {
-            continue;
-        };
-        if event["handler"] == "vm" {
-            steps.entry(step.to_owned()).or_default().push(ms);
-        }
-    }
-    Ok(steps)
+/// Steps of a vm pod's start, each between two marks of the daemon's timeline (none: from the launch on).
+const STEPS: &[(&str, Option<&str>, &str)] = &[
+    ("prepare: folders, cgroup, network namespace", None, "prepared"),
+    ("CNI: the chain's ADD", Some("cni_start"), "cni_end"),
+    ("monitor: exec to the kernel in memory", Some("monitor_spawned"), "kernel_loaded"),
+    ("monitor: to the first instruction", Some("kernel_loaded"), "vcpu_started"),
+    ("kernel: to the agent's start", Some("vcpu_started"), "agent_started"),
+    ("agent: to its listening", Some("agent_started"), "agent_listening"),
+    ("agent: to its first answer", Some("agent_listening"), "agent_answered"),
+    ("pod: host name, network, sandbox", Some("agent_answered"), "configured"),
+    ("boot: monitor's exec to the agent's first answer", Some("monitor_spawned"), "agent_answered"),
+    ("all of it", None, "configured"),
+];
+const BOOT: usize = 8;
+const CNI: usize = 1;
+
+/// What one vm pod's start took: a time in milliseconds for each of [`STEPS`] that happened.
+type Steps = Vec<Option<f64>>;
+
+/// The vm pods that the daemon has started, from the events in its journal, the last one last.
+fn started_vm_pods() -> Outcome<Vec<Steps>> {
+    let output =
+        Command::new("journalctl").args(["-u", "cofferdam", "-o", "cat", "-b"]).output().doing("read the journal")?;
+    let lines = String::from_utf8_lossy(&output.stdout);
+    Ok(lines.lines().filter(|line| line.contains("pod started")).filter_map(vm_steps).collect())
+}
+
+/// Reads `handler=vm` and `timeline={"mark": microseconds, …}` out of an event.
+fn vm_steps(event: &str) -> Option<Steps> {
+    event.contains("handler=vm").then_some(())?;
+    let text = event.split_once("timeline={")?.1.split_once('}')?.0;
+    let marks: BTreeMap<String, u64> = serde_json::from_str(&format!("{{{text}}}")).ok()?;
+    let step = |(_, from, to): &(&str, Option<&str>, &str)| {
+        let from = from.map_or(Some(0), |mark| marks.get(mark).copied())?;
+        Some(marks.get(*to)?.saturating_sub(from) as f64 / 1000.0)
+    };
+    Some(STEPS.iter().map(step).collect())
 }
 
 /// The last microVM's time from the monitor's exec to the agent's first answer.
 fn last_boot_ms() -> Outcome<f64> {
-    let boots = steps_from_journal()?;
-    boots.get("boot").and_then(|b| b.last().copied()).ok_or_else(|| "the daemon's journal has no `boot` event".into())
+    let pods = started_vm_pods()?;
+    pods.last().and_then(|steps| steps[BOOT]).ok_or_else(|| "the daemon's journal tells of no vm pod's boot".into())
 }
 
-fn journal() -> Outcome<Vec<Value>> {
-    let output =
-        Command::new("journalctl").args(["-u", "cofferdam", "-o", "cat", "-b"]).output().doing("read the journal")?;
-    Ok(String::from_utf8_lossy(&output.stdout).lines().filter_map(fields).collect())
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// The `key=value` fields of an event, if it is a pod's step.
-fn fields(line: &str) -> Option<Value> {
-    let at = line.find("step=")?;
-    let mut found = serde_json::Map::new();
-    for word in line[at..].split_whitespace().chain(line[..at].split_whitespace()) {
-        if let Some((key, value)) = word.split_once('=') {
-            let value = value.trim_matches('"');
-            let value = value.parse::<f64>().map_or_else(|_| Value::from(value), Value::from);
-            found.insert(key.to_owned(), value);
-        }
+    #[test]
+    fn steps_are_read_from_an_event() {
+        let event = r#"INFO pod started pod=ab handler=vm elapsed_ms=900 timeline={"agent_answered": 700000, "cni_end": 600500, "cni_start": 100500, "monitor_spawned": 200000}"#;
+        let steps = vm_steps(event).unwrap();
+        assert_eq!(steps[CNI], Some(500.0));
+        assert_eq!(steps[BOOT], Some(500.0));
+        assert_eq!(steps[0], None);
+        assert_eq!(vm_steps(&event.replace("=vm", "=host")), None);
     }
-    Some(Value::Object(found))
 }
