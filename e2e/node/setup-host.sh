@@ -34,15 +34,19 @@ if [ ${#packages[@]} != 0 ]; then
     [ "$(id -u)" = 0 ] || die "needs ${packages[*]}; run as root: apt-get install ${packages[*]}"
     install() { DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}"; }
     log=$cache/setup.log
-    # Only a machine whose package lists are missing or old needs an update.
-    in_time "installing ${packages[*]}" "$log" install 2>/dev/null || {
-        in_time "reading Debian's package lists" "$log" apt-get update -qq || die "apt-get update; is the Debian archive reachable?"
-        in_time "installing ${packages[*]}" "$log" install || die "apt-get install; the log is above"
-    }
+    update() { in_time "reading Debian's package lists" "$log" apt-get update -qq || die "apt-get update; is the Debian archive reachable?"; }
+    fresh=0
+    if [ -z "$(find /var/lib/apt/lists -name '*_Packages*' -print -quit)" ]; then update; fresh=1; fi
+    if ! in_time "installing ${packages[*]}" "$log" install; then
+        [ $fresh = 0 ] || die "apt-get install; its output is above"
+        say "the package lists may be old; once more with new ones"
+        update
+        in_time "installing ${packages[*]}" "$log" install || die "apt-get install; its output is above"
+    fi
     mapfile -t packages < <(missing)
     [ ${#packages[@]} = 0 ] || die "still missing after the installation: ${packages[*]}"
 fi
-archive_uri >/dev/null 2>&1 || in_time "reading Debian's package lists" "$cache/setup.log" apt-get update -qq || die "apt-get update; is the Debian archive reachable?"
+(archive_uri) >/dev/null
 
 wanted=$(sed -n 's/^channel = "\(.*\)"/\1/p' ../../rust-toolchain.toml)
 command -v cargo >/dev/null || die "Rust is missing; install rustup, then run this again (it brings Rust $wanted by itself)"
