@@ -26,6 +26,8 @@ mod runtime;
 mod share;
 mod spec;
 mod teardown;
+#[cfg(test)]
+mod testing;
 
 pub use error::SandboxError;
 pub use pod::{End, Pod};

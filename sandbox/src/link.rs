@@ -23,8 +23,9 @@ pub(crate) struct GuestNetwork {
     pub(crate) routes: Vec<Route>,
 }
 
-/// Every frame that comes in on CNI's interface goes out of the tap and the other way round; addresses and routes leave the
-/// namespace for the guest, which takes over the MAC address too. Blocks.
+/// Every frame that comes in on CNI's interface goes out of the tap and the other way round, before the namespace's own stack sees it. The
+/// guest takes over addresses, routes and MAC. They stay on the interface too, where they do nothing: plugins look for
+/// them there when they take back their rules (bridge's masquerading). Blocks.
 pub(crate) fn join_to_tap(netns: BorrowedFd<'_>) -> Result<GuestNetwork, SandboxError> {
     netns::inside(netns, || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build();
@@ -64,12 +65,11 @@ async fn link(handle: &Handle, name: &str) -> Result<Link, SandboxError> {
 
 async fn join(handle: &Handle) -> Result<GuestNetwork, SandboxError> {
     let (inside, tap) = (link(handle, INTERFACE).await?, link(handle, TAP).await?);
-    let addresses = addresses(handle, inside.index).await?;
     let routes = routes(handle, inside.index).await?;
     let interface = Interface {
         name: INTERFACE.into(),
         mac: inside.mac.clone(),
-        addresses: addresses.iter().filter_map(with_prefix).collect(),
+        addresses: addresses(handle, inside.index).await?.iter().filter_map(with_prefix).collect(),
         mtu: inside.mtu,
     };
     redirect(handle, inside.index, tap.index).await?;
@@ -77,14 +77,6 @@ async fn join(handle: &Handle) -> Result<GuestNetwork, SandboxError> {
     // The frames of the guest are as long as its MTU allows.
     let longer = rtnetlink::LinkUnspec::new_with_index(tap.index).mtu(inside.mtu).build();
     handle.link().set(longer).execute().await.doing(|| format!("set the MTU of {TAP}"))?;
-    for address in addresses {
-        let step = || format!("move an address of {INTERFACE} to the guest");
-        match handle.address().del(address).execute().await {
-            Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -libc::EADDRNOTAVAIL => {}
-            other => other.doing(step)?,
-        }
-    }
-    netns::no_ipv6(INTERFACE).doing(|| format!("turn IPv6 off on {INTERFACE} beside the guest"))?;
     Ok(GuestNetwork { interfaces: vec![interface], routes })
 }
 
@@ -168,3 +160,6 @@ fn address(address: &RouteAddress) -> Option<IpAddr> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests;

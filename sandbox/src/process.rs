@@ -89,7 +89,7 @@ impl Program<'_> {
         let child = command.spawn().doing(step)?;
         // The child is not reaped before the pidfd is open, so its id cannot be another's.
         let pidfd = open(child.id()).doing(step)?;
-        let start_time = start_time(child.id()).ok_or("it ended at once").doing(step)?;
+        let (_, start_time) = state(child.id()).ok_or("it is not in /proc").doing(step)?;
         Ok(Started { record: ProcessRecord { pid: child.id(), start_time }, pidfd })
     }
 }
@@ -119,13 +119,18 @@ pub(crate) fn identify(pid: u32) -> Result<Started, SandboxError> {
     Ok(Started { record: ProcessRecord { pid, start_time }, pidfd })
 }
 
-/// Start time of a process that is not dead, in ticks since boot (proc(5), `/proc/pid/stat`, field 22).
+/// Start time of a process that is not dead.
 fn start_time(pid: u32) -> Option<u64> {
+    state(pid).filter(|(state, _)| !matches!(state, 'Z' | 'X')).map(|(_, start_time)| start_time)
+}
+
+/// State and start time, in ticks since boot, of a process (proc(5), `/proc/pid/stat`, fields 3 and 22).
+fn state(pid: u32) -> Option<(char, u64)> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name, field 2, may hold anything but ends at the last parenthesis.
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
-    let state = fields.next()?;
-    if matches!(state, "Z" | "X") { None } else { fields.nth(18)?.parse().ok() }
+    let state = fields.next()?.chars().next()?;
+    Some((state, fields.nth(18)?.parse().ok()?))
 }
 
 /// Waits for the end of the process, and reaps it if it is our child.
@@ -167,3 +172,6 @@ pub(crate) fn last_words(stderr: &Path) -> String {
     };
     String::from_utf8_lossy(&read().unwrap_or_default()).trim().to_owned()
 }
+
+#[cfg(test)]
+mod tests;

@@ -59,7 +59,7 @@ pub(crate) fn unexport(dirs: &Dirs, container: &str) -> Result<(), SandboxError>
 
 /// Unmounts everything at and below `folder`. Idempotent.
 pub(crate) fn unmount_below(folder: &Path) -> Result<(), SandboxError> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").doing(|| "read the node's mounts".into())?;
+    let mounts = fs::read_to_string("/proc/thread-self/mountinfo").doing(|| "read the node's mounts".into())?;
     let mut points: Vec<PathBuf> = mounts
         .lines()
         .filter_map(|line| line.split(' ').nth(4))
@@ -158,3 +158,6 @@ fn unescape(text: &str) -> String {
     }
     String::from_utf8_lossy(&bytes).into_owned()
 }
+
+#[cfg(test)]
+mod tests;

@@ -67,9 +67,10 @@ async fn detach(shared: &Arc<Shared>, dirs: &Dirs) -> Result<(), SandboxError> {
     let netns = dirs.netns();
     let there = netns::is_mounted(&netns);
     match attachment.del(&shared.config.cni, there.then_some(&*netns)).await {
-        // After a reboot the interface is gone whatever plugins say; they were asked for their leases and rules.
-        Err(error) if !there => {
-            tracing::warn!(pod = %attachment.container, error = %chain(&error), "plugins failed for a network that is gone");
+        // After a reboot the interface is gone whatever plugins say, and an ADD that did not succeed may never be undone by
+        // plugins that cannot work at all. They were asked for their leases and rules.
+        Err(error) if !there || attachment.result.is_none() => {
+            tracing::warn!(pod = %attachment.container, error = %chain(&error), "a plugin failed to undo what was hardly done");
         }
         other => other?,
     }

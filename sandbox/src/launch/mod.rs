@@ -229,3 +229,6 @@ impl Clock {
         self.marks.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
     }
 }
+
+#[cfg(test)]
+mod tests;

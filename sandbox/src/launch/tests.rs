@@ -1,0 +1,231 @@
+//! Whole pods, with real plugins and, where it can be had, the real agent (`COFFERDAM_AGENT`).
+
+use std::fs;
+use std::process::Command;
+use std::time::Duration;
+
+use cofferdam_proto::agent::{CreateContainerRequest, ListContainersRequest, Process, StartContainerRequest};
+
+use crate::spec::{Config, Kind, NetworkSpec, PodSpec, VmSize};
+use crate::testing::{Node, new_id, on_a_node};
+use crate::{Adopted, Pod, Runtime, SandboxError};
+
+fn spec(kind: Kind) -> PodSpec {
+    PodSpec {
+        id: new_id(),
+        kind,
+        vm: VmSize { vcpus: 1, memory_mib: 128 },
+        cgroup_parent: "/cofferdam-test".into(),
+        hostname: "web".into(),
+        resolv_conf: "nameserver 10.99.0.1\n".into(),
+        network: Some(NetworkSpec::default()),
+        sysctls: Default::default(),
+        node_pid: false,
+        node_ipc: false,
+    }
+}
+
+/// Everything that pods leave: addresses, rules, cgroups, mounts, files.
+fn traces(node: &Node) -> Vec<String> {
+    let command = |program: &str, args: &[&str]| {
+        let output = Command::new(program).args(args).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let mut found = command("ip", &["-o", "link"]);
+    // Interfaces have numbers and states; the bridge stays.
+    found.retain(|line| line.contains("veth") || line.contains("tap"));
+    found.extend(
+        command("iptables-save", &[]).into_iter().filter(|line| line.contains("10.99.0.") && !line.contains("/16")),
+    );
+    let folder = node.folder.path();
+    let list = |path: std::path::PathBuf| {
+        let entries = fs::read_dir(path).into_iter().flatten().flatten();
+        entries.map(|entry| entry.path().display().to_string()).collect::<Vec<_>>()
+    };
+    found.extend(list(folder.join("r/pods")));
+    found.extend(list(folder.join("s/pods")));
+    found.extend(list("/var/lib/cni/networks/lab".into()).into_iter().filter(|name| name.contains("10.99.0.")));
+    let mounts = fs::read_to_string("/proc/thread-self/mounts").unwrap();
+    found.extend(mounts.lines().filter(|line| line.contains(folder.to_str().unwrap())).map(str::to_owned));
+    found
+}
+
+fn no_trace_of(node: &Node, id: &str) {
+    assert_eq!(traces(node), Vec::<String>::new());
+    assert!(!node.config.cgroup_root.join("cofferdam-test").join(id).exists(), "its cgroup is left");
+}
+
+fn chain(error: &SandboxError) -> String {
+    let source = std::error::Error::source(error).map(|source| format!(": {source}"));
+    error.to_string() + &source.unwrap_or_default()
+}
+
+fn runtime(config: &Config) -> Runtime {
+    Runtime::open(config.clone()).unwrap()
+}
+
+#[test]
+fn a_monitor_that_dies_says_why_and_leaves_nothing() {
+    on_a_node(|mut node| async move {
+        let monitor = node.folder.path().join("monitor");
+        fs::write(&monitor, "#!/bin/sh\necho the machine is on fire >&2\nexit 1\n").unwrap();
+        fs::set_permissions(&monitor, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        node.config.vm.monitor = monitor;
+        let template = node.folder.path().join("template");
+        fs::write(&template, "x").unwrap();
+        node.config.vm.disk_template = template;
+        let runtime = runtime(&node.config);
+        let spec = spec(Kind::Vm);
+        let error = runtime.launch(&spec).await.err().unwrap();
+        assert_eq!(chain(&error), "cannot start the pod: the monitor died: the machine is on fire");
+        no_trace_of(&node, &spec.id);
+        assert!(runtime.adopt(&spec.id).await.is_err());
+        runtime.remove(&spec.id).await.unwrap();
+    });
+}
+
+#[test]
+fn a_failure_of_the_network_ends_the_boot_and_names_the_plugin() {
+    on_a_node(|mut node| async move {
+        let monitor = node.folder.path().join("monitor");
+        fs::write(&monitor, "#!/bin/sh\nexec sleep 1000\n").unwrap();
+        fs::set_permissions(&monitor, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        node.config.vm.monitor = monitor;
+        let template = node.folder.path().join("template");
+        fs::write(&template, "x").unwrap();
+        node.config.vm.disk_template = template;
+        let list = crate::testing::NETWORK.replace("10.99.0.0/16", "10.99.0.0/33");
+        fs::write(node.folder.path().join("net.d/10-lab.conflist"), list).unwrap();
+        let spec = spec(Kind::Vm);
+        let error = runtime(&node.config).launch(&spec).await.err().unwrap();
+        let text = chain(&error);
+        assert!(text.starts_with("cannot add the pod to network lab: plugin bridge: "), "{text}");
+        no_trace_of(&node, &spec.id);
+    });
+}
+
+#[test]
+fn specifications_that_contradict_themselves_are_refused() {
+    on_a_node(|node| async move {
+        let runtime = runtime(&node.config);
+        let good = spec(Kind::Vm);
+        for bad in [
+            PodSpec { id: "../../etc".into(), ..good.clone() },
+            PodSpec { network: None, ..good.clone() },
+            PodSpec { node_pid: true, ..good.clone() },
+            PodSpec { cgroup_parent: "/../..".into(), ..good.clone() },
+        ] {
+            assert!(matches!(runtime.launch(&bad).await, Err(SandboxError::Invalid(_))), "{bad:?}");
+        }
+        assert_eq!(traces(&node), Vec::<String>::new());
+    });
+}
+
+/// Says so and does nothing where there is no agent.
+fn with_agent(test: impl AsyncFnOnce(&Node) + Send + 'static) {
+    if std::env::var_os("COFFERDAM_AGENT").is_none() {
+        println!("skipped: COFFERDAM_AGENT does not name an agent");
+        return;
+    }
+    on_a_node(|node| async move { test(&node).await });
+}
+
+async fn container(node: &Node, pod: &Pod, script: &str) -> String {
+    let layer = node.folder.path().join(format!("layer-{}", new_id()));
+    fs::create_dir_all(layer.join("bin")).unwrap();
+    let busybox = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|path| fs::metadata(path).is_ok());
+    fs::copy(busybox.expect("busybox-static is installed"), layer.join("bin/sh")).unwrap();
+    let id = new_id();
+    let lower = pod.export(&id, &layer, true).await.unwrap();
+    let log = fs::File::options().create(true).append(true).open(node.folder.path().join("log")).unwrap();
+    pod.open_log(&id, log.into()).await.unwrap();
+    let process =
+        Process { args: ["sh", "-c", script].map(str::to_owned).into(), cwd: "/".into(), ..Default::default() };
+    let cgroup_parent = pod.container_cgroup_parent();
+    let request = CreateContainerRequest {
+        id: id.clone(),
+        lower: vec![lower],
+        process: Some(process),
+        cgroup_parent,
+        ..Default::default()
+    };
+    pod.agent().create_container(request).await.unwrap();
+    pod.agent().start_container(StartContainerRequest { id: id.clone() }).await.unwrap();
+    id
+}
+
+#[test]
+fn a_host_pod_runs_is_found_again_and_leaves_nothing() {
+    with_agent(async |node| {
+        let first = runtime(&node.config);
+        let spec = spec(Kind::Host);
+        let pod = first.launch(&spec).await.unwrap_or_else(|error| panic!("{}", chain(&error)));
+        println!("{:?}", pod.timeline());
+        assert_eq!(first.known(), [spec.id.clone()]);
+        assert!(matches!(first.launch(&spec).await, Err(SandboxError::Invalid(_))), "launched twice");
+        let id = container(node, &pod, "echo hello from $(hostname); exec sleep 1000").await;
+        let log = node.folder.path().join("log");
+        let deadline = std::time::Instant::now() + Duration::from_secs(60);
+        while !fs::read_to_string(&log).unwrap().contains("stdout F hello from web") {
+            assert!(std::time::Instant::now() < deadline, "log: {:?}", fs::read_to_string(&log));
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+
+        // Another daemon.
+        let second = runtime(&node.config);
+        let Adopted::Running(again) = second.adopt(&spec.id).await.unwrap() else { panic!("it does not run any more") };
+        assert_eq!((again.pid(), again.network()), (pod.pid(), pod.network()));
+        let list = again.agent().list_containers(ListContainersRequest {}).await.unwrap().into_inner();
+        assert_eq!(list.containers.iter().map(|c| c.id.as_str()).collect::<Vec<_>>(), [id.as_str()]);
+        let waiting = tokio::spawn({
+            let pod = again.clone();
+            async move { pod.ended().await }
+        });
+        again.stop().await.unwrap();
+        again.stop().await.unwrap();
+        assert!(waiting.await.unwrap().clean && pod.ended().await.clean);
+        assert!(pod.export(&id, node.folder.path(), true).await.is_ok(), "a host pod's export is just its path");
+        assert!(matches!(second.adopt(&spec.id).await.unwrap(), Adopted::Ended(_)));
+        second.remove(&spec.id).await.unwrap();
+        second.remove(&spec.id).await.unwrap();
+        no_trace_of(node, &spec.id);
+    });
+}
+
+#[test]
+fn a_killed_supervisor_is_an_unclean_end() {
+    with_agent(async |node| {
+        let runtime = runtime(&node.config);
+        let spec = PodSpec { network: None, ..spec(Kind::Host) };
+        let pod = runtime.launch(&spec).await.unwrap_or_else(|error| panic!("{}", chain(&error)));
+        assert_eq!(pod.network(), None);
+        let status = Command::new("kill").args(["-KILL", &pod.pid().to_string()]).status().unwrap();
+        assert!(status.success());
+        let end = pod.ended().await;
+        assert!(!end.clean && end.detail.starts_with("the pod's supervisor died"), "{end:?}");
+        assert!(matches!(
+            pod.open_log("x", fs::File::open("/dev/null").unwrap().into()).await,
+            Err(SandboxError::Ended { .. })
+        ));
+        runtime.remove(&spec.id).await.unwrap();
+        no_trace_of(node, &spec.id);
+    });
+}
+
+#[test]
+fn a_caller_that_hangs_up_leaves_no_pod() {
+    with_agent(async |node| {
+        let runtime = runtime(&node.config);
+        let spec = spec(Kind::Host);
+        let mut launch = Box::pin(runtime.launch(&spec));
+        tokio::select! {
+            biased;
+            _ = &mut launch => panic!("launched at once"),
+            () = async { while runtime.known().is_empty() { tokio::task::yield_now().await } } => {}
+        }
+        drop(launch);
+        // The lock is free when the launch is undone.
+        runtime.remove(&spec.id).await.unwrap();
+        no_trace_of(node, &spec.id);
+    });
+}
