@@ -161,7 +161,7 @@ fn a_host_pod_runs_is_found_again_and_leaves_nothing() {
         let spec = spec(Kind::Host);
         let pod = first.launch(&spec).await.unwrap_or_else(|error| panic!("{}", chain(&error)));
         println!("{:?}", pod.timeline());
-        assert_eq!(first.known(), [spec.id.clone()]);
+        assert_eq!(first.known(), std::slice::from_ref(&spec.id));
         assert!(matches!(first.launch(&spec).await, Err(SandboxError::Invalid(_))), "launched twice");
         let id = container(node, &pod, "echo hello from $(hostname); exec sleep 1000").await;
         let log = node.folder.path().join("log");

@@ -52,7 +52,8 @@ fn a_guest_behind_the_tap_is_on_the_network() {
         assert_eq!((interface.name.as_str(), interface.mtu), ("eth0", 1400));
         let mut expected = vec![format!("{own}/16"), format!("{}/64", addresses[1])];
         let mut found = interface.addresses.clone();
-        (expected.sort(), found.sort());
+        expected.sort();
+        found.sort();
         assert_eq!(found, expected);
         let route = |to: &str, by: &str| Route { destination: to.into(), gateway: by.into(), interface: "eth0".into() };
         for route in [route("0.0.0.0/0", "10.99.0.1"), route("::/0", "fd99::1")] {
