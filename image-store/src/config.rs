@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::Deserialize;
 
@@ -18,6 +19,8 @@ pub struct Config {
     pub platform: Platform,
     /// Bounds on everything that a registry or an image sends.
     pub limits: Limits,
+    /// How long a registry may keep a pull waiting.
+    pub timeouts: Timeouts,
 }
 
 impl Config {
@@ -29,6 +32,7 @@ impl Config {
             max_parallel_layers: 3,
             platform: Platform::default(),
             limits: Limits::default(),
+            timeouts: Timeouts::default(),
         }
     }
 }
@@ -110,6 +114,36 @@ impl Default for Limits {
             tar_header_bytes: 1 << 20,
             sparse_extents: 65_536,
             path_depth: 256,
+        }
+    }
+}
+
+/// How long a registry may keep a pull waiting.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Timeouts {
+    /// To connect, TLS included.
+    pub connect: Duration,
+    /// For a whole manifest, config or token.
+    pub document: Duration,
+    /// Between two pieces of a blob. Also the time that a blob may take for each [`Timeouts::STALL_BYTES`]: a
+    /// registry that sends a byte now and then is as bad as one that sends none.
+    pub stall: Duration,
+    /// Before the first retry; every further one waits four times as long.
+    pub retry: Duration,
+}
+
+impl Timeouts {
+    /// The least that must arrive within one [`Timeouts::stall`].
+    pub const STALL_BYTES: u64 = 16 << 10;
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(20),
+            document: Duration::from_secs(60),
+            stall: Duration::from_secs(60),
+            retry: Duration::from_millis(200),
         }
     }
 }

@@ -29,7 +29,7 @@ mod reference;
 mod registry;
 mod store;
 
-pub use config::{Config, Limits, Platform, RegistryConfig};
+pub use config::{Config, Limits, Platform, RegistryConfig, Timeouts};
 pub use digest::Digest;
 pub use error::{StoreError, StoreResult};
 pub use image::{Image, ImageConfig};

@@ -54,4 +54,19 @@ impl Meter {
             elapsed: self.started.elapsed(),
         }
     }
+
+    /// The event that people follow a pull by.
+    pub(crate) fn log(&self) {
+        let PullProgress { reference, bytes_done, bytes_total, layers_done, layers_total, elapsed } = self.snapshot();
+        let elapsed_ms = elapsed.as_millis() as u64;
+        tracing::info!(
+            image = reference,
+            bytes_done,
+            bytes_total,
+            layers_done,
+            layers_total,
+            elapsed_ms,
+            "pull progress"
+        );
+    }
 }

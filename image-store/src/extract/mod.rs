@@ -5,6 +5,7 @@
 //! not follow. The directory is private (below a 0700 directory) until it is complete.
 
 mod header;
+mod lower;
 mod pax;
 mod reader;
 mod root;
@@ -14,6 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 
+pub(crate) use self::lower::complete;
 use self::reader::{Entry, Kind, TarReader, lossy};
 use self::root::{Attributes, Root};
 use crate::config::Limits;
@@ -77,11 +79,14 @@ pub struct Extracted {
     pub bytes: u64,
     /// Inodes.
     pub inodes: u64,
-    /// Directories that the layer did not list but that its entries are in, parents first. Their owner and
-    /// mode are to be taken from the layers below.
+    /// Directories that the layer did not list but that its entries are in, parents first; the root is empty. Their
+    /// owner and mode are to be taken from the layers below.
     pub implied: Vec<Vec<u8>>,
     /// Hard links whose target is not in this layer: (name, target).
     pub missing_targets: Vec<(Vec<u8>, Vec<u8>)>,
+    /// The root is opaque: nothing of the layers below shows. Overlayfs has no mark for that; stack this layer as
+    /// the lowest.
+    pub hides_below: bool,
 }
 
 /// Extracts the tar stream into the directory `root`, and gives back the stream to be read to its end.
@@ -102,7 +107,7 @@ pub fn extract<R: Read>(
         sum: 0,
         remembered: 0,
         dir_times: BTreeMap::new(),
-        implied: BTreeSet::new(),
+        implied: BTreeSet::from([Vec::new()]),
         done: Extracted::default(),
     };
     while let Some(entry) = tar.next()? {
@@ -190,13 +195,17 @@ impl Extractor<'_> {
             return Err(ExtractError::malformed(&lossy(&entry.name), "the root is not a directory"));
         }
         self.root.dir_attributes(&entry.name, b"", &Attributes::of(entry))?;
+        self.implied.remove(&[][..]);
         self.dir_times.insert(Vec::new(), entry.mtime);
         Ok(())
     }
 
     fn opaque(&mut self, entry: &Entry, dir: &[u8]) -> Result<(), ExtractError> {
-        if self.lowest || dir.is_empty() {
-            // The root of a layer cannot be opaque for overlayfs; hiding all lower layers is done by listing.
+        if self.lowest {
+            return Ok(());
+        }
+        if dir.is_empty() {
+            self.done.hides_below = true;
             return Ok(());
         }
         self.parents(entry, dir)?;

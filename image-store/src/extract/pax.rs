@@ -149,7 +149,7 @@ mod tests {
 
     #[test]
     fn reads_records() {
-        let pax = parse(b"12 path=a\nb\n18 mtime=-1.5000000\n13 size=1234\n26 SCHILY.xattr.user.a=\0=\n", 8);
+        let pax = parse(b"12 path=a\nb\n20 mtime=-1.5000000\n13 size=1234\n26 SCHILY.xattr.user.a=\0=\n", 8);
         // The first record's length includes its inner newline.
         let pax = match pax {
             Ok(pax) => pax,
@@ -171,10 +171,10 @@ mod tests {
             b"8 path=a\n",
             b"-9 path=a\n",
             b"99999999999999999999999 path=a\n",
-            b"10 size=-1\n",
-            b"10 size=ab\n",
+            b"11 size=-1\n",
+            b"11 size=ab\n",
             b"23 GNU.sparse.offset=1\n",
-            b"23 GNU.sparse.map=1,2,3\n",
+            b"24 GNU.sparse.map=1,2,3\n",
         ] {
             assert!(parse(bad, 8).is_err(), "{}", String::from_utf8_lossy(bad));
         }

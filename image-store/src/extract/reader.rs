@@ -191,7 +191,7 @@ impl<'a, R: Read> TarReader<'a, R> {
             other => return Err(malformed(&name, &format!("entry type {:?} is not known", char::from(other)))),
         };
         // Only these have data; what others claim in `size` (hard links of old writers) is not there.
-        let data = if kind == Kind::File || raw.kind == b'5' && size > 0 { pax_size.unwrap_or(size) } else { 0 };
+        let data = if matches!(raw.kind, 0 | b'0' | b'7' | b'S') { pax_size.unwrap_or(size) } else { 0 };
         if data > self.limits.layer_unpacked_bytes {
             return Err(ExtractError::too_large(&lossy(&name), format!("{} bytes", self.limits.layer_unpacked_bytes)));
         }

@@ -6,7 +6,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{self as rfs, AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::fs::{
+    self as rfs, AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags,
+};
 use rustix::io::Errno;
 
 use super::reader::{Entry, Kind, TarReader, lossy};
@@ -35,11 +37,11 @@ pub(crate) struct Root {
     buffer: Vec<u8>,
 }
 
-fn path(bytes: &[u8]) -> &Path {
+pub(crate) fn path(bytes: &[u8]) -> &Path {
     Path::new(std::ffi::OsStr::from_bytes(bytes))
 }
 
-fn failed(entry: &[u8], operation: &'static str) -> impl FnOnce(Errno) -> ExtractError {
+pub(crate) fn failed(entry: &[u8], operation: &'static str) -> impl FnOnce(Errno) -> ExtractError {
     let entry = lossy(entry);
     move |errno| match errno {
         // The hostile cases, told in words.
@@ -85,7 +87,8 @@ impl Root {
     }
 
     fn make_parents(&self, entry: &[u8], dir: &[u8], made: &mut Vec<Vec<u8>>) -> Result<OwnedFd, ExtractError> {
-        let mut parent = open_beneath(self.root.as_fd(), b"", OFlags::PATH).map_err(failed(entry, "opening the root"))?;
+        let mut parent =
+            open_beneath(self.root.as_fd(), b"", OFlags::PATH).map_err(failed(entry, "opening the root"))?;
         let mut so_far = Vec::new();
         for component in dir.split(|b| *b == b'/') {
             so_far = join(&so_far, component);
@@ -120,9 +123,7 @@ impl Root {
     fn clear(&mut self, entry: &[u8], name: &[u8]) -> Result<(), ExtractError> {
         match rfs::unlinkat(self.current(), path(name), AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
-            Err(Errno::ISDIR) => {
-                remove_tree(self.current(), name).map_err(failed(entry, "replacing a directory"))
-            }
+            Err(Errno::ISDIR) => remove_tree(self.current(), name).map_err(failed(entry, "replacing a directory")),
             Err(errno) => Err(failed(entry, "replacing")(errno)),
         }
     }
@@ -257,7 +258,8 @@ impl Root {
         Ok(length.next_multiple_of(4096))
     }
 
-    /// False when the target does not exist in this layer.
+    /// False when the target does not exist in this layer; then the name is free, and taken later unless another
+    /// entry takes it first.
     pub(crate) fn hard_link(
         &mut self,
         entry: &[u8],
@@ -267,11 +269,17 @@ impl Root {
         target: &[u8],
     ) -> Result<bool, ExtractError> {
         let from = match open_beneath(self.root.as_fd(), target_dir, OFlags::PATH) {
-            Err(Errno::NOENT) => return Ok(false),
+            Err(Errno::NOENT) => {
+                self.clear(entry, name)?;
+                return Ok(false);
+            }
             other => other.map_err(failed(entry, "opening the link's target"))?,
         };
         match rfs::statat(&from, path(target), AtFlags::SYMLINK_NOFOLLOW) {
-            Err(Errno::NOENT) => return Ok(false),
+            Err(Errno::NOENT) => {
+                self.clear(entry, name)?;
+                return Ok(false);
+            }
             Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {
                 return Err(ExtractError::malformed(&lossy(entry), "hard link to a directory"));
             }
@@ -344,7 +352,7 @@ fn set_opaque(entry: &[u8], dir: BorrowedFd<'_>) -> Result<(), ExtractError> {
 }
 
 /// The attributes of images that we keep: users' own, and file capabilities.
-fn keeps_xattr(name: &[u8]) -> bool {
+pub(crate) fn keeps_xattr(name: &[u8]) -> bool {
     name == b"security.capability"
         || name.starts_with(b"user.") && !name.starts_with(b"user.overlay.") && name.len() <= 255
 }

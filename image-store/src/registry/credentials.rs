@@ -84,6 +84,19 @@ fn decode_base64(text: &str) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
+pub(crate) fn encode_base64(bytes: &[u8]) -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for chunk in bytes.chunks(3) {
+        let group = (0..3).fold(0u32, |group, i| group << 8 | u32::from(chunk.get(i).copied().unwrap_or(0)));
+        for i in 0..4 {
+            let symbol = ALPHABET[(group >> (18 - 6 * i)) as usize & 63];
+            text.push(if i <= chunk.len() { symbol.into() } else { '=' });
+        }
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -99,6 +112,14 @@ mod tests {
         assert_eq!(Auth::from_cri("", "", "AAA", "", ""), None);
         assert_eq!(Auth::from_cri("u", "p", "", "i", ""), Some(Auth::Identity("i".into())));
         assert_eq!(Auth::from_cri("u", "p", "", "i", "r"), Some(Auth::Bearer("r".into())));
+    }
+
+    #[test]
+    fn base64_comes_back() {
+        for text in ["f", "fo", "foo", "foob", "user:p\u{e4}ss", "\u{ff}\u{fe}"] {
+            assert_eq!(decode_base64(&encode_base64(text.as_bytes())).unwrap(), text.as_bytes());
+        }
+        assert_eq!(encode_base64(b"foob"), "Zm9vYg==");
     }
 
     #[test]

@@ -1,5 +1,13 @@
-//! The registry v2 client.
+//! The registry v2 client, on reqwest: every read has a bound, credentials belong to one pull, and a blob that was
+//! cut off goes on where it stopped. (oci-client reads manifests of any size, keeps the first credentials of a
+//! host for ever and never retries; see docs/design.md.)
 
+mod blob;
+mod challenge;
+mod client;
 mod credentials;
+mod manifest;
 
-pub use credentials::Auth;
+pub(crate) use self::client::{Registries, Session};
+pub use self::credentials::Auth;
+pub(crate) use self::manifest::{Compression, Descriptor, Manifest};

@@ -1,11 +1,23 @@
 //! The store.
 
-use std::path::PathBuf;
+mod db;
+mod inner;
+mod pull;
+mod unpack;
 
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, Weak};
+
+use futures::future::{BoxFuture, FutureExt, Shared, WeakShared};
+
+use self::db::ImageRecord;
+use self::inner::{Inner, delete, lock, resolve};
 use crate::config::Config;
-use crate::error::{StoreError, StoreResult};
+use crate::error::StoreResult;
 use crate::image::Image;
 use crate::progress::PullProgress;
+use crate::reference::Reference;
 use crate::registry::Auth;
 
 /// `sha256:<config digest>`.
@@ -31,41 +43,135 @@ pub struct FsUsage {
     pub inodes_used: u64,
 }
 
-/// Images and their layers.
+type Work = BoxFuture<'static, StoreResult<ImageId>>;
+type Running = HashMap<(Reference, Option<Auth>), WeakShared<Work>>;
+
+/// Images and their layers. Every method may be called from any thread; those that are not async take moments, or
+/// one commit of the database where they say so.
 pub struct Store {
-    config: Config,
+    inner: Arc<Inner>,
+    /// Running pulls by what was asked: who asks the same joins. Given up when nobody waits any more.
+    running: Arc<Mutex<Running>>,
 }
 
-#[allow(missing_docs)]
 impl Store {
+    /// Opens the store, and makes it when it is new. Removes what an earlier daemon left half-done, so only one
+    /// daemon can have it: another one gets [`crate::StoreError::Database`].
     pub fn open(config: Config) -> StoreResult<Self> {
-        Ok(Self { config })
+        Ok(Self { inner: Arc::new(Inner::open(config)?), running: Arc::default() })
     }
-    pub async fn pull(&self, reference: &str, _auth: Option<Auth>) -> StoreResult<ImageId> {
-        Err(StoreError::NotFound { what: reference.into() })
+
+    /// Pulls an image, and asks the registry also when the image is there. Layers that are there are not sent again.
+    ///
+    /// Pulls of the same reference with the same credentials become one. A pull ends when the last future that waits
+    /// for it is dropped.
+    pub async fn pull(&self, reference: &str, auth: Option<Auth>) -> StoreResult<ImageId> {
+        let reference: Reference = reference.parse()?;
+        let work = self.join(reference, auth);
+        work.await
     }
+
+    fn join(&self, reference: Reference, auth: Option<Auth>) -> Shared<Work> {
+        let key = (reference, auth);
+        let mut running = lock(&self.running);
+        if let Some(work) = running.get(&key).and_then(WeakShared::upgrade) {
+            return work;
+        }
+        running.retain(|_, work| work.upgrade().is_some());
+        let (inner, table) = (self.inner.clone(), self.running.clone());
+        let (reference, auth) = key.clone();
+        let work: Work = async move {
+            let result = pull::pull(inner, reference.clone(), auth.clone()).await;
+            // Whoever asks from now on wants to know how things are then.
+            lock(&table).remove(&(reference, auth));
+            result
+        }
+        .boxed();
+        let work = work.shared();
+        if let Some(weak) = work.downgrade() {
+            running.insert(key, weak);
+        }
+        work
+    }
+
+    /// The pulls that run.
     pub fn progress(&self) -> Vec<PullProgress> {
-        Vec::new()
+        let mut state = self.inner.state();
+        state.meters.retain(|meter| meter.strong_count() > 0);
+        state.meters.iter().filter_map(Weak::upgrade).map(|meter| meter.snapshot()).collect()
     }
-    pub fn status(&self, _reference_or_id: &str) -> StoreResult<Option<Image>> {
-        Ok(None)
+
+    /// The image that a reference, an id, or the beginning of an id stands for.
+    pub fn status(&self, reference_or_id: &str) -> StoreResult<Option<Image>> {
+        let state = self.inner.state();
+        Ok(resolve(&state, reference_or_id)?.map(|id| image(&id, &state.images[&id])))
     }
+
+    /// All images, by id.
     pub fn list(&self) -> StoreResult<Vec<Image>> {
-        Ok(Vec::new())
+        Ok(self.inner.state().images.iter().map(|(id, record)| image(id, record)).collect())
     }
-    pub async fn remove(&self, _reference_or_id: &str) -> StoreResult<()> {
+
+    /// Forgets an image with all of its names, and deletes its layers except those that other images, leases or
+    /// running pulls need. An unknown image is no error.
+    pub async fn remove(&self, reference_or_id: &str) -> StoreResult<()> {
+        let Some(id) = resolve(&self.inner.state(), reference_or_id)? else {
+            return Ok(());
+        };
+        let inner = self.inner.clone();
+        pull::run_blocking(move || {
+            inner.forget_image(&id)?;
+            delete(inner.collect()?);
+            tracing::info!(id, "removed image");
+            Ok(())
+        })
+        .await
+    }
+
+    /// Gives an image's directories and keeps them, also after the image was removed and the daemon was restarted,
+    /// until the holder releases them. A holder has one lease: a second one takes the first one's place. Commits.
+    pub fn lease(&self, id: &str, holder: &str) -> StoreResult<Layers> {
+        let (image, dirs) = self.inner.lease(id, holder)?;
+        Ok(Layers { image, dirs })
+    }
+
+    /// Ends a holder's lease; no error when there is none. Layers that nothing needs any more are out of the store
+    /// on return and deleted soon after. Commits.
+    pub fn release(&self, holder: &str) -> StoreResult<()> {
+        if !self.inner.release(holder)? {
+            return Ok(());
+        }
+        let rubbish = self.inner.collect()?;
+        if !rubbish.is_empty() {
+            std::thread::spawn(|| delete(rubbish));
+        }
         Ok(())
     }
-    pub fn lease(&self, id: &str, _holder: &str) -> StoreResult<Layers> {
-        Err(StoreError::NotFound { what: id.into() })
-    }
-    pub fn release(&self, _holder: &str) -> StoreResult<()> {
-        Ok(())
-    }
+
+    /// The holders of leases.
     pub fn leases(&self) -> Vec<String> {
-        Vec::new()
+        self.inner.state().leases.keys().cloned().collect()
     }
+
+    /// What the store uses of its file system.
     pub fn usage(&self) -> FsUsage {
-        FsUsage { path: self.config.root.clone(), used_bytes: 0, inodes_used: 0 }
+        let db = self.inner.db_bytes();
+        let state = self.inner.state();
+        FsUsage {
+            path: self.inner.config.root.clone(),
+            used_bytes: db + state.layers.values().map(|layer| layer.bytes).sum::<u64>(),
+            inodes_used: state.layers.values().map(|layer| layer.inodes).sum(),
+        }
+    }
+}
+
+fn image(id: &str, record: &ImageRecord) -> Image {
+    Image {
+        id: id.to_owned(),
+        repo_tags: record.tags.iter().cloned().collect(),
+        repo_digests: record.digests.iter().cloned().collect(),
+        size: record.size,
+        config: record.config.clone(),
+        pinned: false,
     }
 }

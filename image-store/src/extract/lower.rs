@@ -1,0 +1,277 @@
+//! What a layer takes from the layers below it: the targets of hard links that only they have, and the attributes of
+//! directories that the layer's entries are in without being listed.
+//!
+//! Lower layers are read the way overlayfs stacks them (whiteouts, opaque directories), and no symbolic link is
+//! followed in any of them.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{self as rfs, AtFlags, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::io::Errno;
+
+use super::reader::lossy;
+use super::root::{failed, is_whiteout, keeps_xattr, open_beneath, path};
+use super::{ExtractError, Extracted};
+
+/// Finishes a layer that was extracted into `layer`; `lowers` are the layers below, topmost first.
+pub(crate) fn complete(
+    layer: BorrowedFd<'_>,
+    lowers: &[OwnedFd],
+    extracted: &mut Extracted,
+) -> Result<(), ExtractError> {
+    for (name, target) in std::mem::take(&mut extracted.missing_targets) {
+        late_link(layer, lowers, &name, &target, extracted)?;
+    }
+    // Children first: setting a child's attributes does not touch its parent's times, making it did.
+    for dir in extracted.implied.iter().rev() {
+        if let Some(lower) = find_dir(lowers, dir) {
+            adopt(layer, dir, &lower)?;
+        }
+    }
+    Ok(())
+}
+
+fn cut(name: &[u8]) -> (&[u8], &[u8]) {
+    match name.iter().rposition(|b| *b == b'/') {
+        Some(at) => (&name[..at], &name[at + 1..]),
+        None => (b"", name),
+    }
+}
+
+fn stat_at(at: BorrowedFd<'_>, name: &[u8]) -> Result<Option<Stat>, Errno> {
+    match rfs::statat(at, path(name), AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) => Ok(Some(stat)),
+        Err(Errno::NOENT) => Ok(None),
+        Err(errno) => Err(errno),
+    }
+}
+
+fn kind(stat: &Stat) -> FileType {
+    FileType::from_raw_mode(stat.st_mode)
+}
+
+/// A hard link whose target was not in the layer when its entry came: copies the target up, as overlayfs does when a
+/// file of a lower layer is linked, and links it.
+fn late_link(
+    layer: BorrowedFd<'_>,
+    lowers: &[OwnedFd],
+    name: &[u8],
+    target: &[u8],
+    extracted: &mut Extracted,
+) -> Result<(), ExtractError> {
+    let missing = || ExtractError::malformed(&lossy(name), "hard link's target does not exist");
+    let (dir, last) = cut(name);
+    let into = match open_beneath(layer, dir, OFlags::RDONLY) {
+        // A later entry replaced the directory.
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(()),
+        other => other.map_err(failed(name, "opening its directory"))?,
+    };
+    if stat_at(into.as_fd(), last).map_err(failed(name, "looking at it"))?.is_some() {
+        return Ok(()); // A later entry of the same name wins.
+    }
+    let (target_dir, target_last) = cut(target);
+    let from = target_parent(layer, lowers, target_dir, extracted).map_err(failed(name, "opening its target"))?;
+    let from = from.ok_or_else(missing)?;
+    match stat_at(from.as_fd(), target_last).map_err(failed(name, "looking at its target"))? {
+        Some(_) if is_whiteout(from.as_fd(), target_last) => return Err(missing()),
+        Some(stat) if kind(&stat) == FileType::Directory => {
+            return Err(ExtractError::malformed(&lossy(name), "hard link to a directory"));
+        }
+        Some(_) => {}
+        None => {
+            let (lower, stat) = find(lowers, target).ok_or_else(missing)?;
+            if kind(&stat) == FileType::Directory {
+                return Err(ExtractError::malformed(&lossy(name), "hard link to a directory"));
+            }
+            keeping_times(from.as_fd(), || copy_up(lower.as_fd(), &stat, from.as_fd(), target_last))
+                .map_err(|source| ExtractError::Io { entry: lossy(name), operation: "copying its target", source })?;
+            extracted.inodes += 1;
+            extracted.bytes += u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
+        }
+    }
+    keeping_times(into.as_fd(), || Ok(rfs::linkat(&from, path(target_last), &into, path(last), AtFlags::empty())?))
+        .map_err(|source| ExtractError::Io { entry: lossy(name), operation: "making a hard link", source })
+}
+
+/// The directory that a target is to be in, made as far as only lower layers have it.
+fn target_parent(
+    layer: BorrowedFd<'_>,
+    lowers: &[OwnedFd],
+    dir: &[u8],
+    extracted: &mut Extracted,
+) -> Result<Option<OwnedFd>, Errno> {
+    let mut parent = open_beneath(layer, b"", OFlags::RDONLY)?;
+    if dir.is_empty() {
+        return Ok(Some(parent));
+    }
+    let mut end = 0;
+    for component in dir.split(|b| *b == b'/') {
+        end += component.len();
+        match stat_at(parent.as_fd(), component)? {
+            None => {
+                if find_dir(lowers, &dir[..end]).is_none() {
+                    return Ok(None);
+                }
+                keeping_times(parent.as_fd(), || {
+                    Ok(rfs::mkdirat(&parent, path(component), Mode::from_raw_mode(0o755))?)
+                })
+                .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
+                extracted.implied.push(dir[..end].to_vec());
+                extracted.inodes += 1;
+                extracted.bytes += 4096;
+            }
+            Some(stat) if kind(&stat) == FileType::Directory => {}
+            Some(_) => return Ok(None),
+        }
+        parent = open_beneath(parent.as_fd(), component, OFlags::RDONLY)?;
+        end += 1;
+    }
+    Ok(Some(parent))
+}
+
+/// Does something in a directory whose times are already what they should be.
+fn keeping_times(dir: BorrowedFd<'_>, work: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    let before = rfs::fstat(dir)?;
+    work()?;
+    Ok(rfs::futimens(dir, &times(&before))?)
+}
+
+fn times(stat: &Stat) -> Timestamps {
+    Timestamps {
+        last_access: Timespec { tv_sec: stat.st_atime as i64, tv_nsec: stat.st_atime_nsec as i64 },
+        last_modification: Timespec { tv_sec: stat.st_mtime as i64, tv_nsec: stat.st_mtime_nsec as i64 },
+    }
+}
+
+/// The directory that has `name` in the stack of lower layers, and what it is there.
+fn find(lowers: &[OwnedFd], name: &[u8]) -> Option<(OwnedFd, Stat)> {
+    let (dir, last) = cut(name);
+    let components: Vec<&[u8]> = dir.split(|b| *b == b'/').filter(|c| !c.is_empty()).collect();
+    for lower in lowers {
+        let mut parent = open_beneath(lower.as_fd(), b"", OFlags::RDONLY).ok()?;
+        let mut opaque = false;
+        let mut inside = true;
+        for component in &components {
+            match stat_at(parent.as_fd(), component).ok()? {
+                None => {
+                    inside = false;
+                    break;
+                }
+                Some(stat) if kind(&stat) == FileType::Directory => {
+                    parent = open_beneath(parent.as_fd(), component, OFlags::RDONLY).ok()?;
+                    opaque |= is_opaque(parent.as_fd());
+                }
+                // A whiteout, or something that hides a directory below it.
+                Some(_) => return None,
+            }
+        }
+        if inside && let Some(stat) = stat_at(parent.as_fd(), last).ok()? {
+            return (!is_whiteout(parent.as_fd(), last)).then_some((parent, stat));
+        }
+        if opaque {
+            return None;
+        }
+    }
+    None
+}
+
+fn find_dir(lowers: &[OwnedFd], dir: &[u8]) -> Option<OwnedFd> {
+    if dir.is_empty() {
+        return open_beneath(lowers.first()?.as_fd(), b"", OFlags::RDONLY).ok();
+    }
+    let (parent, stat) = find(lowers, dir)?;
+    if kind(&stat) != FileType::Directory {
+        return None;
+    }
+    open_beneath(parent.as_fd(), cut(dir).1, OFlags::RDONLY).ok()
+}
+
+fn is_opaque(dir: BorrowedFd<'_>) -> bool {
+    let mut value = [0; 8];
+    matches!(rfs::fgetxattr(dir, c"user.overlay.opaque", &mut value), Ok(1) if value[0] == b'y')
+}
+
+/// Gives an implied directory what it has below.
+fn adopt(layer: BorrowedFd<'_>, dir: &[u8], lower: &OwnedFd) -> Result<(), ExtractError> {
+    let to = open_beneath(layer, dir, OFlags::RDONLY).map_err(failed(dir, "opening the directory"))?;
+    let work = || -> io::Result<()> {
+        if is_opaque(to.as_fd()) {
+            return Ok(()); // New: what is below was deleted by the same layer.
+        }
+        let stat = rfs::fstat(lower)?;
+        attributes(lower.as_fd(), to.as_fd(), &stat)
+    };
+    work().map_err(|source| ExtractError::Io {
+        entry: lossy(dir),
+        operation: "setting a directory's attributes",
+        source,
+    })
+}
+
+/// Owner, mode, extended attributes, times, from one descriptor to another.
+fn attributes(from: BorrowedFd<'_>, to: BorrowedFd<'_>, stat: &Stat) -> io::Result<()> {
+    rfs::fchown(to, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)))?;
+    rfs::fchmod(to, Mode::from_raw_mode(stat.st_mode & 0o7777))?;
+    let mut names = vec![0; 64 << 10];
+    let length = match rfs::flistxattr(from, &mut names) {
+        Ok(length) => length,
+        Err(Errno::NOTSUP) => 0,
+        Err(errno) => return Err(errno.into()),
+    };
+    for name in names[..length].split(|b| *b == 0).filter(|name| keeps_xattr(name)) {
+        let mut value = vec![0; 64 << 10];
+        let length = rfs::fgetxattr(from, path(name), &mut value)?;
+        rfs::fsetxattr(to, path(name), &value[..length], XattrFlags::empty())?;
+    }
+    Ok(rfs::futimens(to, &times(stat))?)
+}
+
+/// Copies a file, symbolic link, fifo or device node into another directory under the name that it has there.
+fn copy_up(from: BorrowedFd<'_>, stat: &Stat, to: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
+    let name = path(name);
+    match kind(stat) {
+        FileType::RegularFile => {
+            let flags = OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let mut source = File::from(rfs::openat(from, name, OFlags::RDONLY | flags, Mode::empty())?);
+            let create = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | flags;
+            let mut copy = File::from(rfs::openat(to, name, create, Mode::from_raw_mode(0o600))?);
+            copy_data(&mut source, &mut copy)?;
+            return attributes(source.as_fd(), copy.as_fd(), stat);
+        }
+        FileType::Symlink => rfs::symlinkat(rfs::readlinkat(from, name, Vec::new())?, to, name)?,
+        other => rfs::mknodat(to, name, other, Mode::from_raw_mode(stat.st_mode & 0o7777), stat.st_rdev)?,
+    }
+    let owner = (Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)));
+    rfs::chownat(to, name, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW)?;
+    if kind(stat) != FileType::Symlink {
+        // Follows, but nobody else can reach the node that was made a moment ago.
+        rfs::chmodat(to, name, Mode::from_raw_mode(stat.st_mode & 0o7777), AtFlags::empty())?;
+    }
+    Ok(rfs::utimensat(to, name, &times(stat), AtFlags::SYMLINK_NOFOLLOW)?)
+}
+
+/// Copies a file's data and keeps its holes: a hostile layer has many terabytes of them.
+fn copy_data(source: &mut File, copy: &mut File) -> io::Result<()> {
+    let size = source.metadata()?.len();
+    copy.set_len(size)?;
+    let mut at = 0;
+    while at < size {
+        let start = match rfs::seek(&*source, rfs::SeekFrom::Data(at)) {
+            Ok(start) => start,
+            Err(Errno::NXIO) => break,
+            Err(errno) => return Err(errno.into()),
+        };
+        let end = rfs::seek(&*source, rfs::SeekFrom::Hole(start))?;
+        let (mut read_at, mut write_at) = (start, start);
+        while read_at < end {
+            let want = usize::try_from(end - read_at).unwrap_or(usize::MAX).min(1 << 30);
+            if rfs::copy_file_range(&*source, Some(&mut read_at), &*copy, Some(&mut write_at), want)? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        at = end;
+    }
+    Ok(())
+}

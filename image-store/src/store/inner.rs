@@ -1,0 +1,372 @@
+//! The store's state: in memory for readers, in the database for the next start.
+//!
+//! Locks, in this order: `db` (held over a whole change, commit included), then `state` (held for moments, so that
+//! readers never wait for a disk).
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use super::db::{Change, Contents, Db, ImageRecord, LayerRecord, LeaseRecord};
+use super::unpack::{Staging, open_dir};
+use crate::config::Config;
+use crate::digest::Digest;
+use crate::error::{StoreError, StoreResult};
+use crate::progress::Meter;
+use crate::reference::Reference;
+use crate::registry::Registries;
+
+pub(crate) struct Inner {
+    pub(crate) config: Config,
+    pub(crate) registries: Registries,
+    db: Mutex<Db>,
+    state: Mutex<State>,
+    /// Who makes a layer; others wait for it.
+    turns: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
+    serial: AtomicU64,
+}
+
+#[derive(Default)]
+pub(crate) struct State {
+    pub(crate) images: BTreeMap<String, Arc<ImageRecord>>,
+    pub(crate) layers: BTreeMap<Digest, LayerRecord>,
+    pub(crate) leases: BTreeMap<String, LeaseRecord>,
+    /// Layers that running pulls need.
+    pins: HashMap<Digest, usize>,
+    pub(crate) meters: Vec<Weak<Meter>>,
+}
+
+/// Keeps layers while a pull runs; what is unused afterwards goes.
+pub(crate) struct Pins {
+    inner: Arc<Inner>,
+    chains: Vec<Digest>,
+}
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn made(path: &Path, mode: u32) -> StoreResult<()> {
+    let failed = |e| StoreError::io(format!("making {}", path.display()), e);
+    fs::create_dir_all(path).map_err(failed)?;
+    fs::set_permissions(path, Permissions::from_mode(mode)).map_err(failed)
+}
+
+impl Inner {
+    pub(crate) fn open(config: Config) -> StoreResult<Self> {
+        let registries = Registries::new(&config)?;
+        for (dir, mode) in [("", 0o700), ("layers", 0o700), ("tmp", 0o700), ("empty", 0o700), ("empty/fs", 0o755)] {
+            made(&config.root.join(dir), mode)?;
+        }
+        let (mut db, contents) = Db::open(config.root.join("images.redb"))?;
+        let state = clean_up(&config.root, &mut db, contents)?;
+        Ok(Self {
+            config,
+            registries,
+            db: Mutex::new(db),
+            state: Mutex::new(state),
+            turns: Mutex::default(),
+            serial: AtomicU64::new(0),
+        })
+    }
+
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    pub(crate) fn db_bytes(&self) -> u64 {
+        fs::metadata(self.config.root.join("images.redb")).map_or(0, |m| m.len())
+    }
+
+    /// The lock under which one layer is made.
+    pub(crate) fn turn(&self, chain: &Digest) -> Arc<tokio::sync::Mutex<()>> {
+        let mut turns = lock(&self.turns);
+        if let Some(turn) = turns.get(chain).and_then(Weak::upgrade) {
+            return turn;
+        }
+        turns.retain(|_, turn| turn.strong_count() > 0);
+        let turn = Arc::new(tokio::sync::Mutex::new(()));
+        turns.insert(*chain, Arc::downgrade(&turn));
+        turn
+    }
+
+    pub(crate) fn pin(self: &Arc<Self>, chains: &[Digest]) -> Pins {
+        let mut state = self.state();
+        for chain in chains {
+            *state.pins.entry(*chain).or_default() += 1;
+        }
+        Pins { inner: self.clone(), chains: chains.to_vec() }
+    }
+
+    fn temporary(&self, label: &str) -> PathBuf {
+        self.config.root.join("tmp").join(format!("{label}-{}", self.serial.fetch_add(1, Relaxed)))
+    }
+
+    pub(crate) fn staging(&self) -> StoreResult<Staging> {
+        Staging::new(self.temporary("layer"))
+    }
+
+    fn layer_path(&self, chain: &Digest) -> PathBuf {
+        self.config.root.join("layers").join(chain.hex())
+    }
+
+    /// The directories of a chain, topmost first, without those of which nothing shows.
+    pub(crate) fn dirs(&self, state: &State, chains: &[Digest]) -> Vec<PathBuf> {
+        let mut dirs = Vec::new();
+        for chain in chains.iter().rev() {
+            dirs.push(self.layer_path(chain).join("fs"));
+            if state.layers.get(chain).is_some_and(|layer| layer.hides_below) {
+                break;
+            }
+        }
+        if dirs.is_empty() {
+            dirs.push(self.config.root.join("empty/fs"));
+        }
+        dirs
+    }
+
+    /// Makes a whole, verified layer visible. It is not synced yet: it counts for the next start only when
+    /// [`Inner::commit_image`] has recorded it.
+    pub(crate) fn publish(&self, chain: &Digest, staging: Staging, record: LayerRecord) -> StoreResult<()> {
+        let mut state = self.state();
+        if state.layers.contains_key(chain) {
+            return Ok(());
+        }
+        staging.move_to(&self.layer_path(chain))?;
+        state.layers.insert(*chain, record);
+        Ok(())
+    }
+
+    /// Records an image whose layers are all there and pinned: syncs them, then writes the record. Tags that other
+    /// images had move.
+    pub(crate) fn commit_image(&self, id: &str, mut image: ImageRecord) -> StoreResult<()> {
+        let mut db = lock(&self.db);
+        let state = self.state();
+        let mut layers = Vec::new();
+        for chain in &image.chains {
+            let layer =
+                state.layers.get(chain).ok_or_else(|| StoreError::NotFound { what: format!("layer {chain}") })?;
+            layers.push((*chain, layer.clone()));
+        }
+        let known = state.images.get(id).cloned();
+        if let Some(known) = &known {
+            image.tags.extend(known.tags.iter().cloned());
+            image.digests.extend(known.digests.iter().cloned());
+        }
+        let mut changed: Vec<(String, ImageRecord)> = Vec::new();
+        for (other_id, other) in &state.images {
+            let moves = |name: &String, set: &std::collections::BTreeSet<String>| set.contains(name);
+            if other_id != id && other.tags.iter().any(|tag| moves(tag, &image.tags)) {
+                let mut other = ImageRecord::clone(other);
+                other.tags.retain(|tag| !image.tags.contains(tag));
+                changed.push((other_id.clone(), other));
+            }
+        }
+        drop(state);
+        if known.as_deref() == Some(&image) && changed.is_empty() {
+            return Ok(());
+        }
+        if known.is_none() {
+            let dir = open_dir(&self.config.root.join("layers"))?;
+            rustix::fs::syncfs(&dir).map_err(|e| StoreError::io("syncing the layers", e.into()))?;
+        }
+        changed.push((id.to_owned(), image));
+        db.commit(&Change {
+            images: changed.iter().map(|(id, image)| (id.as_str(), Some(image))).collect(),
+            layers: layers.iter().map(|(chain, layer)| (chain, Some(layer))).collect(),
+            leases: Vec::new(),
+        })?;
+        let mut state = self.state();
+        for (id, image) in changed {
+            state.images.insert(id, Arc::new(image));
+        }
+        Ok(())
+    }
+
+    /// Forgets an image with all its names; its layers go with [`Inner::collect`].
+    pub(crate) fn forget_image(&self, id: &str) -> StoreResult<()> {
+        let mut db = lock(&self.db);
+        if !self.state().images.contains_key(id) {
+            return Ok(());
+        }
+        db.commit(&Change { images: vec![(id, None)], ..Change::default() })?;
+        self.state().images.remove(id);
+        Ok(())
+    }
+
+    pub(crate) fn lease(&self, asked: &str, holder: &str) -> StoreResult<(String, Vec<PathBuf>)> {
+        let mut db = lock(&self.db);
+        let (lease, dirs) = {
+            let state = self.state();
+            let id = resolve(&state, asked)?.ok_or_else(|| StoreError::NotFound { what: format!("image {asked}") })?;
+            let chains = state.images[&id].chains.clone();
+            let dirs = self.dirs(&state, &chains);
+            let lease = LeaseRecord { image: id, chains };
+            if state.leases.get(holder) == Some(&lease) {
+                return Ok((lease.image, dirs));
+            }
+            (lease, dirs)
+        };
+        db.commit(&Change { leases: vec![(holder, Some(&lease))], ..Change::default() })?;
+        let id = lease.image.clone();
+        self.state().leases.insert(holder.to_owned(), lease);
+        Ok((id, dirs))
+    }
+
+    /// True when there was such a lease.
+    pub(crate) fn release(&self, holder: &str) -> StoreResult<bool> {
+        let mut db = lock(&self.db);
+        if !self.state().leases.contains_key(holder) {
+            return Ok(false);
+        }
+        db.commit(&Change { leases: vec![(holder, None)], ..Change::default() })?;
+        self.state().leases.remove(holder);
+        Ok(true)
+    }
+
+    /// Takes away layers that nothing needs. What it gives back is out of the store and still to be deleted.
+    pub(crate) fn collect(&self) -> StoreResult<Vec<PathBuf>> {
+        let mut db = lock(&self.db);
+        let unused = self.state().unused();
+        if unused.is_empty() {
+            return Ok(Vec::new());
+        }
+        db.commit(&Change { layers: unused.iter().map(|chain| (chain, None)).collect(), ..Change::default() })?;
+        let mut state = self.state();
+        let mut rubbish = Vec::new();
+        for chain in unused {
+            // A pull may have come for it meanwhile; then it records it again.
+            if state.pins.contains_key(&chain) {
+                continue;
+            }
+            let away = self.temporary("rubbish");
+            match fs::rename(self.layer_path(&chain), &away) {
+                Ok(()) => rubbish.push(away),
+                Err(error) => tracing::warn!(%chain, %error, "cannot remove a layer before the next start"),
+            }
+            state.layers.remove(&chain);
+        }
+        Ok(rubbish)
+    }
+}
+
+impl State {
+    fn unused(&self) -> Vec<Digest> {
+        let images = self.images.values().flat_map(|image| &image.chains);
+        let leases = self.leases.values().flat_map(|lease| &lease.chains);
+        let used: HashSet<&Digest> = images.chain(leases).chain(self.pins.keys()).collect();
+        self.layers.keys().filter(|chain| !used.contains(chain)).copied().collect()
+    }
+}
+
+/// Deletes what [`Inner::collect`] took out.
+pub(crate) fn delete(rubbish: Vec<PathBuf>) {
+    for path in rubbish {
+        if let Err(error) = fs::remove_dir_all(&path) {
+            tracing::warn!(path = %path.display(), %error, "rubbish stays until the next start");
+        }
+    }
+}
+
+impl Drop for Pins {
+    fn drop(&mut self) {
+        let unused = {
+            let mut state = self.inner.state();
+            for chain in &self.chains {
+                if let Some(count) = state.pins.get_mut(chain) {
+                    *count -= 1;
+                    if *count == 0 {
+                        state.pins.remove(chain);
+                    }
+                }
+            }
+            !state.unused().is_empty()
+        };
+        if !unused {
+            return;
+        }
+        // The pull was given up: nobody waits, so it may be deleted in the background.
+        let inner = self.inner.clone();
+        std::thread::spawn(move || match inner.collect() {
+            Ok(rubbish) => delete(rubbish),
+            Err(error) => tracing::warn!(error = error.chain(), "unused layers stay until the next start"),
+        });
+    }
+}
+
+/// The image that a reference, an id, or the beginning of one stands for.
+pub(crate) fn resolve(state: &State, asked: &str) -> StoreResult<Option<String>> {
+    let hex = asked.strip_prefix("sha256:").unwrap_or(asked);
+    let digits = !hex.is_empty() && hex.len() <= 64 && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    if digits && hex.len() == 64 {
+        let id = format!("sha256:{hex}");
+        return Ok(state.images.contains_key(&id).then_some(id));
+    }
+    let reference = asked.parse::<Reference>();
+    if let Ok(reference) = &reference {
+        let found = state.images.iter().find(|(_, image)| match reference.digest() {
+            Some(digest) => image.digests.contains(&reference.digest_key(digest)),
+            None => reference.tag_key().is_some_and(|key| image.tags.contains(&key)),
+        });
+        if let Some((id, _)) = found {
+            return Ok(Some(id.clone()));
+        }
+    }
+    if digits {
+        let prefix = format!("sha256:{hex}");
+        let mut fitting = state.images.keys().filter(|id| id.starts_with(&prefix));
+        return match (fitting.next(), fitting.next()) {
+            (Some(_), Some(_)) => Err(StoreError::Ambiguous { id: asked.into() }),
+            (found, _) => Ok(found.cloned()),
+        };
+    }
+    reference.map(|_| None).map_err(StoreError::from)
+}
+
+/// Brings directory and database together after whatever ended the last run.
+fn clean_up(root: &Path, db: &mut Db, contents: Contents) -> StoreResult<State> {
+    let failed = |e| StoreError::io(format!("cleaning up {}", root.display()), e);
+    for entry in fs::read_dir(root.join("tmp")).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        let removed =
+            if path.is_dir() && !path.is_symlink() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        removed.map_err(failed)?;
+    }
+    let Contents { images, layers, leases } = contents;
+    let mut on_disk = HashSet::new();
+    for entry in fs::read_dir(root.join("layers")).map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name();
+        on_disk.extend(name.to_str().and_then(Digest::from_hex));
+    }
+    let whole = |chains: &[Digest]| chains.iter().all(|c| layers.contains_key(c) && on_disk.contains(c));
+    // Only somebody who deleted directories by hand gets here: better pulled again than started without files.
+    let lost: Vec<_> = images.iter().filter(|(_, image)| !whole(&image.chains)).map(|(id, _)| id.clone()).collect();
+    for id in &lost {
+        tracing::warn!(image = id, "forgetting an image whose layers are gone from the disk");
+    }
+    let mut state = State {
+        images: images.into_iter().filter(|(id, _)| !lost.contains(id)).map(|(id, i)| (id, Arc::new(i))).collect(),
+        layers,
+        leases,
+        ..State::default()
+    };
+    state.layers.retain(|chain, _| on_disk.contains(chain));
+    let unused = state.unused();
+    for chain in &unused {
+        state.layers.remove(chain);
+    }
+    if !lost.is_empty() || !unused.is_empty() {
+        db.commit(&Change {
+            images: lost.iter().map(|id| (id.as_str(), None)).collect(),
+            layers: unused.iter().map(|chain| (chain, None)).collect(),
+            leases: Vec::new(),
+        })?;
+    }
+    for chain in on_disk.iter().filter(|chain| !state.layers.contains_key(chain)) {
+        fs::remove_dir_all(root.join("layers").join(chain.hex())).map_err(failed)?;
+    }
+    Ok(state)
+}

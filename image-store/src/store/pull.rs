@@ -1,0 +1,255 @@
+//! One pull: manifest, config, layers side by side, record.
+
+use std::collections::BTreeSet;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use futures::stream::{self, StreamExt, TryStreamExt};
+use tokio::sync::{mpsc, watch};
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
+
+use super::db::{ImageRecord, LayerRecord};
+use super::inner::{Inner, Pins};
+use super::unpack::{Job, Staging, open_dir};
+use crate::digest::Digest;
+use crate::error::{StoreError, StoreResult};
+use crate::extract::{Extracted, complete};
+use crate::image::{ImageConfig, ParsedConfig, parse_config};
+use crate::progress::Meter;
+use crate::reference::Reference;
+use crate::registry::{Auth, Compression, Descriptor, Manifest, Session};
+
+/// Chunks (of at most some 100 KiB) between network and unpacking.
+const QUEUE: usize = 16;
+
+/// What the layers of one pull share.
+struct Pull {
+    inner: Arc<Inner>,
+    session: Session,
+    meter: Arc<Meter>,
+    pins: Arc<Pins>,
+    chains: Vec<Digest>,
+    diff_ids: Vec<Digest>,
+    /// How many layers, from the lowest, are in the store.
+    ready: watch::Sender<usize>,
+    /// Blocking work, which an aborted task does not take with it.
+    blocking: TaskTracker,
+}
+
+/// Pulls an image; gives its id.
+pub(crate) async fn pull(inner: Arc<Inner>, reference: Reference, auth: Option<Auth>) -> StoreResult<String> {
+    let meter = Meter::new(reference.to_string());
+    inner.state().meters.push(Arc::downgrade(&meter));
+    let work = steps(inner, &reference, auth, &meter);
+    tokio::pin!(work);
+    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    tick.tick().await;
+    loop {
+        tokio::select! {
+            result = &mut work => {
+                let elapsed_ms = meter.snapshot().elapsed.as_millis() as u64;
+                match &result {
+                    Ok(id) => tracing::info!(image = %reference, id, elapsed_ms, "pulled"),
+                    Err(error) => tracing::warn!(image = %reference, elapsed_ms, error = error.chain(), "pull failed"),
+                }
+                return result;
+            }
+            _ = tick.tick() => meter.log(),
+        }
+    }
+}
+
+async fn steps(
+    inner: Arc<Inner>,
+    reference: &Reference,
+    auth: Option<Auth>,
+    meter: &Arc<Meter>,
+) -> StoreResult<String> {
+    let session = inner.registries.session(reference, auth)?;
+    let (served, manifest) = session.resolve(reference).await?;
+    let id = manifest.config.digest.to_string();
+    let size = manifest.config.size + manifest.layers.iter().map(|(layer, _)| layer.size).sum::<u64>();
+    meter.bytes_total.store(size - manifest.config.size, Relaxed);
+    meter.layers_total.store(manifest.layers.len() as u64, Relaxed);
+    let mut image = ImageRecord {
+        tags: reference.tag_key().into_iter().collect(),
+        digests: BTreeSet::from([reference.digest_key(&served)]),
+        size,
+        config: ImageConfig::default(),
+        chains: Vec::new(),
+    };
+    let known = inner.state().images.get(&id).cloned();
+    // Pinned first, looked at then: nothing can go in between.
+    let pins = inner.pin(known.as_ref().map_or(&[], |known| &known.chains));
+    let known = known.filter(|_| inner.state().images.contains_key(&id));
+    let pins = if let Some(known) = known {
+        meter.bytes_done.store(size - manifest.config.size, Relaxed);
+        meter.layers_done.store(manifest.layers.len() as u64, Relaxed);
+        image.config = known.config.clone();
+        image.chains = known.chains.clone();
+        image.size = known.size;
+        Arc::new(pins)
+    } else {
+        let parsed = parse_config(&session.config(&manifest.config).await?)?;
+        check_config(&inner, &manifest, &parsed)?;
+        image.config = parsed.config;
+        image.chains = chains(&parsed.diff_ids);
+        let pins = Arc::new(inner.pin(&image.chains));
+        let pull = Pull {
+            inner: inner.clone(),
+            session,
+            meter: meter.clone(),
+            pins: pins.clone(),
+            chains: image.chains.clone(),
+            diff_ids: parsed.diff_ids,
+            ready: watch::Sender::new(0),
+            blocking: TaskTracker::new(),
+        };
+        layers(Arc::new(pull), manifest.layers).await?;
+        pins
+    };
+    meter.log();
+    let commit_id = id.clone();
+    run_blocking(move || {
+        let result = inner.commit_image(&commit_id, image);
+        drop(pins);
+        result
+    })
+    .await?;
+    Ok(id)
+}
+
+fn chains(diff_ids: &[Digest]) -> Vec<Digest> {
+    let mut parent = None;
+    let chain = |diff_id: &Digest| {
+        let chain = Digest::chain(parent.as_ref(), diff_id);
+        parent = Some(chain);
+        chain
+    };
+    diff_ids.iter().map(chain).collect()
+}
+
+fn check_config(inner: &Inner, manifest: &Manifest, parsed: &ParsedConfig) -> StoreResult<()> {
+    if parsed.diff_ids.len() != manifest.layers.len() {
+        return Err(StoreError::malformed(
+            "image config",
+            format!("has {} diff IDs for {} layers", parsed.diff_ids.len(), manifest.layers.len()),
+        ));
+    }
+    let platform = &inner.config.platform;
+    let fits = |have: &str, want: &str| have.is_empty() || have == want;
+    if !fits(&parsed.config.os, &platform.os) || !fits(&parsed.config.architecture, &platform.architecture) {
+        return Err(StoreError::Unsupported {
+            what: "image".into(),
+            detail: format!(
+                "it is for {}/{}, this node is {}/{}",
+                parsed.config.os, parsed.config.architecture, platform.os, platform.architecture
+            ),
+        });
+    }
+    Ok(())
+}
+
+/// Brings all layers into the store, lowest first, several at a time.
+async fn layers(pull: Arc<Pull>, layers: Vec<(Descriptor, Compression)>) -> StoreResult<()> {
+    let parallel = pull.inner.config.max_parallel_layers.max(1);
+    let tasks = layers.into_iter().enumerate().map(|(index, (blob, compression))| {
+        let pull = pull.clone();
+        // A task of its own, so that layers are hashed on several processors.
+        async move { AbortOnDropHandle::new(tokio::spawn(pull.layer(index, blob, compression))).await }
+    });
+    let result = stream::iter(tasks)
+        .buffer_unordered(parallel)
+        .map(|joined| joined.unwrap_or_else(|e| Err(StoreError::io("a layer's task", std::io::Error::other(e)))))
+        .try_collect::<()>()
+        .await;
+    // What was aborted leaves unpacking threads behind, which end and clean up now that their streams are cut off.
+    pull.blocking.close();
+    pull.blocking.wait().await;
+    result
+}
+
+impl Pull {
+    async fn layer(self: Arc<Self>, index: usize, blob: Descriptor, compression: Compression) -> StoreResult<()> {
+        let chain = self.chains[index];
+        let turn = self.inner.turn(&chain).lock_owned().await;
+        let known = self.inner.state().layers.contains_key(&chain);
+        let staged = if known {
+            self.meter.bytes_done.fetch_add(blob.size, Relaxed);
+            None
+        } else {
+            Some(self.stage(index, &blob, compression).await?)
+        };
+        // Closed never: the sender is ours.
+        let _ = self.ready.subscribe().wait_for(|ready| *ready >= index).await;
+        if let Some((staging, extracted, job)) = staged {
+            let pull = self.clone();
+            self.run(move || pull.finish(index, staging, extracted, &job)).await?;
+        }
+        drop(turn);
+        self.ready.send_replace(index + 1);
+        self.meter.layers_done.fetch_add(1, Relaxed);
+        self.meter.log();
+        Ok(())
+    }
+
+    /// Downloads and unpacks at the same time.
+    async fn stage(
+        &self,
+        index: usize,
+        blob: &Descriptor,
+        compression: Compression,
+    ) -> StoreResult<(Staging, Extracted, Job)> {
+        let job = Job {
+            name: format!("layer {}", blob.digest),
+            size: blob.size,
+            compression,
+            lowest: index == 0,
+            diff_id: self.diff_ids[index],
+            limits: self.inner.config.limits.clone(),
+        };
+        let (sink, chunks) = mpsc::channel(QUEUE);
+        let (inner, pins) = (self.inner.clone(), self.pins.clone());
+        let unpacked = self.run(move || {
+            let staging = inner.staging()?;
+            let extracted = job.run(staging.root()?, chunks)?;
+            drop(pins);
+            Ok((staging, extracted, job))
+        });
+        let (sent, unpacked) = tokio::join!(self.session.blob(blob, sink, &self.meter.bytes_done), unpacked);
+        // When both failed, the download's failure is the cause.
+        sent?;
+        unpacked
+    }
+
+    /// What can only be done on top of the layers below, then the rename.
+    fn finish(&self, index: usize, staging: Staging, mut extracted: Extracted, job: &Job) -> StoreResult<()> {
+        let lowers = if index == 0 || extracted.hides_below {
+            Vec::new()
+        } else {
+            self.inner.dirs(&self.inner.state(), &self.chains[..index])
+        };
+        let lowers = lowers.iter().map(|dir| open_dir(dir)).collect::<StoreResult<Vec<_>>>()?;
+        complete(staging.root()?.as_fd(), &lowers, &mut extracted).map_err(|e| job.extract_failed(e))?;
+        let Extracted { bytes, inodes, hides_below, .. } = extracted;
+        self.inner.publish(&self.chains[index], staging, LayerRecord { bytes, inodes, hides_below })
+    }
+
+    async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> StoreResult<T> + Send + 'static) -> StoreResult<T> {
+        joined(self.blocking.spawn_blocking(work)).await
+    }
+}
+
+/// Runs what waits for disks beside the runtime's threads.
+pub(crate) async fn run_blocking<T: Send + 'static>(
+    work: impl FnOnce() -> StoreResult<T> + Send + 'static,
+) -> StoreResult<T> {
+    joined(tokio::task::spawn_blocking(work)).await
+}
+
+async fn joined<T>(handle: tokio::task::JoinHandle<StoreResult<T>>) -> StoreResult<T> {
+    handle.await.unwrap_or_else(|e| Err(StoreError::io("work in the store", std::io::Error::other(e))))
+}

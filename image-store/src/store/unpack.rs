@@ -1,0 +1,258 @@
+//! The blocking half of a layer: compressed bytes in, a directory and its diff ID out.
+
+use std::fs::{self, Permissions};
+use std::io::{self, BufRead, BufReader, Read};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use bytes::{Buf, Bytes};
+use flate2::bufread::MultiGzDecoder;
+use rustix::fs::{Mode, OFlags};
+use sha2::{Digest as _, Sha256};
+use tokio::sync::mpsc;
+
+use crate::config::Limits;
+use crate::digest::Digest;
+use crate::error::{StoreError, StoreResult};
+use crate::extract::{ExtractError, Extracted, extract};
+use crate::registry::Compression;
+
+const BUFFER: usize = 128 << 10;
+/// Decompressing a zstd frame may take this much memory (2^27 = 128 MiB, zstd's own default).
+const ZSTD_WINDOW_LOG: u32 = 27;
+
+/// A directory below `tmp/`, removed unless it was moved away.
+pub(crate) struct Staging {
+    path: PathBuf,
+    moved: bool,
+}
+
+impl Staging {
+    pub(crate) fn new(path: PathBuf) -> StoreResult<Self> {
+        let failed = |e| StoreError::io(format!("making {}", path.display()), e);
+        fs::DirBuilder::new().mode(0o700).create(&path).map_err(failed)?;
+        let staging = Self { path: path.clone(), moved: false };
+        let root = path.join("fs");
+        fs::create_dir(&root).map_err(failed)?;
+        // Whatever the umask is.
+        fs::set_permissions(&root, Permissions::from_mode(0o755)).map_err(failed)?;
+        Ok(staging)
+    }
+
+    pub(crate) fn root(&self) -> StoreResult<OwnedFd> {
+        open_dir(&self.path.join("fs"))
+    }
+
+    pub(crate) fn move_to(mut self, path: &Path) -> StoreResult<()> {
+        fs::rename(&self.path, path).map_err(|e| StoreError::io(format!("renaming to {}", path.display()), e))?;
+        self.moved = true;
+        Ok(())
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        if !self.moved
+            && let Err(error) = fs::remove_dir_all(&self.path)
+        {
+            tracing::warn!(path = %self.path.display(), %error, "rubbish stays until the next start");
+        }
+    }
+}
+
+pub(crate) fn open_dir(path: &Path) -> StoreResult<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty())
+        .map_err(|e| StoreError::io(format!("opening {}", path.display()), e.into()))
+}
+
+/// What to unpack.
+pub(crate) struct Job {
+    /// For messages.
+    pub(crate) name: String,
+    pub(crate) size: u64,
+    pub(crate) compression: Compression,
+    pub(crate) lowest: bool,
+    pub(crate) diff_id: Digest,
+    pub(crate) limits: Limits,
+}
+
+impl Job {
+    /// Unpacks what comes over `chunks`. That the compressed bytes have the right digest is for the sender to say.
+    pub(crate) fn run(&self, root: OwnedFd, mut chunks: mpsc::Receiver<Bytes>) -> StoreResult<Extracted> {
+        let result = self.unpack(root, &mut chunks);
+        if matches!(result, Err(StoreError::Malformed { .. })) {
+            // Is the layer bad, or were its bytes damaged? The digest tells, once all of them were seen.
+            while chunks.blocking_recv().is_some() {}
+        }
+        result
+    }
+
+    fn unpack(&self, root: OwnedFd, chunks: &mut mpsc::Receiver<Bytes>) -> StoreResult<Extracted> {
+        let mut chunks = Chunks { chunks, current: Bytes::new(), left: self.size };
+        let decoder = self.decoder(&mut chunks).map_err(|e| self.read_failed(&e))?;
+        let limit = self.limits.layer_unpacked_bytes;
+        let hashing = Hashing { inner: decoder, hasher: Sha256::new(), left: limit.saturating_add(1), limit };
+        let stream = BufReader::with_capacity(BUFFER, hashing);
+        let (extracted, mut stream) =
+            extract(stream, root, self.lowest, &self.limits).map_err(|e| self.extract_failed(e))?;
+        // The padding behind the archive's end is part of the diff ID.
+        io::copy(&mut stream, &mut io::sink()).map_err(|e| self.read_failed(&e))?;
+        let actual = Digest::from_hasher(stream.into_inner().hasher);
+        if chunks.left > 0 || !chunks.current.is_empty() {
+            return Err(StoreError::malformed(&self.name, "has bytes behind its compressed data"));
+        }
+        if actual != self.diff_id {
+            return Err(StoreError::DigestMismatch {
+                what: format!("{} (unpacked)", self.name),
+                expected: self.diff_id.to_string(),
+                actual: actual.to_string(),
+            });
+        }
+        Ok(extracted)
+    }
+
+    fn decoder<'a, 'b>(&self, chunks: &'a mut Chunks<'b>) -> io::Result<Decoder<'a, 'b>> {
+        let magic = chunks.peek()?;
+        let compression = match self.compression {
+            Compression::Sniff if magic.starts_with(&[0x1f, 0x8b]) => Some(Compression::Gzip),
+            Compression::Sniff if magic.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) => Some(Compression::Zstd),
+            Compression::Sniff => None,
+            // Some pushers call plain layers gzip.
+            Compression::Gzip if !magic.starts_with(&[0x1f, 0x8b]) => None,
+            known => Some(known),
+        };
+        Ok(match compression {
+            Some(Compression::Zstd) => {
+                let mut decoder = zstd::Decoder::with_buffer(chunks)?;
+                decoder.window_log_max(ZSTD_WINDOW_LOG)?;
+                Decoder::Zstd(Box::new(decoder))
+            }
+            Some(_) => Decoder::Gzip(Box::new(MultiGzDecoder::new(chunks))),
+            None => Decoder::Plain(chunks),
+        })
+    }
+
+    fn read_failed(&self, error: &io::Error) -> StoreError {
+        match error.get_ref().and_then(|e| e.downcast_ref::<TooLong>()) {
+            Some(TooLong(limit)) => {
+                StoreError::TooLarge { what: format!("{}, unpacked,", self.name), limit: format!("{limit} bytes") }
+            }
+            None => StoreError::malformed(&self.name, format!("cannot be decompressed: {error}")),
+        }
+    }
+
+    pub(crate) fn extract_failed(&self, error: ExtractError) -> StoreError {
+        match error {
+            ExtractError::Malformed { entry, reason } => {
+                StoreError::malformed(&self.name, format!("tar entry {entry:?}: {reason}"))
+            }
+            ExtractError::TooLarge { entry, limit } => {
+                StoreError::TooLarge { what: format!("{}: tar entry {entry:?}", self.name), limit }
+            }
+            ExtractError::Io { entry, operation, source } => {
+                StoreError::io(format!("{}: tar entry {entry:?}: {operation}", self.name), source)
+            }
+            ExtractError::Read(source) => self.read_failed(&source),
+        }
+    }
+}
+
+/// The chunks as one stream that ends where the blob ends; before that, a closed channel is an error.
+struct Chunks<'a> {
+    chunks: &'a mut mpsc::Receiver<Bytes>,
+    current: Bytes,
+    left: u64,
+}
+
+impl Chunks<'_> {
+    fn next(&mut self) -> io::Result<Option<Bytes>> {
+        match self.chunks.blocking_recv() {
+            Some(chunk) => {
+                self.left = self.left.saturating_sub(chunk.len() as u64);
+                Ok(Some(chunk))
+            }
+            None if self.left == 0 => Ok(None),
+            None => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the download ended early")),
+        }
+    }
+
+    /// The first bytes, which tell the format.
+    fn peek(&mut self) -> io::Result<&[u8]> {
+        while self.current.len() < 4 {
+            let Some(chunk) = self.next()? else {
+                break;
+            };
+            self.current =
+                if self.current.is_empty() { chunk } else { [&self.current[..], &chunk[..]].concat().into() };
+        }
+        Ok(&self.current)
+    }
+}
+
+impl BufRead for Chunks<'_> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        while self.current.is_empty() {
+            match self.next()? {
+                Some(chunk) => self.current = chunk,
+                None => break,
+            }
+        }
+        Ok(&self.current)
+    }
+
+    fn consume(&mut self, amount: usize) {
+        self.current.advance(amount);
+    }
+}
+
+impl Read for Chunks<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let available = self.fill_buf()?;
+        let length = available.len().min(buffer.len());
+        buffer[..length].copy_from_slice(&available[..length]);
+        self.consume(length);
+        Ok(length)
+    }
+}
+
+enum Decoder<'a, 'b> {
+    Plain(&'a mut Chunks<'b>),
+    Gzip(Box<MultiGzDecoder<&'a mut Chunks<'b>>>),
+    Zstd(Box<zstd::Decoder<'static, &'a mut Chunks<'b>>>),
+}
+
+impl Read for Decoder<'_, '_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(chunks) => chunks.read(buffer),
+            Self::Gzip(decoder) => decoder.read(buffer),
+            Self::Zstd(decoder) => decoder.read(buffer),
+        }
+    }
+}
+
+/// Hashes and counts what passes.
+struct Hashing<R> {
+    inner: R,
+    hasher: Sha256,
+    left: u64,
+    limit: u64,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("more than {0} bytes")]
+struct TooLong(u64);
+
+impl<R: Read> Read for Hashing<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let got = self.inner.read(buffer)?;
+        self.left = self.left.saturating_sub(got as u64);
+        if self.left == 0 {
+            return Err(io::Error::other(TooLong(self.limit)));
+        }
+        self.hasher.update(&buffer[..got]);
+        Ok(got)
+    }
+}
