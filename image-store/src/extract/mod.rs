@@ -116,8 +116,11 @@ pub fn extract<R: Read>(
     Ok((extractor.finish()?, tar.into_inner()))
 }
 
+/// A directory's path and a name in it.
+type Place = (Vec<u8>, Vec<u8>);
+
 /// Splits an entry's name into its directory and last component; `None` is the root itself.
-fn split(name: &[u8], limits: &Limits) -> Result<Option<(Vec<u8>, Vec<u8>)>, ExtractError> {
+fn split(name: &[u8], limits: &Limits) -> Result<Option<Place>, ExtractError> {
     let refuse = |reason: &str| Err(ExtractError::malformed(&lossy(name), reason));
     let mut components: Vec<&[u8]> = Vec::new();
     for component in name.split(|b| *b == b'/') {
