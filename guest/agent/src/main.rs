@@ -1,1 +1,49 @@
-fn main() {}
+//! `cofferdam-agent`: starts containers, as PID 1 of a microVM or as the supervisor of a host pod.
+//!
+//! One thread, so that it may fork: see docs/design.md.
+
+mod agent;
+mod container;
+mod error;
+mod guest;
+mod logs;
+mod network;
+mod pod;
+mod reaper;
+mod service;
+mod supervise;
+mod sys;
+
+use std::process::ExitCode;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Locks; what a panicking holder left is whole, since nothing here is changed in two steps.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn main() -> ExitCode {
+    if rustix::process::getpid().as_raw_nonzero().get() == 1 && std::env::args_os().len() <= 1 {
+        guest::run();
+    }
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false).init();
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let result = match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["supervise", "--config-fd", number] => match number.parse() {
+            Ok(fd) => supervise::run(fd),
+            Err(_) => Err(error::Error::invalid(format!("{number:?} is not a descriptor"))),
+        },
+        ["--version"] => {
+            println!("cofferdam-agent {}", env!("CARGO_PKG_VERSION"));
+            Ok(())
+        }
+        _ => Err(error::Error::invalid("usage: cofferdam-agent supervise --config-fd N, or as PID 1 of a microVM")),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("cofferdam-agent: {}", error.chain());
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! A container's init process, from the fork to its program.
+//!
+//! ```text
+//!  agent's mount namespace      take the pod's /dev/shm and files
+//!  the node's                   take the sources of bind mounts (so that mounts travel as the pod asked)
+//!  one of its own               overlay, standard mounts, mounts of the request, devices, masks; change the root
+//! ```
+//!
+//! In a microVM the agent's namespace is the node's. All mounts die with the container's last process, so there is nothing to unmount.
+
+use std::path::Path;
+
+use rustix::mount::{MountPropagationFlags, mount_change};
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
+use std::os::fd::AsFd;
+
+use super::channel::{Inner, Report};
+use super::mounts::{self, Trees};
+use super::process::{self, Launch};
+use super::rootfs::{self, Layer};
+use super::spec::Spec;
+use super::stdio::{self, Inside};
+use super::{paths, user};
+use crate::agent::Agent;
+use crate::error::{Doing, Error, Result};
+
+/// Runs in the child; the result is its exit status.
+pub fn run(agent: &Agent, spec: &Spec, layer: &Layer, inside: Inside, channel: Inner) -> u8 {
+    let error = match set_up(agent, spec, layer, inside, &channel) {
+        Ok(never) => match never {},
+        Err(error) => error,
+    };
+    let _ = channel.report(&Report::Failed(error.kind(), error.chain()), None);
+    128
+}
+
+fn set_up(
+    agent: &Agent,
+    spec: &Spec,
+    layer: &Layer,
+    inside: Inside,
+    channel: &Inner,
+) -> Result<std::convert::Infallible, Error> {
+    rustix::process::setsid().doing("start a session")?;
+    crate::sys::default_signals();
+    rustix::process::umask(rustix::fs::Mode::empty());
+    process::early(&spec.process, agent.children_oom_score())?;
+
+    let mut trees = take_trees(agent, spec)?;
+
+    unshare_mounts()?;
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).doing("make mounts private")?;
+
+    let root = rootfs::mount_overlay(&spec.lower, layer, &agent.dirs.run)?;
+    let dev = mounts::standard(&root, spec, &mut trees)?;
+    mounts::device_nodes(&root, &spec.devices.nodes)?;
+    mounts::requested(&root, &spec.mounts, std::mem::take(&mut trees.binds))?;
+    let user = user::resolve(&root, &spec.process.user)?;
+    paths::make_dir(&root, &spec.process.cwd)?;
+    mounts::make_readonly(&root, &spec.readonly)?;
+    mounts::mask(&root, &dev, &spec.masked)?;
+
+    let mut slave = None;
+    if let Some(pts) = &dev.pts {
+        channel.report(&Report::Devpts, Some(pts))?;
+        if spec.process.terminal {
+            let (master, inner) = stdio::terminal(pts)?;
+            mounts::console(&dev, &inner)?;
+            channel.report(&Report::Terminal, Some(&master))?;
+            slave = Some(inner);
+        }
+    } else if spec.process.terminal {
+        return Err(Error::invalid("a terminal needs the standard /dev/pts"));
+    }
+    rootfs::pivot(&root)?;
+    if spec.readonly_rootfs {
+        crate::sys::mount_setattr(&root, false, libc::MOUNT_ATTR_RDONLY, 0, 0).doing("make the root read-only")?;
+    }
+
+    let launch = Launch {
+        spec: &spec.process,
+        user: &user,
+        channel,
+        nofile: agent.nofile.clone(),
+        die_with_agent: agent.node_pid,
+    };
+    match (inside, slave) {
+        (Inside::Pipes { stdin, stdout, stderr }, _) => {
+            launch.prepare(process::or_null(stdin)?, Some((stdout, stderr)))?;
+        }
+        (Inside::Terminal, Some(slave)) => launch.prepare(slave, None)?,
+        (Inside::Terminal, None) => return Err(Error::invalid("there is no terminal")),
+    }
+    let entered = launch.enter_directory()?;
+    let env = process::environment(&spec.process, &user, &hostname());
+    channel.report(&Report::Ready(user.clone()), None)?;
+    channel.wait_for_go()?;
+    launch.drop_rights(entered)?;
+    Err(launch.exec(&env))
+}
+
+/// The pod's host name.
+pub fn hostname() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+fn take_trees(agent: &Agent, spec: &Spec) -> Result<Trees> {
+    let mut trees = Trees::default();
+    if !agent.node_ipc {
+        trees.shm = Some(mounts::take(&agent.dirs.shm(), false)?);
+    }
+    for name in ["resolv.conf", "hosts", "hostname"] {
+        let file = agent.dirs.pod_file(name);
+        if file.exists() {
+            trees.pod_files.push((Path::new("/etc").join(name), mounts::take(&file, false)?));
+        }
+    }
+    move_into_link_name_space(agent.node_mounts.as_fd(), Some(LinkNameSpaceType::Mount))
+        .doing("enter the node's mount namespace")?;
+    if agent.node_ipc {
+        trees.shm = Some(mounts::take(Path::new("/dev/shm"), false)?);
+    }
+    for mount in spec.mounts.iter().filter(|m| m.is_bind()) {
+        trees.binds.push(mounts::take(&mount.source, mount.recursive)?);
+    }
+    Ok(trees)
+}
+
+#[allow(unsafe_code)] // unshare
+fn unshare_mounts() -> Result<()> {
+    let flags = UnshareFlags::NEWNS | UnshareFlags::NEWCGROUP;
+    // SAFETY: neither flag makes descriptors or memory unshared.
+    unsafe { rustix::thread::unshare_unsafe(flags) }.doing("make namespaces")
+}

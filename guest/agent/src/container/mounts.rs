@@ -1,0 +1,327 @@
+//! What is mounted in a container's root, besides the root itself.
+//!
+//! The agent makes the standard set: /proc, /dev (tmpfs with the usual nodes, pts, shm, mqueue), /sys, /sys/fs/cgroup, and the
+//! pod's /etc/resolv.conf, /etc/hosts and /etc/hostname. A mount of the request with the same destination takes its place.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
+use rustix::mount::{OpenTreeFlags, open_tree};
+
+use super::devices::{Node, STANDARD};
+use super::paths;
+use super::rootfs::{attach, new_mount};
+use super::spec::{MountSpec, Propagation, Spec};
+use crate::error::{Doing, Error, Result};
+use crate::sys::mount_setattr;
+
+const NOSUID: u64 = libc::MOUNT_ATTR_NOSUID;
+const NODEV: u64 = libc::MOUNT_ATTR_NODEV;
+const NOEXEC: u64 = libc::MOUNT_ATTR_NOEXEC;
+const RDONLY: u64 = libc::MOUNT_ATTR_RDONLY;
+
+const PROC_MAGIC: i64 = 0x9fa0;
+/// Files of /proc that a mount may cover: they tell of the machine's size. All else would fool runtimes and tools.
+const PROC_FILES: [&str; 9] =
+    ["cpuinfo", "diskstats", "loadavg", "meminfo", "slabinfo", "stat", "swaps", "uptime", "net/dev"];
+
+/// Mounts taken from the agent's or the node's own tree before the container's namespace is made.
+#[derive(Debug, Default)]
+pub struct Trees {
+    /// The pod's or the node's /dev/shm.
+    pub shm: Option<OwnedFd>,
+    /// Destination and file of what the pod gives to each container.
+    pub pod_files: Vec<(PathBuf, OwnedFd)>,
+    /// For each bind mount of the request, in order.
+    pub binds: Vec<OwnedFd>,
+}
+
+/// Copies the mount at `path`, as this process sees it, into a tree that is mounted nowhere.
+///
+/// # Errors
+/// When there is nothing.
+pub fn take(path: &Path, recursive: bool) -> Result<OwnedFd> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    if recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    open_tree(CWD, path, flags).asked(format!("take {} for a mount", path.display()))
+}
+
+fn again(fd: impl AsFd, recursive: bool) -> std::io::Result<OwnedFd> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    if recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    Ok(open_tree(fd, "", flags)?)
+}
+
+/// A directory that must not be a link in the image: /proc and the like are where everybody looks for them.
+fn plain_dir(root: &OwnedFd, path: &str) -> Result<OwnedFd> {
+    let relative = path.trim_start_matches('/');
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    match rustix::fs::openat2(root, relative, flags, Mode::empty(), resolve) {
+        Ok(dir) => Ok(dir),
+        Err(rustix::io::Errno::NOENT) => paths::make_dir(root, Path::new(path)),
+        Err(rustix::io::Errno::LOOP | rustix::io::Errno::NOTDIR) => {
+            Err(Error::invalid(format!("{path} is not a directory in the image")))
+        }
+        Err(e) => Err(e).doing(format!("open {path} in the container's root")),
+    }
+}
+
+fn parameters(list: &[(&str, &str)]) -> Vec<(String, Option<String>)> {
+    list.iter().map(|(k, v)| ((*k).to_owned(), (!v.is_empty()).then(|| (*v).to_owned()))).collect()
+}
+
+/// Descriptors that outlive the set-up.
+#[derive(Debug, Default)]
+pub struct Dev {
+    /// Instance of devpts, for terminals.
+    pub pts: Option<OwnedFd>,
+    /// The /dev itself.
+    pub dir: Option<OwnedFd>,
+}
+
+/// Makes the standard mounts.
+///
+/// # Errors
+/// When the image stands in the way or the kernel refuses.
+pub fn standard(root: &OwnedFd, spec: &Spec, trees: &mut Trees) -> Result<Dev> {
+    if !spec.mounts_over("/proc") {
+        let proc = new_mount("proc", &[], NOSUID | NODEV | NOEXEC)?;
+        attach(&proc, plain_dir(root, "/proc")?, Path::new("/proc"))?;
+    }
+    let dev = if spec.mounts_over("/dev") { Dev::default() } else { dev(root, spec, trees)? };
+    let sys_readonly = if spec.privileged { 0 } else { RDONLY };
+    if !spec.mounts_over("/sys") {
+        let sys = new_mount("sysfs", &[], NOSUID | NODEV | NOEXEC | sys_readonly)?;
+        attach(&sys, plain_dir(root, "/sys")?, Path::new("/sys"))?;
+        if !spec.mounts_over("/sys/fs/cgroup") {
+            let cgroup = new_mount("cgroup2", &[], NOSUID | NODEV | NOEXEC | sys_readonly)?;
+            let place = Path::new("/sys/fs/cgroup");
+            attach(&cgroup, paths::mount_point(root, place, true)?, place)?;
+        }
+    }
+    for (destination, tree) in trees.pod_files.drain(..) {
+        if spec.mounts_over(&destination.to_string_lossy()) {
+            continue;
+        }
+        if spec.readonly_rootfs {
+            mount_setattr(&tree, false, RDONLY, 0, 0).doing("make a file of the pod read-only")?;
+        }
+        attach(&tree, paths::mount_point(root, &destination, false)?, &destination)?;
+    }
+    Ok(dev)
+}
+
+fn dev(root: &OwnedFd, spec: &Spec, trees: &mut Trees) -> Result<Dev> {
+    let dev =
+        new_mount("tmpfs", &parameters(&[("mode", "755"), ("size", "64k")]), NOSUID | libc::MOUNT_ATTR_STRICTATIME)?;
+    // Nobody else is in this mount namespace yet, and this file system is new: names are what they seem.
+    for (name, major, minor) in STANDARD {
+        let node = Node {
+            path: PathBuf::from(name),
+            kind: FileType::CharacterDevice,
+            number: (major, minor),
+            mode: 0o666,
+            owner: (0, 0),
+        };
+        make_node(&dev, Path::new(name), &node)?;
+    }
+    for (name, target) in [
+        ("fd", "/proc/self/fd"),
+        ("stdin", "/proc/self/fd/0"),
+        ("stdout", "/proc/self/fd/1"),
+        ("stderr", "/proc/self/fd/2"),
+        ("ptmx", "pts/ptmx"),
+    ] {
+        rustix::fs::symlinkat(target, &dev, name).doing(format!("make /dev/{name}"))?;
+    }
+    for (name, mode) in [("pts", 0o755), ("shm", 0o1777), ("mqueue", 0o1777)] {
+        rustix::fs::mkdirat(&dev, name, Mode::from_raw_mode(mode)).doing(format!("make /dev/{name}"))?;
+    }
+    attach(&dev, plain_dir(root, "/dev")?, Path::new("/dev"))?;
+    let on = |name: &str, tree: OwnedFd| -> Result<OwnedFd> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let place = rustix::fs::openat(&dev, name, flags, Mode::empty()).doing(format!("open /dev/{name}"))?;
+        attach(&tree, place, &Path::new("/dev").join(name))?;
+        Ok(tree)
+    };
+    let mut pts = None;
+    if !spec.mounts_over("/dev/pts") {
+        let data = parameters(&[("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")]);
+        pts = Some(on("pts", new_mount("devpts", &data, NOSUID | NOEXEC)?)?);
+    }
+    if !spec.mounts_over("/dev/shm")
+        && let Some(shm) = trees.shm.take()
+    {
+        on("shm", shm)?;
+    }
+    if !spec.mounts_over("/dev/mqueue") {
+        on("mqueue", new_mount("mqueue", &[], NOSUID | NODEV | NOEXEC)?)?;
+    }
+    Ok(Dev { pts, dir: Some(dev) })
+}
+
+fn make_node(dir: impl AsFd, name: &Path, node: &Node) -> Result<()> {
+    let device = rustix::fs::makedev(node.number.0, node.number.1);
+    match rustix::fs::mknodat(dir.as_fd(), name, node.kind, Mode::from_raw_mode(node.mode), device) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::EXIST) => return Ok(()),
+        Err(e) => return Err(e).doing(format!("make device {}", node.path.display())),
+    }
+    let (uid, gid) = (Uid::from_raw(node.owner.0), Gid::from_raw(node.owner.1));
+    rustix::fs::chownat(dir, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
+        .doing(format!("give away device {}", node.path.display()))
+}
+
+/// Makes the devices of the request.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn device_nodes(root: &OwnedFd, nodes: &[Node]) -> Result<()> {
+    for node in nodes {
+        let (Some(parent), Some(name)) = (node.path.parent(), node.path.file_name()) else { continue };
+        make_node(paths::make_dir(root, parent)?, Path::new(name), node)?;
+    }
+    Ok(())
+}
+
+/// Makes the mounts of the request, in its order. `binds` are the trees of its bind mounts.
+///
+/// # Errors
+/// When one does not fit.
+pub fn requested(root: &OwnedFd, mounts: &[MountSpec], binds: Vec<OwnedFd>) -> Result<()> {
+    let mut binds = binds.into_iter();
+    for m in mounts {
+        let (tree, directory) = if m.is_bind() {
+            let tree = binds.next().ok_or_else(|| Error::invalid("a bind mount has no source"))?;
+            let kind = paths::file_type(&tree).doing(format!("look at {}", m.source.display()))?;
+            shape_bind(&tree, m)?;
+            (tree, kind == FileType::Directory)
+        } else {
+            let readonly = if m.readonly { RDONLY } else { 0 };
+            (new_mount(&m.kind, &m.data, m.attributes | readonly)?, true)
+        };
+        let target = paths::mount_point(root, &m.destination, directory)?;
+        check_not_in_proc(root, &target, m)?;
+        attach(&tree, target, &m.destination)?;
+    }
+    Ok(())
+}
+
+fn shape_bind(tree: &OwnedFd, m: &MountSpec) -> Result<()> {
+    let name = m.source.display();
+    let propagation = match m.propagation {
+        Propagation::Private => libc::MS_PRIVATE,
+        Propagation::Slave => libc::MS_SLAVE,
+        Propagation::Shared => 0,
+    };
+    if propagation != 0 {
+        mount_setattr(tree, true, 0, 0, propagation).doing(format!("set the propagation of {name}"))?;
+    }
+    let readonly = if m.readonly { RDONLY } else { 0 };
+    let mut set = m.attributes | readonly;
+    let atime = set & (libc::MOUNT_ATTR_NOATIME | libc::MOUNT_ATTR_STRICTATIME) != 0;
+    let clear = if atime { libc::MOUNT_ATTR__ATIME } else { 0 };
+    if m.recursive_readonly {
+        mount_setattr(tree, true, RDONLY, 0, 0).doing(format!("make {name} read-only with what is below"))?;
+        set &= !RDONLY;
+    }
+    if set != 0 {
+        mount_setattr(tree, false, set, clear, 0).doing(format!("set the attributes of {name}"))?;
+    }
+    Ok(())
+}
+
+/// A mount inside /proc could make tools and security modules believe anything.
+fn check_not_in_proc(root: &OwnedFd, target: &OwnedFd, m: &MountSpec) -> Result<()> {
+    let on = rustix::fs::fstatfs(target).doing(format!("look at {}", m.destination.display()))?.f_type;
+    if i64::from(on) != PROC_MAGIC || m.destination == Path::new("/proc") {
+        return Ok(());
+    }
+    let same = |name: &str| {
+        let Ok(file) = paths::open(root, &Path::new("/proc").join(name), OFlags::PATH) else { return false };
+        let stat = |fd: &OwnedFd| rustix::fs::statat(fd, c"", AtFlags::EMPTY_PATH).map(|s| (s.st_dev, s.st_ino)).ok();
+        stat(&file).is_some_and(|s| stat(target) == Some(s))
+    };
+    if PROC_FILES.iter().any(|name| same(name)) {
+        return Ok(());
+    }
+    Err(Error::invalid(format!("{} lies inside /proc, where nothing may be mounted", m.destination.display())))
+}
+
+/// Hides paths: a directory becomes an empty one, a file becomes /dev/null.
+///
+/// # Errors
+/// When the kernel refuses; a path that is not there is fine.
+pub fn mask(root: &OwnedFd, dev: &Dev, list: &[PathBuf]) -> Result<()> {
+    for path in list {
+        let Some(target) = existing(root, path)? else { continue };
+        if paths::file_type(&target).doing(format!("look at {}", path.display()))? == FileType::Directory {
+            let empty = new_mount(
+                "tmpfs",
+                &parameters(&[("size", "0"), ("nr_inodes", "2")]),
+                RDONLY | NOSUID | NODEV | NOEXEC,
+            )?;
+            attach(empty, target, path)?;
+            continue;
+        }
+        // The node that this agent made, or what a mount of the request put there, if it is the null device.
+        let null = match &dev.dir {
+            Some(dir) => {
+                rustix::fs::openat(dir, "null", OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+                    .doing("open /dev/null")?
+            }
+            None => paths::open(root, Path::new("/dev/null"), OFlags::PATH).doing("open /dev/null")?,
+        };
+        check_null(&null)?;
+        attach(again(&null, false).doing("copy /dev/null")?, target, path)?;
+    }
+    Ok(())
+}
+
+fn check_null(fd: &OwnedFd) -> Result<()> {
+    let stat = rustix::fs::statat(fd, c"", AtFlags::EMPTY_PATH).doing("look at /dev/null")?;
+    let is_null =
+        FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == rustix::fs::makedev(1, 3);
+    if is_null { Ok(()) } else { Err(Error::invalid("the container's /dev/null is not the null device")) }
+}
+
+/// Makes paths read-only.
+///
+/// # Errors
+/// When the kernel refuses; a path that is not there is fine.
+pub fn make_readonly(root: &OwnedFd, list: &[PathBuf]) -> Result<()> {
+    for path in list {
+        let Some(target) = existing(root, path)? else { continue };
+        let tree = again(&target, true).doing(format!("copy {}", path.display()))?;
+        mount_setattr(&tree, true, RDONLY, 0, 0).doing(format!("make {} read-only", path.display()))?;
+        attach(tree, target, path)?;
+    }
+    Ok(())
+}
+
+fn existing(root: &OwnedFd, path: &Path) -> Result<Option<OwnedFd>> {
+    match paths::open(root, path, OFlags::PATH) {
+        Ok(target) => Ok(Some(target)),
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => Ok(None),
+        Err(e) => Err(e).doing(format!("open {} in the container's root", path.display())),
+    }
+}
+
+/// Binds the terminal to /dev/console.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn console(dev: &Dev, terminal: &OwnedFd) -> Result<()> {
+    let Some(dir) = &dev.dir else { return Ok(()) };
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+    rustix::fs::openat(dir, "console", flags, Mode::from_raw_mode(0o600)).doing("make /dev/console")?;
+    let place = rustix::fs::openat(dir, "console", OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+        .doing("open /dev/console")?;
+    attach(again(terminal, false).doing("copy the terminal")?, place, Path::new("/dev/console"))
+}

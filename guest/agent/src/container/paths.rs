@@ -1,0 +1,141 @@
+//! Paths inside a container's root become descriptors here, and nowhere else.
+//!
+//! Links are followed as the container would see them: none leads out of the root, and none of /proc's magic links counts.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, openat2};
+use rustix::io::Errno;
+
+use crate::error::{Doing, Error, Result};
+
+/// Opens what `path` names inside `root`.
+///
+/// # Errors
+/// As `openat2`.
+pub fn open(root: impl AsFd, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
+    let relative = path.strip_prefix("/").unwrap_or(path);
+    let relative = if relative.as_os_str().is_empty() { Path::new(".") } else { relative };
+    loop {
+        let result = openat2(
+            root.as_fd(),
+            relative,
+            flags | OFlags::CLOEXEC,
+            Mode::empty(),
+            ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
+        );
+        match result {
+            // A rename somewhere below raced with the walk.
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            other => return Ok(other?),
+        }
+    }
+}
+
+/// Refuses what is not an absolute path without `..`.
+///
+/// # Errors
+/// Says what is wrong with it.
+pub fn check_absolute(path: &str) -> Result<PathBuf> {
+    let parsed = Path::new(path);
+    if !parsed.is_absolute() || path.contains('\0') || path.len() > 4095 {
+        return Err(Error::invalid(format!("{path:?} is not an absolute path")));
+    }
+    if parsed.components().any(|c| c == Component::ParentDir) {
+        return Err(Error::invalid(format!("{path:?} must not hold \"..\"")));
+    }
+    Ok(parsed.components().collect())
+}
+
+/// The directory `path` inside `root`; what is missing of it is made, mode 0755.
+///
+/// # Errors
+/// When a component is a file, or a link that leads nowhere.
+pub fn make_dir(root: impl AsFd, path: &Path) -> Result<OwnedFd> {
+    let parts: Vec<_> = path.components().filter(|c| matches!(c, Component::Normal(_))).collect();
+    let mut known = parts.len();
+    let mut dir = loop {
+        let prefix: PathBuf = parts[..known].iter().collect();
+        match open(root.as_fd(), &prefix, OFlags::PATH | OFlags::DIRECTORY) {
+            Ok(dir) => break dir,
+            Err(e) if e.raw_os_error() == Some(libc::ENOENT) && known > 0 => known -= 1,
+            Err(e) => return Err(e).asked(format!("open {} in the container's root", path.display())),
+        }
+    };
+    for part in &parts[known..] {
+        let name = Path::new(part);
+        match rustix::fs::mkdirat(&dir, name, Mode::from_raw_mode(0o755)) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(e) => return Err(e).doing(format!("make {} in the container's root", path.display())),
+        }
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        dir = openat2(&dir, name, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS)
+            .asked(format!("open {} in the container's root", path.display()))?;
+    }
+    Ok(dir)
+}
+
+/// The file or directory `path` inside `root` as a place to mount on; made empty when it is missing.
+///
+/// # Errors
+/// As `make_dir`.
+pub fn mount_point(root: impl AsFd, path: &Path, directory: bool) -> Result<OwnedFd> {
+    match open(root.as_fd(), path, OFlags::PATH) {
+        Ok(target) => {
+            let is_dir = file_type(&target).doing(format!("look at {}", path.display()))? == FileType::Directory;
+            if is_dir != directory {
+                let (have, want) = if is_dir { ("directory", "file") } else { ("file", "directory") };
+                return Err(Error::invalid(format!(
+                    "cannot mount a {want} on {}, which is a {have} in the image",
+                    path.display()
+                )));
+            }
+            return Ok(target);
+        }
+        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => {}
+        Err(e) => return Err(e).asked(format!("open {} in the container's root", path.display())),
+    }
+    if directory {
+        return make_dir(root, path);
+    }
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(Error::invalid("cannot mount a file on the container's root"));
+    };
+    let parent = make_dir(root, parent)?;
+    let flags = OFlags::CREATE | OFlags::NOFOLLOW | OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    rustix::fs::openat(&parent, Path::new(name), flags, Mode::from_raw_mode(0o644))
+        .asked(format!("make {} in the container's root", path.display()))?;
+    rustix::fs::openat(&parent, Path::new(name), OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+        .doing(format!("open {} in the container's root", path.display()))
+}
+
+/// What kind of file an open descriptor is.
+///
+/// # Errors
+/// As `fstat`.
+pub fn file_type(fd: impl AsFd) -> io::Result<FileType> {
+    let stat = rustix::fs::statat(fd, c"", AtFlags::EMPTY_PATH)?;
+    Ok(FileType::from_raw_mode(stat.st_mode))
+}
+
+/// A regular file of an image, read up to `limit` bytes; `None` when it is not there.
+///
+/// # Errors
+/// When it is longer or is no regular file.
+pub fn read_image_file(root: impl AsFd, path: &str, limit: usize) -> Result<Option<Vec<u8>>> {
+    // NONBLOCK: a fifo in the image must not stop us.
+    let file = match open(root, Path::new(path), OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY) {
+        Ok(file) => file,
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => return Ok(None),
+        Err(e) => return Err(e).asked(format!("open the image's {path}")),
+    };
+    if file_type(&file).doing(format!("look at the image's {path}"))? != FileType::RegularFile {
+        return Err(Error::invalid(format!("the image's {path} is not a regular file")));
+    }
+    crate::sys::read_bounded(std::fs::File::from(file), limit).asked(format!("read the image's {path}")).map(Some)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,60 @@
+//! Where containers' output goes: on a node into log files, in a microVM to the monitor.
+//!
+//! Output is read from a container's pipe only when there is somewhere to put it, so nothing is lost and little is held: without a
+//! log file the pipe fills and the container waits.
+
+pub mod host;
+pub mod vm;
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::container::stdio::End;
+
+/// Most that is read at once.
+const CHUNK: usize = 32 * 1024;
+
+/// The way out.
+#[derive(Debug, Clone)]
+pub enum Logs {
+    /// Log files whose descriptors the daemon hands over.
+    Host(host::Sinks),
+    /// Frames to the monitor.
+    Vm,
+}
+
+impl Logs {
+    /// Carries the output of container `id` until it ends.
+    pub fn pump(&self, id: &str, stdout: Option<End>, stderr: Option<End>) -> Pump {
+        let (done, drained) = watch::channel(false);
+        let (id, logs) = (id.to_owned(), self.clone());
+        let task = tokio::spawn(async move {
+            match &logs {
+                Self::Host(sinks) => host::carry(sinks, &id, stdout, stderr).await,
+                Self::Vm => vm::carry(&id, stdout, stderr).await,
+            }
+            done.send_replace(true);
+        });
+        Pump { task, drained }
+    }
+}
+
+/// Output on its way; stops when dropped.
+#[derive(Debug)]
+pub struct Pump {
+    task: JoinHandle<()>,
+    drained: watch::Receiver<bool>,
+}
+
+impl Pump {
+    /// Becomes true when all is written.
+    pub fn drained(&self) -> watch::Receiver<bool> {
+        self.drained.clone()
+    }
+}
+
+impl Drop for Pump {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}

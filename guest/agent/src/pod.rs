@@ -1,0 +1,226 @@
+//! ConfigurePod: the pod's identity, and Shutdown: its end.
+
+use std::collections::HashMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use cofferdam_proto::agent::ConfigurePodRequest;
+use rustix::mount::MoveMountFlags;
+
+use crate::agent::{Agent, Mode, Shared};
+use crate::container::rootfs::new_mount;
+use crate::error::{Doing, Error, Result};
+use crate::{network, sys};
+
+/// Size of /dev/shm when the pod names none.
+const DEFAULT_SHM: u64 = 64 << 20;
+/// Longest file of the pod.
+const MAX_FILE: usize = 1 << 20;
+
+/// Gives the pod its identity. The same values again are a no-op.
+///
+/// # Errors
+/// Says which part failed; the call may be repeated.
+pub async fn configure(agent: &Arc<Agent>, request: ConfigurePodRequest) -> Result<()> {
+    let mut known = agent.pod.lock().await;
+    let identity =
+        |r: &ConfigurePodRequest| ConfigurePodRequest { clock_unix_nanos: 0, random_seed: Vec::new(), ..r.clone() };
+    let vm = agent.mode == Mode::Vm;
+    if vm {
+        set_clock_and_random(&request)?;
+    } else if !request.interfaces.is_empty() || !request.routes.is_empty() {
+        return Err(Error::invalid("interfaces and routes of a host pod are set by CNI"));
+    }
+    if known.as_ref().is_some_and(|k| identity(k) == identity(&request)) {
+        return Ok(());
+    }
+    for text in [&request.resolv_conf, &request.hosts] {
+        if text.len() > MAX_FILE || text.contains('\0') {
+            return Err(Error::invalid("a file of the pod is too long or holds a NUL"));
+        }
+    }
+    check_hostname(&request.hostname)?;
+    let sysctls = check_sysctls(&request.sysctls, vm, agent.shared)?;
+
+    if !request.hostname.is_empty() && !agent.shared.uts {
+        rustix::system::sethostname(request.hostname.as_bytes()).doing("set the host name")?;
+    }
+    files(agent, &request)?;
+    shm(agent, request.shm_size)?;
+    if vm {
+        network::configure(&request.interfaces, &request.routes).await?;
+    }
+    // After the interfaces, whose settings some of them are.
+    for (path, value) in &sysctls {
+        sys::write_knob(path, value).asked(format!("set sysctl {}", path.display()))?;
+    }
+    *known = Some(identity(&request));
+    Ok(())
+}
+
+/// The defaults, when a container comes before ConfigurePod.
+///
+/// # Errors
+/// As `configure`.
+pub async fn configure_default(agent: &Arc<Agent>) -> Result<()> {
+    if agent.pod.lock().await.is_none() {
+        shm(agent, 0)?;
+    }
+    Ok(())
+}
+
+fn check_hostname(name: &str) -> Result<()> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
+    if name.len() > 64 || !name.bytes().all(plain) {
+        return Err(Error::invalid(format!("{name:?} is not a host name")));
+    }
+    Ok(())
+}
+
+/// Only what belongs to the pod's own namespaces; in a microVM the whole kernel does.
+fn check_sysctls(sysctls: &HashMap<String, String>, vm: bool, shared: Shared) -> Result<Vec<(PathBuf, String)>> {
+    let mut checked = Vec::new();
+    for (name, value) in sysctls {
+        let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-' | b'/' | b':' | b'@');
+        let parts: Vec<String> = match name.find(['.', '/']).map(|at| name.as_bytes()[at]) {
+            Some(b'/') => name.split('/').map(str::to_owned).collect(),
+            // Interface names may hold dots, which then are written as slashes.
+            _ => name.split('.').map(|p| p.replace('/', ".")).collect(),
+        };
+        if !name.bytes().all(plain) || parts.len() < 2 || parts.iter().any(|p| p.is_empty() || p == "." || p == "..") {
+            return Err(Error::invalid(format!("{name:?} is not a sysctl")));
+        }
+        if value.len() > 1024 || value.bytes().any(|b| b.is_ascii_control() && b != b'\t') {
+            return Err(Error::invalid(format!("the value of sysctl {name} is not one short line")));
+        }
+        let ipc = name.starts_with("kernel.shm")
+            || name.starts_with("kernel.msg")
+            || name == "kernel.sem"
+            || name.starts_with("fs.mqueue.");
+        let net = parts[0] == "net";
+        let own = (net && !shared.net) || (ipc && !shared.ipc);
+        if !vm && !own {
+            return Err(Error::invalid(format!("sysctl {name} does not belong to the pod: it would change the node")));
+        }
+        checked.push((parts.iter().fold(PathBuf::from("/proc/sys"), |p, part| p.join(part)), value.clone()));
+    }
+    checked.sort();
+    Ok(checked)
+}
+
+fn set_clock_and_random(request: &ConfigurePodRequest) -> Result<()> {
+    if request.clock_unix_nanos > 0 {
+        let nanos = request.clock_unix_nanos;
+        let time = rustix::time::Timespec { tv_sec: nanos / 1_000_000_000, tv_nsec: nanos % 1_000_000_000 };
+        rustix::time::clock_settime(rustix::time::ClockId::Realtime, time).doing("set the clock")?;
+    }
+    if !request.random_seed.is_empty() {
+        if request.random_seed.len() > 4096 {
+            return Err(Error::invalid("the random seed is longer than 4096 bytes"));
+        }
+        let random = fs::File::options().write(true).open("/dev/random").doing("open /dev/random")?;
+        sys::add_entropy(&random, &request.random_seed).doing("add randomness")?;
+    }
+    Ok(())
+}
+
+fn files(agent: &Agent, request: &ConfigurePodRequest) -> Result<()> {
+    let dir = agent.dirs.run.join("etc");
+    fs::create_dir_all(&dir).doing(format!("make {}", dir.display()))?;
+    let hostname = if request.hostname.is_empty() { String::new() } else { format!("{}\n", request.hostname) };
+    for (name, text) in [("resolv.conf", &request.resolv_conf), ("hosts", &request.hosts), ("hostname", &hostname)] {
+        let path = agent.dirs.pod_file(name);
+        if text.is_empty() {
+            continue;
+        }
+        fs::write(&path, text).doing(format!("write {}", path.display()))?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644))
+            .doing(format!("open {} to all", path.display()))?;
+    }
+    Ok(())
+}
+
+fn shm(agent: &Agent, size: u64) -> Result<()> {
+    let path = agent.dirs.shm();
+    if path.exists() {
+        return Ok(());
+    }
+    fs::create_dir_all(&path).doing(format!("make {}", path.display()))?;
+    let size = if size == 0 { DEFAULT_SHM } else { size };
+    let data = [("mode".to_owned(), Some("1777".to_owned())), ("size".to_owned(), Some(size.to_string()))];
+    let attributes = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
+    let tree = new_mount("tmpfs", &data, attributes)?;
+    rustix::mount::move_mount(&tree, "", rustix::fs::CWD, &path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        .doing("mount the pod's /dev/shm")
+}
+
+/// Kills and deletes all containers.
+///
+/// # Errors
+/// What could not be deleted; everything is killed all the same.
+pub async fn shut_down(agent: &Arc<Agent>) -> Result<()> {
+    let containers = agent.containers();
+    for container in &containers {
+        container.cgroup.kill();
+    }
+    let mut result = Ok(());
+    for container in containers {
+        match container.remove().await {
+            Ok(()) => agent.forget(&container.spec.id),
+            Err(e) => result = Err(e),
+        }
+    }
+    agent.end_pause();
+    if agent.mode == Mode::Host {
+        let _ = rustix::mount::unmount(agent.dirs.shm(), rustix::mount::UnmountFlags::DETACH);
+        let _ = fs::remove_dir(agent.dirs.shm());
+        let _ = fs::remove_dir_all(agent.dirs.run.join("etc"));
+    }
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn sysctls_by_allow_list_and_grammar() {
+        let own = Shared::default();
+        let node_net = Shared { net: true, ..own };
+        for (name, value, shared, vm, good) in [
+            ("net.ipv4.ip_forward", "1", own, false, true),
+            ("net/ipv4/ip_forward", "1", own, false, true),
+            ("net.ipv4.conf.eth0/1.forwarding", "1", own, false, true),
+            ("net.ipv4.ip_forward", "1", node_net, false, false),
+            ("kernel.shmmax", "1", own, false, true),
+            ("kernel.core_pattern", "|/x", own, false, false),
+            ("kernel.core_pattern", "core", own, true, true),
+            ("vm.swappiness", "1", own, false, false),
+            ("net..x", "1", own, false, false),
+            ("net.../../kernel.core_pattern", "1", own, false, false),
+            ("net/../kernel/core_pattern", "1", own, false, false),
+            ("net.ipv4.ip_forward", "1\n2", own, false, false),
+            ("net.ipv4.ip forward", "1", own, false, false),
+            ("net", "1", own, true, false),
+            ("", "1", own, true, false),
+        ] {
+            let map = HashMap::from([(name.to_owned(), value.to_owned())]);
+            assert_eq!(check_sysctls(&map, vm, shared).is_ok(), good, "{name}={value:?}");
+        }
+        let map = HashMap::from([("net.ipv4.conf.eth0/1.forwarding".to_owned(), "1".to_owned())]);
+        let got = check_sysctls(&map, false, own).unwrap();
+        assert_eq!(got[0].0, Path::new("/proc/sys/net/ipv4/conf/eth0.1/forwarding"));
+    }
+
+    #[test]
+    fn host_names() {
+        for (name, good) in [("", true), ("pod-1.x_y", true), ("a b", false), ("a\nb", false), (&"x".repeat(65), false)]
+        {
+            assert_eq!(check_hostname(name).is_ok(), good, "{name:?}");
+        }
+    }
+}

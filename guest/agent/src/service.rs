@@ -1,0 +1,188 @@
+//! The agent's API on a connection: each call goes to the code of its verb.
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use cofferdam_proto::agent as proto;
+use cofferdam_proto::agent::agent_server::Agent as Api;
+use proto::{
+    ConfigurePodReply, ConfigurePodRequest, ContainerState, ContainerStatsReply, ContainerStatsRequest,
+    CreateContainerReply, CreateContainerRequest, EventsRequest, ExecInput, ExecOutput, HelloReply, HelloRequest,
+    ListContainersReply, ListContainersRequest, RemoveContainerReply, RemoveContainerRequest, ShutdownReply,
+    ShutdownRequest, SignalContainerReply, SignalContainerRequest, StartContainerReply, StartContainerRequest,
+};
+use tokio::sync::{broadcast, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::agent::{Agent, Mode};
+use crate::container::{create, exec, stats};
+use crate::error::{Error, Kind};
+use crate::pod;
+
+/// Serves [`Api`].
+#[derive(Debug, Clone)]
+pub struct Service(pub Arc<Agent>);
+
+type Answer<T> = Result<Response<T>, Status>;
+
+/// Runs work that is finished even when the caller hangs up in the middle.
+async fn whole<T: Send + 'static>(work: impl Future<Output = Result<T, Error>> + Send + 'static) -> Result<T, Status> {
+    match tokio::spawn(work).await {
+        Ok(result) => result.map_err(Status::from),
+        Err(e) => Err(Status::internal(format!("the agent failed: {e}"))),
+    }
+}
+
+#[tonic::async_trait]
+impl Api for Service {
+    async fn hello(&self, request: Request<HelloRequest>) -> Answer<HelloReply> {
+        let theirs = request.into_inner().api_version;
+        if theirs != proto::API_VERSION {
+            return Err(Status::failed_precondition(format!(
+                "this agent speaks version {} of its API, not {theirs}",
+                proto::API_VERSION
+            )));
+        }
+        Ok(Response::new(HelloReply {
+            api_version: proto::API_VERSION,
+            agent_version: env!("CARGO_PKG_VERSION").into(),
+            mode: if self.0.mode == Mode::Vm { "vm" } else { "host" }.into(),
+            kernel_release: rustix::system::uname().release().to_string_lossy().into_owned(),
+        }))
+    }
+
+    async fn configure_pod(&self, request: Request<ConfigurePodRequest>) -> Answer<ConfigurePodReply> {
+        let agent = self.0.clone();
+        whole(async move { pod::configure(&agent, request.into_inner()).await }).await?;
+        Ok(Response::new(ConfigurePodReply {}))
+    }
+
+    async fn create_container(&self, request: Request<CreateContainerRequest>) -> Answer<CreateContainerReply> {
+        let agent = self.0.clone();
+        let reply = whole(async move {
+            pod::configure_default(&agent).await?;
+            create::create(agent, request.into_inner()).await
+        });
+        Ok(Response::new(reply.await?))
+    }
+
+    async fn start_container(&self, request: Request<StartContainerRequest>) -> Answer<StartContainerReply> {
+        let (agent, id) = (self.0.clone(), request.into_inner().id);
+        whole(async move { agent.container(&id)?.start(&agent).await }).await?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now = i64::try_from(now.as_nanos()).unwrap_or(i64::MAX);
+        Ok(Response::new(StartContainerReply { started_at_unix_nanos: now }))
+    }
+
+    async fn signal_container(&self, request: Request<SignalContainerRequest>) -> Answer<SignalContainerReply> {
+        let r = request.into_inner();
+        self.0.container(&r.id).and_then(|c| c.signal(r.signal, r.all))?;
+        Ok(Response::new(SignalContainerReply {}))
+    }
+
+    async fn remove_container(&self, request: Request<RemoveContainerRequest>) -> Answer<RemoveContainerReply> {
+        let (agent, id) = (self.0.clone(), request.into_inner().id);
+        whole(async move {
+            match agent.container(&id) {
+                Ok(container) => {
+                    container.remove().await?;
+                    agent.forget(&id);
+                    Ok(())
+                }
+                Err(e) if e.kind() == Kind::NotFound => Ok(()),
+                Err(e) => Err(e),
+            }
+        })
+        .await?;
+        Ok(Response::new(RemoveContainerReply {}))
+    }
+
+    async fn list_containers(&self, _: Request<ListContainersRequest>) -> Answer<ListContainersReply> {
+        let containers = self.0.containers().iter().map(|c| c.change().message()).collect();
+        Ok(Response::new(ListContainersReply { containers }))
+    }
+
+    type EventsStream = ReceiverStream<Result<ContainerState, Status>>;
+
+    async fn events(&self, _: Request<EventsRequest>) -> Answer<Self::EventsStream> {
+        let (send, receive) = mpsc::channel(64);
+        let agent = self.0.clone();
+        let mut changes = agent.changes();
+        tokio::spawn(async move {
+            let mut everything = true;
+            loop {
+                if std::mem::take(&mut everything) {
+                    for container in agent.containers() {
+                        if send.send(Ok(container.change().message())).await.is_err() {
+                            return;
+                        }
+                    }
+                }
+                let change = tokio::select! {
+                    change = changes.recv() => change,
+                    () = send.closed() => return,
+                    () = agent.stopped() => return,
+                };
+                match change {
+                    Ok(change) => {
+                        if send.send(Ok(change.message())).await.is_err() {
+                            return;
+                        }
+                    }
+                    // Too slow a caller: it gets the present state of all instead.
+                    Err(broadcast::error::RecvError::Lagged(_)) => everything = true,
+                    Err(broadcast::error::RecvError::Closed) => return,
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receive)))
+    }
+
+    type ExecStream = ReceiverStream<Result<ExecOutput, Status>>;
+
+    async fn exec(&self, request: Request<Streaming<ExecInput>>) -> Answer<Self::ExecStream> {
+        let mut input = request.into_inner();
+        let start = match input.message().await? {
+            Some(ExecInput { kind: Some(proto::exec_input::Kind::Start(start)) }) => start,
+            _ => return Err(Status::invalid_argument("the first message of an exec is its start")),
+        };
+        let (send, receive) = mpsc::channel(8);
+        tokio::spawn(exec::serve(self.0.clone(), start, input, send));
+        Ok(Response::new(ReceiverStream::new(receive)))
+    }
+
+    async fn container_stats(&self, request: Request<ContainerStatsRequest>) -> Answer<ContainerStatsReply> {
+        Ok(Response::new(stats::stats(&self.0, &request.into_inner().id).await?))
+    }
+
+    async fn shutdown(&self, _: Request<ShutdownRequest>) -> Answer<ShutdownReply> {
+        let agent = self.0.clone();
+        let result = whole(async move { pod::shut_down(&agent).await }).await;
+        self.0.stop();
+        result?;
+        Ok(Response::new(ShutdownReply {}))
+    }
+}
+
+/// Serves connections until Shutdown; then waits a moment for the last answers.
+///
+/// # Errors
+/// When accepting fails.
+pub async fn serve<C, S>(agent: Arc<Agent>, incoming: S) -> Result<(), tonic::transport::Error>
+where
+    S: futures::Stream<Item = std::io::Result<C>>,
+    C: tokio::io::AsyncRead + tokio::io::AsyncWrite + tonic::transport::server::Connected + Unpin + Send + 'static,
+{
+    let api = proto::agent_server::AgentServer::new(Service(agent.clone()));
+    let stopped = agent.stopped();
+    let server = tonic::transport::Server::builder().add_service(api).serve_with_incoming_shutdown(incoming, stopped);
+    let last_words = async {
+        agent.stopped().await;
+        tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+    };
+    tokio::select! {
+        result = server => result,
+        () = last_words => Ok(()),
+    }
+}
