@@ -11,7 +11,9 @@ use std::path::{Path, PathBuf};
 
 use cofferdam_proto::agent::GUEST_SHARE;
 use rustix::fs::{FileType, Mode, OFlags};
-use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree, unmount};
+use rustix::mount::{
+    MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount_change, move_mount, open_tree, unmount,
+};
 
 use crate::dirs::{Dirs, make_private};
 use crate::error::{Doing, SandboxError};
@@ -23,6 +25,8 @@ pub(crate) fn create(dirs: &Dirs) -> Result<OwnedFd, SandboxError> {
     make_private(&share)?;
     let source = path_fd(&tree)?;
     mount(&source, &share, true)?;
+    // Whatever is attached to a shared mount, as /run is, becomes shared: exports would show up in every mount namespace of the node.
+    mount_change(&share, MountPropagationFlags::PRIVATE).doing(|| format!("make {} private", share.display()))?;
     path_fd(&share)
 }
 

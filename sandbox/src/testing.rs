@@ -64,17 +64,22 @@ fn config(folder: &Path, bin_dirs: Vec<PathBuf>) -> Config {
         run_dir: folder.join("r"),
         state_dir: folder.join("s"),
         cgroup_root: cgroup2(),
-        agent: std::env::var_os("COFFERDAM_AGENT").map(PathBuf::from).unwrap_or_default(),
+        agent: lib().join("cofferdam-agent"),
         vm: VmConfig {
-            monitor: "/bin/false".into(),
-            kernel: "/dev/null".into(),
-            initramfs: "/dev/null".into(),
-            disk_template: "/dev/null".into(),
+            monitor: lib().join("cofferdam-vmm"),
+            kernel: lib().join("vmlinux"),
+            initramfs: lib().join("initramfs.cpio"),
+            disk_template: lib().join("pod-disk.ext4"),
             kernel_args: String::new(),
-            boot_timeout: Duration::from_secs(60),
+            boot_timeout: Duration::from_secs(120),
         },
         cni: CniConfig { bin_dirs, conf_dir, plugin_timeout: Duration::from_secs(60) },
     }
+}
+
+/// Where the product is: `COFFERDAM_LIB`, or where it is installed.
+fn lib() -> PathBuf {
+    std::env::var_os("COFFERDAM_LIB").map_or("/usr/lib/cofferdam".into(), PathBuf::from)
 }
 
 /// Where cgroup v2 is mounted, alone or beside v1.

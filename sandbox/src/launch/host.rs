@@ -29,27 +29,35 @@ pub(super) async fn start(launch: &Arc<Launch>) -> Result<Watched, SandboxError>
     let step = || "start the pod's supervisor".to_owned();
     let limit = launch.shared.config.vm.boot_timeout;
     let read = async {
-        let mut text = Vec::new();
-        let ready = pipe::Receiver::from_owned_fd(ready).doing(step)?;
-        ready.take(4096).read_to_end(&mut text).await.doing(step)?;
+        let ready = read_ready(ready).await.doing(step)?;
         let _ = starter.await;
-        Ok::<_, SandboxError>(text)
+        Ok::<_, SandboxError>(ready)
     };
-    let Ok(text) = tokio::time::timeout(limit, read).await else {
+    let Ok(ready) = tokio::time::timeout(limit, read).await else {
         return Err(SandboxError::TimedOut { step: "starting the pod's supervisor".into(), seconds: limit.as_secs() });
     };
-    let text = text?;
-    if text.is_empty() {
-        return Err(why(&launch.dirs.stderr())).doing(step);
-    }
-    let ready: Ready = serde_json::from_slice(&text).doing(step)?;
-    let started = process::identify(ready.pid).map_err(|error| match why(&launch.dirs.stderr()) {
-        words if words.is_empty() => error,
-        words => SandboxError::step(step(), words),
-    })?;
+    let Some(ready) = ready? else { return Err(why(&launch.dirs.stderr())).doing(step) };
+    let started = process::identify(ready.pid).map_err(|_| SandboxError::step(step(), why(&launch.dirs.stderr())))?;
     dirs::write(&launch.dirs.process(), &started.record)?;
     launch.clock.mark("supervisor_started");
     Ok(Watched::new(started, &launch.dirs, Kind::Host))
+}
+
+/// Reads the one message; nothing when there will be none.
+async fn read_ready(pipe: OwnedFd) -> std::io::Result<Option<Ready>> {
+    let mut pipe = pipe::Receiver::from_owned_fd(pipe)?;
+    let (mut text, mut buffer) = (Vec::new(), [0; 512]);
+    // Not to the end of the pipe: the supervisor may have a copy of the other end.
+    while text.len() < 4096 {
+        match pipe.read(&mut buffer).await? {
+            0 => return Ok(None),
+            length => text.extend_from_slice(&buffer[..length]),
+        }
+        if let Ok(ready) = serde_json::from_slice(&text) {
+            return Ok(Some(ready));
+        }
+    }
+    Err(std::io::Error::other("its message is malformed"))
 }
 
 fn why(stderr: &Path) -> String {
