@@ -1,5 +1,155 @@
-//! PID 1.
-/// Runs.
+//! PID 1 of a microVM: mounts what the guest needs, serves the agent's API on vsock, and powers off.
+//!
+//! The initramfs holds this program and the console. When it fails, it ends, and the kernel panics: the monitor
+//! tells that as a crash, with the console's last lines.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use cofferdam_proto::agent::{GUEST_SHARE, SHARE_TAG, VSOCK_PORT};
+use cofferdam_proto::monitor::{
+    GUEST_EVENT_AGENT_LISTENING, GUEST_EVENT_AGENT_STARTED, GUEST_EVENT_PORT, GUEST_EVENT_POWER_OFF,
+};
+use futures::StreamExt;
+use rustix::fs::CWD;
+use rustix::mount::{MountPropagationFlags, MoveMountFlags, UnmountFlags, mount_change, move_mount, unmount};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener, VsockStream};
+use tonic::transport::server::Connected;
+
+use crate::agent::{Agent, Dirs, Mode, Shared, open_namespace};
+use crate::container::rootfs::new_mount;
+use crate::error::{Doing, Result};
+use crate::logs::Logs;
+use crate::{network, service, sys};
+
+/// The pod's disk for writable layers.
+const DISK: &str = "/run/cofferdam/disk";
+/// The agent's own files.
+const RUN: &str = "/run/cofferdam/run";
+
+const NOSUID: u64 = libc::MOUNT_ATTR_NOSUID;
+const NODEV: u64 = libc::MOUNT_ATTR_NODEV;
+const NOEXEC: u64 = libc::MOUNT_ATTR_NOEXEC;
+
+/// Runs the guest to its end.
 pub fn run() -> ! {
-    std::process::exit(1)
+    let _ = sys::out_byte(GUEST_EVENT_PORT, GUEST_EVENT_AGENT_STARTED);
+    // Each byte on the console costs the monitor an exit.
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_max_level(tracing::Level::WARN)
+        .with_target(false)
+        .with_ansi(false)
+        .without_time()
+        .init();
+    match serve() {
+        Ok(()) => power_off(),
+        Err(error) => {
+            eprintln!("cofferdam-agent: {}", error.chain());
+            sys::exit_now(1)
+        }
+    }
+}
+
+fn serve() -> Result<()> {
+    mount_all()?;
+    sys::write_knob(Path::new("/proc/self/oom_score_adj"), "-1000").doing("be the last one to be killed")?;
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
+        .doing("keep containers from looking into the agent")?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().doing("start the runtime")?;
+    runtime.block_on(async {
+        let dirs = Dirs { state: PathBuf::from(DISK), run: PathBuf::from(RUN) };
+        let agent = Agent::new(Mode::Vm, dirs, open_namespace("mnt")?, Shared::default(), Logs::Vm)?;
+        let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, VSOCK_PORT)).doing("listen on vsock")?;
+        network::loopback().await?;
+        sys::out_byte(GUEST_EVENT_PORT, GUEST_EVENT_AGENT_LISTENING).doing("tell the monitor")?;
+        let incoming = listener.incoming().map(|stream| stream.map(Connection));
+        service::serve(agent, incoming).await.doing("serve the agent's API")
+    })
+}
+
+/// Mounts a new instance of a file system on a directory that is made first.
+fn mount_new(kind: &str, place: &str, data: &[(&str, &str)], attributes: u64) -> Result<()> {
+    fs::create_dir_all(place).doing(format!("make {place}"))?;
+    let data: Vec<_> =
+        data.iter().map(|(key, value)| ((*key).to_owned(), (!value.is_empty()).then(|| (*value).to_owned()))).collect();
+    let tree = new_mount(kind, &data, attributes)?;
+    move_mount(&tree, "", CWD, place, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).doing(format!("mount on {place}"))
+}
+
+fn mount_all() -> Result<()> {
+    // The initramfs cannot be left by pivot_root, which each container does: a file system on top of it can.
+    let root = new_mount("tmpfs", &[("mode".to_owned(), Some("755".to_owned()))], 0)?;
+    move_mount(&root, "", CWD, "/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).doing("mount the root")?;
+    rustix::process::fchdir(&root).doing("enter the root")?;
+    rustix::process::chroot(".").doing("enter the root")?;
+
+    mount_new("proc", "/proc", &[], NOSUID | NODEV | NOEXEC)?;
+    mount_new("sysfs", "/sys", &[], NOSUID | NODEV | NOEXEC)?;
+    mount_new("devtmpfs", "/dev", &[], NOSUID)?;
+    mount_new("cgroup2", "/sys/fs/cgroup", &[], NOSUID | NODEV | NOEXEC)?;
+    fs::create_dir_all(RUN).doing(format!("make {RUN}"))?;
+    mount_new("virtiofs", GUEST_SHARE, &[("source", SHARE_TAG)], NOSUID | NODEV)?;
+    // A mount that one container makes below a shared volume can reach another one.
+    mount_change(GUEST_SHARE, MountPropagationFlags::SHARED).doing("share the share")?;
+    // Blocks come back to the node when they are deleted. Nothing reads the inode tables before they are used.
+    let options = [("source", "/dev/vda"), ("discard", ""), ("noinit_itable", "")];
+    let with_quota: Vec<_> = options.into_iter().chain([("prjquota", "")]).collect();
+    if let Err(error) = mount_new("ext4", DISK, &with_quota, NOSUID_DISK) {
+        tracing::warn!(error = error.chain(), "the disk has no project quotas");
+        mount_new("ext4", DISK, &options, NOSUID_DISK)?;
+    }
+    Ok(())
+}
+
+/// The writable layers hold programs and devices of containers; only access times are not worth a write.
+const NOSUID_DISK: u64 = libc::MOUNT_ATTR_NOATIME;
+
+/// Lets go of everything and ends the machine. The disk's content dies with the VM and is not written out; volumes are.
+fn power_off() -> ! {
+    if let Ok(share) = fs::File::open(GUEST_SHARE) {
+        let _ = rustix::fs::syncfs(&share);
+    }
+    for place in [GUEST_SHARE, DISK] {
+        let _ = unmount(place, UnmountFlags::DETACH);
+    }
+    if let Err(error) = sys::out_byte(GUEST_EVENT_PORT, GUEST_EVENT_POWER_OFF) {
+        eprintln!("cofferdam-agent: cannot power off: {error}");
+    }
+    // The monitor ends the VM at once; a byte that nobody took ends it as a crash.
+    std::thread::sleep(std::time::Duration::from_secs(10));
+    sys::exit_now(1)
+}
+
+/// A vsock connection, as the server wants it.
+#[derive(Debug)]
+struct Connection(VsockStream);
+
+impl Connected for Connection {
+    type ConnectInfo = ();
+
+    fn connect_info(&self) {}
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
 }

@@ -1,13 +1,216 @@
-//! The guest's interfaces, as CNI would have them.
+//! The guest's interfaces, with the MAC, addresses and routes that CNI gave.
+
+use std::fs;
+use std::net::IpAddr;
+use std::path::Path;
 
 use cofferdam_proto::agent::{Interface, Route};
+use rtnetlink::packet_route::address::AddressHeaderFlags;
+use rtnetlink::packet_route::route::RouteMessage;
+use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
 
-use crate::error::Result;
+use crate::error::{Doing, Error, Kind, Result};
+
+/// Most interfaces, addresses and routes of a pod.
+const MAX_ITEMS: usize = 256;
+
+fn connect() -> Result<(Handle, tokio::task::JoinHandle<()>)> {
+    let (connection, handle, _) = rtnetlink::new_connection().doing("open a netlink socket")?;
+    Ok((handle, tokio::spawn(connection)))
+}
+
+/// Brings up loopback.
+///
+/// # Errors
+/// When the kernel refuses.
+pub async fn loopback() -> Result<()> {
+    let (handle, task) = connect()?;
+    let result = handle.link().set(LinkUnspec::new_with_name("lo").up().build()).execute().await;
+    task.abort();
+    result.doing("bring up loopback")
+}
 
 /// Sets interfaces and routes.
 ///
 /// # Errors
 /// Says which.
-pub async fn configure(_interfaces: &[Interface], _routes: &[Route]) -> Result<()> {
+pub async fn configure(interfaces: &[Interface], routes: &[Route]) -> Result<()> {
+    if interfaces.is_empty() && routes.is_empty() {
+        return Ok(());
+    }
+    if interfaces.len() > MAX_ITEMS || routes.len() > MAX_ITEMS {
+        return Err(Error::invalid(format!("more than {MAX_ITEMS} interfaces or routes")));
+    }
+    let checked: Vec<Checked> = interfaces.iter().map(Checked::parse).collect::<Result<_>>()?;
+    let (handle, task) = connect()?;
+    let result = apply(&handle, &checked, routes).await;
+    task.abort();
+    result
+}
+
+/// An interface of a request, in types.
+struct Checked {
+    name: String,
+    mac: Option<Vec<u8>>,
+    addresses: Vec<(IpAddr, u8)>,
+    mtu: u32,
+}
+
+impl Checked {
+    fn parse(i: &Interface) -> Result<Self> {
+        let plain = |b: u8| b.is_ascii_graphic() && b != b'/' && b != b':';
+        if i.name.is_empty() || i.name.len() > 15 || !i.name.bytes().all(plain) || i.name.starts_with('.') {
+            return Err(Error::invalid(format!("{:?} is not an interface's name", i.name)));
+        }
+        if i.addresses.len() > MAX_ITEMS {
+            return Err(Error::invalid(format!("more than {MAX_ITEMS} addresses")));
+        }
+        Ok(Self {
+            name: i.name.clone(),
+            mac: if i.mac.is_empty() { None } else { Some(mac(&i.mac)?) },
+            addresses: i.addresses.iter().map(|a| prefix(a)).collect::<Result<_>>()?,
+            mtu: i.mtu,
+        })
+    }
+}
+
+fn mac(text: &str) -> Result<Vec<u8>> {
+    let bytes: Option<Vec<u8>> =
+        text.split(':').map(|b| u8::from_str_radix(b, 16).ok().filter(|_| b.len() == 2)).collect();
+    bytes.filter(|b| b.len() == 6).ok_or_else(|| Error::invalid(format!("{text:?} is not a MAC")))
+}
+
+/// An address and the length of its prefix.
+fn prefix(text: &str) -> Result<(IpAddr, u8)> {
+    let parsed = text.split_once('/').and_then(|(address, length)| {
+        let address: IpAddr = address.parse().ok()?;
+        let most = if address.is_ipv4() { 32 } else { 128 };
+        let length: u8 = length.parse().ok()?;
+        (length <= most).then_some((address, length))
+    });
+    parsed.ok_or_else(|| Error::invalid(format!("{text:?} is not an address with the length of its prefix")))
+}
+
+/// Names of the machine's network cards, in the kernel's order; dummies and tunnels are none.
+fn cards() -> Result<Vec<(u32, String)>> {
+    let mut cards = Vec::new();
+    for entry in fs::read_dir("/sys/class/net").doing("list the network cards")?.flatten() {
+        if !entry.path().join("device").exists() {
+            continue;
+        }
+        cards.push((index_at(&entry.path())?, entry.file_name().to_string_lossy().into_owned()));
+    }
+    cards.sort();
+    Ok(cards)
+}
+
+fn index_at(path: &Path) -> Result<u32> {
+    let text = fs::read_to_string(path.join("ifindex")).doing(format!("read the index of {}", path.display()))?;
+    text.trim().parse().doing(format!("read the index of {}", path.display()))
+}
+
+fn index_of(name: &str) -> Result<u32> {
+    index_at(&Path::new("/sys/class/net").join(name))
+}
+
+async fn apply(handle: &Handle, interfaces: &[Checked], routes: &[Route]) -> Result<()> {
+    let cards = cards()?;
+    if cards.len() < interfaces.len() {
+        return Err(Error::new(
+            Kind::Precondition,
+            format!("the guest has {} network cards for {} interfaces", cards.len(), interfaces.len()),
+        ));
+    }
+    for (interface, (index, _)) in interfaces.iter().zip(&cards) {
+        let name = &interface.name;
+        let mut link = LinkUnspec::new_with_index(*index).down().name(name.clone());
+        if let Some(mac) = &interface.mac {
+            link = link.address(mac.clone());
+        }
+        if interface.mtu > 0 {
+            link = link.mtu(interface.mtu);
+        }
+        handle.link().set(link.build()).execute().await.asked(format!("set up interface {name}"))?;
+        handle
+            .link()
+            .set(LinkUnspec::new_with_index(*index).up().build())
+            .execute()
+            .await
+            .doing(format!("bring up interface {name}"))?;
+        for (address, length) in &interface.addresses {
+            let mut request = handle.address().add(*index, *address, *length).replace();
+            if address.is_ipv6() {
+                // CNI gave it to this pod alone, and nobody waits for the check.
+                request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
+            }
+            request.execute().await.asked(format!("add address {address}/{length} to {name}"))?;
+        }
+    }
+    // Routes to the gateways come first.
+    let mut sorted: Vec<&Route> = routes.iter().collect();
+    sorted.sort_by_key(|r| !r.gateway.is_empty());
+    for route in sorted {
+        let shown = format!("{} via {:?} on {}", route.destination, route.gateway, route.interface);
+        let message = route_message(route)?;
+        handle.route().add(message).replace().execute().await.asked(format!("add route {shown}"))?;
+    }
     Ok(())
+}
+
+fn route_message(route: &Route) -> Result<RouteMessage> {
+    let (destination, length) = prefix(&route.destination)?;
+    let gateway: Option<IpAddr> = match route.gateway.as_str() {
+        "" => None,
+        text => Some(text.parse().map_err(|_| Error::invalid(format!("{text:?} is not a gateway's address")))?),
+    };
+    let index = if route.interface.is_empty() { None } else { Some(index_of(&route.interface)?) };
+    macro_rules! build {
+        ($builder:expr, $destination:expr, $gateway:expr) => {{
+            let mut builder = $builder.destination_prefix($destination, length);
+            if let Some(index) = index {
+                builder = builder.output_interface(index);
+            }
+            if let Some(gateway) = $gateway {
+                builder = builder.gateway(gateway);
+                if index.is_some() {
+                    // The gateway need not be in the prefix of an address.
+                    builder = builder.onlink();
+                }
+            }
+            Ok(builder.build())
+        }};
+    }
+    match (destination, gateway) {
+        (IpAddr::V4(to), None) => build!(RouteMessageBuilder::<std::net::Ipv4Addr>::new(), to, None),
+        (IpAddr::V4(to), Some(IpAddr::V4(g))) => build!(RouteMessageBuilder::<std::net::Ipv4Addr>::new(), to, Some(g)),
+        (IpAddr::V6(to), None) => build!(RouteMessageBuilder::<std::net::Ipv6Addr>::new(), to, None),
+        (IpAddr::V6(to), Some(IpAddr::V6(g))) => build!(RouteMessageBuilder::<std::net::Ipv6Addr>::new(), to, Some(g)),
+        _ => Err(Error::invalid(format!("route {} has a gateway of the other family", route.destination))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prefixes_and_macs() {
+        assert_eq!(prefix("10.88.0.5/16").unwrap(), ("10.88.0.5".parse().unwrap(), 16));
+        assert_eq!(prefix("fd00::5/64").unwrap(), ("fd00::5".parse().unwrap(), 64));
+        for bad in ["", "10.0.0.1", "10.0.0.1/33", "fd00::/129", "x/8", "10.0.0.1/-1"] {
+            assert!(prefix(bad).is_err(), "{bad}");
+        }
+        assert_eq!(mac("0a:58:0A:58:00:05").unwrap(), [0x0a, 0x58, 0x0a, 0x58, 0, 5]);
+        for bad in ["", "0a:58", "0a:58:0a:58:00:0g", "0a58:0a:58:00:05:1"] {
+            assert!(mac(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn names_of_interfaces() {
+        for (name, good) in [("eth0", true), ("", false), ("a/b", false), ("..", false), ("a234567890123456", false)] {
+            let interface = Interface { name: name.into(), ..Interface::default() };
+            assert_eq!(Checked::parse(&interface).is_ok(), good, "{name}");
+        }
+    }
 }

@@ -126,8 +126,7 @@ fn become_program(
     process::early(spec, agent.children_oom_score())?;
     let spaces = ThreadNameSpaceType::MOUNT | ThreadNameSpaceType::CONTROL_GROUP;
     move_into_thread_name_spaces(container.pidfd.as_fd(), spaces).doing("enter the container")?;
-    let launch =
-        Launch { spec, user: &container.user, channel, nofile: agent.nofile.clone(), die_with_agent: agent.node_pid };
+    let launch = Launch { spec, user: &container.user, channel, nofile: agent.nofile, die_with_agent: agent.node_pid };
     match (inside, terminal) {
         (Inside::Pipes { stdin, stdout, stderr }, _) => {
             launch.prepare(process::or_null(stdin)?, Some((stdout, stderr)))?;

@@ -77,13 +77,8 @@ fn set_up(
         crate::sys::mount_setattr(&root, false, libc::MOUNT_ATTR_RDONLY, 0, 0).doing("make the root read-only")?;
     }
 
-    let launch = Launch {
-        spec: &spec.process,
-        user: &user,
-        channel,
-        nofile: agent.nofile.clone(),
-        die_with_agent: agent.node_pid,
-    };
+    let launch =
+        Launch { spec: &spec.process, user: &user, channel, nofile: agent.nofile, die_with_agent: agent.node_pid };
     match (inside, slave) {
         (Inside::Pipes { stdin, stdout, stderr }, _) => {
             launch.prepare(process::or_null(stdin)?, Some((stdout, stderr)))?;

@@ -240,7 +240,7 @@ fn shape_bind(tree: &OwnedFd, m: &MountSpec) -> Result<()> {
 /// A mount inside /proc could make tools and security modules believe anything.
 fn check_not_in_proc(root: &OwnedFd, target: &OwnedFd, m: &MountSpec) -> Result<()> {
     let on = rustix::fs::fstatfs(target).doing(format!("look at {}", m.destination.display()))?.f_type;
-    if i64::from(on) != PROC_MAGIC || m.destination == Path::new("/proc") {
+    if on != PROC_MAGIC || m.destination == Path::new("/proc") {
         return Ok(());
     }
     let same = |name: &str| {

@@ -100,9 +100,9 @@ impl Launch<'_> {
         sys::close_range(3, channel - 1).doing("close descriptors")?;
         sys::close_range(channel + 1, u32::MAX).doing("close descriptors")?;
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
-        setrlimit(Resource::Nofile, self.nofile.clone()).doing("set the limit on open files")?;
+        setrlimit(Resource::Nofile, self.nofile).doing("set the limit on open files")?;
         for (resource, limit) in &self.spec.rlimits {
-            setrlimit(*resource, limit.clone()).doing(format!("set the limit {resource:?}"))?;
+            setrlimit(*resource, *limit).doing(format!("set the limit {resource:?}"))?;
         }
         sys::new_session_keyring();
         Ok(())
