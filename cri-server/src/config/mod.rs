@@ -1,0 +1,177 @@
+//! The daemon's configuration: read once, checked whole, before anything binds.
+//!
+//! ```text
+//!  config.toml ─┐  every file alone: syntax, known keys, types   (errors name the file)
+//!  conf.d/*.toml┴► merged, later files win ► Settings ► Config   (errors name the key)
+//! ```
+
+mod keys;
+mod load;
+mod settings;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use cofferdam_image_store::RegistryConfig;
+use cofferdam_sandbox::{CniConfig, Kind, VmConfig, VmSize};
+
+pub(crate) use load::load;
+pub(crate) use settings::Settings;
+
+/// Where the configuration is unless the command line says otherwise.
+pub(crate) const DEFAULT_PATH: &str = "/etc/cofferdam/config.toml";
+
+/// Names by which a pod may ask for what it runs in (RuntimeClass `handler`).
+pub(crate) const HANDLERS: [(&str, Kind); 2] = [("vm", Kind::Vm), ("host", Kind::Host)];
+
+/// The configuration, as the daemon uses it.
+#[derive(Debug, Clone)]
+pub(crate) struct Config {
+    /// CRI socket.
+    pub(crate) socket: PathBuf,
+    /// Volatile state.
+    pub(crate) run_dir: PathBuf,
+    /// Lasting state.
+    pub(crate) state_dir: PathBuf,
+    /// What a pod without a handler runs in.
+    pub(crate) default_kind: Kind,
+    /// Parent cgroup of pods that name none.
+    pub(crate) cgroup_parent: CgroupPath,
+    /// Least severe events that are written.
+    pub(crate) log_level: tracing::Level,
+    /// What microVMs are made of.
+    pub(crate) vm: VmConfig,
+    /// Size of a microVM whose pod asks for no more.
+    pub(crate) vm_size: VmSize,
+    /// Agent of host pods.
+    pub(crate) agent: PathBuf,
+    /// CNI.
+    pub(crate) cni: CniConfig,
+    /// Where exec sessions are served.
+    pub(crate) streaming: SocketAddr,
+    /// Layers of one image that are fetched at the same time.
+    pub(crate) max_parallel_layers: usize,
+    /// Registries that need settings.
+    pub(crate) registries: BTreeMap<String, RegistryConfig>,
+}
+
+impl Config {
+    /// What a handler's name means; the empty one is the default.
+    pub(crate) fn kind(&self, handler: &str) -> Option<Kind> {
+        if handler.is_empty() {
+            return Some(self.default_kind);
+        }
+        HANDLERS.iter().find(|(name, _)| *name == handler).map(|(_, kind)| *kind)
+    }
+
+    /// The part that sandboxes need.
+    pub(crate) fn sandbox(&self) -> cofferdam_sandbox::Config {
+        cofferdam_sandbox::Config {
+            run_dir: self.run_dir.clone(),
+            state_dir: self.state_dir.clone(),
+            cgroup_root: PathBuf::from("/sys/fs/cgroup"),
+            agent: self.agent.clone(),
+            vm: self.vm.clone(),
+            cni: self.cni.clone(),
+        }
+    }
+
+    /// The part that the image store needs.
+    pub(crate) fn store(&self) -> cofferdam_image_store::Config {
+        let mut config = cofferdam_image_store::Config::new(self.state_dir.join("images"));
+        config.registries = self.registries.clone();
+        config.max_parallel_layers = self.max_parallel_layers;
+        config
+    }
+}
+
+/// An absolute cgroup path below the root, `/kubepods/burstable/pod…`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct CgroupPath(String);
+
+impl CgroupPath {
+    /// Checks a path: absolute, plain components, none that climbs.
+    pub(crate) fn parse(text: &str) -> Result<Self, &'static str> {
+        let path = text.strip_suffix('/').unwrap_or(text);
+        let Some(rest) = path.strip_prefix('/') else {
+            return Err("is not an absolute cgroup path, such as /kubepods");
+        };
+        let plain = |c: &str| {
+            !c.is_empty()
+                && c.len() <= 255
+                && c != "."
+                && c != ".."
+                && c.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.:@".contains(&b))
+        };
+        if rest.len() > 2048 || !rest.split('/').all(plain) {
+            return Err("has a component that no cgroup should be called");
+        }
+        Ok(Self(path.to_owned()))
+    }
+
+    /// The path, with its slash.
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConfigError {
+    /// A file cannot be read.
+    #[error("cannot read configuration {}", .path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file is not TOML, or a value has another type.
+    #[error("configuration {}: {text}", .path.display())]
+    Syntax {
+        /// Which.
+        path: PathBuf,
+        /// What and where.
+        text: String,
+    },
+    /// A key that there is not.
+    #[error("configuration {}: unknown key {key:?}; the nearest known one is {nearest:?}", .path.display())]
+    UnknownKey {
+        /// Which file.
+        path: PathBuf,
+        /// The key, dotted.
+        key: String,
+        /// A known one.
+        nearest: String,
+    },
+    /// A value that cannot be used.
+    #[error("configuration key {key:?} {reason}{}", from(.path.as_deref()))]
+    Value {
+        /// The key, dotted.
+        key: String,
+        /// Reads as in "{key} {reason}".
+        reason: String,
+        /// The file that set it last.
+        path: Option<PathBuf>,
+    },
+}
+
+fn from(path: Option<&Path>) -> String {
+    path.map(|p| format!(" (set in {})", p.display())).unwrap_or_default()
+}
+
+pub(super) fn seconds(value: u64) -> Duration {
+    Duration::from_secs(value)
+}
+
+#[cfg(test)]
+mod tests;
+
+/// The defaults, for tests elsewhere.
+#[cfg(test)]
+pub(crate) fn tests_config() -> Config {
+    load::merge(&[]).expect("the defaults are good").1
+}

@@ -1,0 +1,260 @@
+//! The configuration as files spell it, with its defaults, and the step from there to [`Config`].
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use cofferdam_image_store::RegistryConfig;
+use cofferdam_sandbox::{CniConfig, VmConfig, VmSize};
+use serde::{Deserialize, Serialize};
+
+use super::{CgroupPath, Config, HANDLERS, seconds};
+
+/// The whole file. docs/configuration.md explains each key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Settings {
+    pub(super) run_dir: PathBuf,
+    pub(super) state_dir: PathBuf,
+    /// Empty: `cofferdam.sock` in `run_dir`.
+    pub(super) socket: PathBuf,
+    pub(super) default_handler: String,
+    pub(super) cgroup_parent: String,
+    pub(super) log_level: String,
+    pub(super) vm: Vm,
+    pub(super) host: Host,
+    pub(super) cni: Cni,
+    pub(super) streaming: Streaming,
+    pub(super) images: Images,
+    pub(super) registries: BTreeMap<String, Registry>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Vm {
+    vcpus: u8,
+    memory_mib: u32,
+    monitor: PathBuf,
+    kernel: PathBuf,
+    kernel_args: String,
+    initramfs: PathBuf,
+    disk_template: PathBuf,
+    boot_timeout_seconds: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Host {
+    agent: PathBuf,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Cni {
+    bin_dirs: Vec<PathBuf>,
+    conf_dir: PathBuf,
+    plugin_timeout_seconds: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Streaming {
+    address: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Images {
+    max_parallel_layers: usize,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Registry {
+    mirrors: Vec<String>,
+    mirrors_only: bool,
+    plain_http: bool,
+    ca_files: Vec<PathBuf>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            run_dir: "/run/cofferdam".into(),
+            state_dir: "/var/lib/cofferdam".into(),
+            socket: PathBuf::new(),
+            default_handler: "vm".into(),
+            cgroup_parent: "/cofferdam".into(),
+            log_level: "info".into(),
+            vm: Vm::default(),
+            host: Host::default(),
+            cni: Cni::default(),
+            streaming: Streaming::default(),
+            images: Images::default(),
+            registries: BTreeMap::new(),
+        }
+    }
+}
+
+impl Default for Vm {
+    fn default() -> Self {
+        Self {
+            vcpus: 1,
+            memory_mib: 256,
+            monitor: "/usr/lib/cofferdam/cofferdam-vmm".into(),
+            kernel: "/usr/lib/cofferdam/vmlinux".into(),
+            kernel_args: String::new(),
+            initramfs: "/usr/lib/cofferdam/initramfs.cpio".into(),
+            disk_template: "/usr/lib/cofferdam/pod-disk.ext4".into(),
+            boot_timeout_seconds: 60,
+        }
+    }
+}
+
+impl Default for Host {
+    fn default() -> Self {
+        Self { agent: "/usr/lib/cofferdam/cofferdam-agent".into() }
+    }
+}
+
+impl Default for Cni {
+    fn default() -> Self {
+        Self {
+            bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
+            conf_dir: "/etc/cni/net.d".into(),
+            plugin_timeout_seconds: 60,
+        }
+    }
+}
+
+impl Default for Streaming {
+    fn default() -> Self {
+        Self { address: "127.0.0.1:0".into() }
+    }
+}
+
+impl Default for Images {
+    fn default() -> Self {
+        Self { max_parallel_layers: 3 }
+    }
+}
+
+/// A key and what is wrong with its value.
+pub(super) type Wrong = (&'static str, String);
+
+impl Settings {
+    /// With what is computed from other keys filled in.
+    pub(super) fn complete(mut self) -> Self {
+        if self.socket.as_os_str().is_empty() {
+            self.socket = self.run_dir.join("cofferdam.sock");
+        }
+        self
+    }
+
+    /// Checks every value.
+    pub(super) fn check(&self) -> Result<Config, Wrong> {
+        let kind = HANDLERS.iter().find(|(name, _)| *name == self.default_handler).map(|(_, kind)| *kind);
+        let level = ["error", "warn", "info", "debug", "trace"].contains(&self.log_level.as_str());
+        let level = level.then(|| self.log_level.parse().ok()).flatten();
+        let address: SocketAddr = self.streaming.address.parse().map_err(|_| {
+            (
+                "streaming.address",
+                format!("is {:?}, not an address and port such as 127.0.0.1:0", self.streaming.address),
+            )
+        })?;
+        if !address.ip().is_loopback() {
+            return Err((
+                "streaming.address",
+                format!("is {address}, which others can reach; give a loopback address"),
+            ));
+        }
+        in_range("vm.vcpus", self.vm.vcpus.into(), 1, 64)?;
+        in_range("vm.memory_mib", self.vm.memory_mib.into(), 64, 1 << 20)?;
+        in_range("vm.boot_timeout_seconds", self.vm.boot_timeout_seconds, 1, 3600)?;
+        in_range("cni.plugin_timeout_seconds", self.cni.plugin_timeout_seconds, 1, 3600)?;
+        in_range("images.max_parallel_layers", self.images.max_parallel_layers as u64, 1, 64)?;
+        if self.vm.kernel_args.len() > 1024 || self.vm.kernel_args.bytes().any(|b| !(0x20..0x7f).contains(&b)) {
+            return Err((
+                "vm.kernel_args",
+                "is longer than 1024 characters or has one that is not printable ASCII".into(),
+            ));
+        }
+        for (key, path) in self.paths() {
+            if !path.is_absolute() || path.components().any(|c| c == std::path::Component::ParentDir) {
+                return Err((key, format!("is {path:?}, not an absolute path without \"..\"")));
+            }
+        }
+        // sockaddr_un holds 107 bytes and a NUL.
+        if self.socket.as_os_str().len() > 107 {
+            return Err(("socket", "is longer than the 107 bytes of a unix socket's path".into()));
+        }
+        Ok(Config {
+            socket: self.socket.clone(),
+            run_dir: self.run_dir.clone(),
+            state_dir: self.state_dir.clone(),
+            default_kind: kind
+                .ok_or_else(|| ("default_handler", format!("is {:?}, neither vm nor host", self.default_handler)))?,
+            cgroup_parent: CgroupPath::parse(&self.cgroup_parent).map_err(|e| ("cgroup_parent", e.to_owned()))?,
+            log_level: level.ok_or_else(|| {
+                ("log_level", format!("is {:?}, not error, warn, info, debug or trace", self.log_level))
+            })?,
+            vm: self.vm.parts(),
+            vm_size: VmSize { vcpus: self.vm.vcpus, memory_mib: self.vm.memory_mib },
+            agent: self.host.agent.clone(),
+            cni: CniConfig {
+                bin_dirs: self.cni.bin_dirs.clone(),
+                conf_dir: self.cni.conf_dir.clone(),
+                plugin_timeout: seconds(self.cni.plugin_timeout_seconds),
+            },
+            streaming: address,
+            max_parallel_layers: self.images.max_parallel_layers,
+            registries: self.registries.iter().map(|(host, r)| (host.clone(), r.parts())).collect(),
+        })
+    }
+
+    fn paths(&self) -> Vec<(&'static str, &Path)> {
+        let mut paths: Vec<(&'static str, &Path)> = vec![
+            ("run_dir", &self.run_dir),
+            ("state_dir", &self.state_dir),
+            ("socket", &self.socket),
+            ("vm.monitor", &self.vm.monitor),
+            ("vm.kernel", &self.vm.kernel),
+            ("vm.initramfs", &self.vm.initramfs),
+            ("vm.disk_template", &self.vm.disk_template),
+            ("host.agent", &self.host.agent),
+            ("cni.conf_dir", &self.cni.conf_dir),
+        ];
+        paths.extend(self.cni.bin_dirs.iter().map(|p| ("cni.bin_dirs", p.as_path())));
+        paths
+            .extend(self.registries.values().flat_map(|r| &r.ca_files).map(|p| ("registries.*.ca_files", p.as_path())));
+        paths
+    }
+}
+
+impl Vm {
+    fn parts(&self) -> VmConfig {
+        VmConfig {
+            monitor: self.monitor.clone(),
+            kernel: self.kernel.clone(),
+            initramfs: self.initramfs.clone(),
+            disk_template: self.disk_template.clone(),
+            kernel_args: self.kernel_args.clone(),
+            boot_timeout: seconds(self.boot_timeout_seconds),
+        }
+    }
+}
+
+impl Registry {
+    fn parts(&self) -> RegistryConfig {
+        RegistryConfig {
+            mirrors: self.mirrors.clone(),
+            mirrors_only: self.mirrors_only,
+            plain_http: self.plain_http,
+            ca_files: self.ca_files.clone(),
+        }
+    }
+}
+
+fn in_range(key: &'static str, value: u64, low: u64, high: u64) -> Result<(), Wrong> {
+    if (low..=high).contains(&value) { Ok(()) } else { Err((key, format!("is {value}, not {low} to {high}"))) }
+}

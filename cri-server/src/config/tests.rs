@@ -1,0 +1,117 @@
+use std::collections::BTreeSet;
+
+use super::*;
+
+fn file(name: &str, text: &str) -> (PathBuf, String) {
+    (PathBuf::from(name), text.to_owned())
+}
+
+fn refused(text: &str) -> String {
+    crate::error::chain(&load::merge(&[file("/etc/c.toml", text)]).unwrap_err())
+}
+
+#[test]
+fn later_files_win_key_by_key() {
+    let (settings, config) = load::merge(&[
+        file(
+            "a",
+            "run_dir = \"/run/a\"\n[vm]\nvcpus = 2\nmemory_mib = 512\n[registries.\"r:5000\"]\nplain_http = true\n",
+        ),
+        file("b", "[vm]\nmemory_mib = 1024\n[registries.\"r:5000\"]\nmirrors = [\"http://m\"]\n"),
+    ])
+    .unwrap();
+    assert_eq!(config.vm_size, VmSize { vcpus: 2, memory_mib: 1024 });
+    assert_eq!(config.socket, Path::new("/run/a/cofferdam.sock"));
+    assert_eq!(settings.socket, config.socket);
+    let registry = &config.registries["r:5000"];
+    assert!(registry.plain_http && registry.mirrors == ["http://m"]);
+}
+
+#[test]
+fn unknown_keys_name_the_file_and_the_nearest_key() {
+    assert_eq!(
+        refused("[vm]\nmemory_mb = 1\n"),
+        "configuration /etc/c.toml: unknown key \"vm.memory_mb\"; the nearest known one is \"vm.memory_mib\""
+    );
+    let text = refused("[registries.\"r.example\"]\nmirror = []\n");
+    assert!(text.contains("\"registries.r.example.mirror\"") && text.contains("\"registries.*.mirrors\""), "{text}");
+    assert!(refused("sokcet = 1\n").contains("\"socket\""));
+    assert!(refused("[vmm]\nvcpus = 1\n").contains("\"vm.vcpus\""));
+}
+
+#[test]
+fn bad_values_name_the_key_and_the_file() {
+    for (text, key) in [
+        ("log_level = \"loud\"\n", "log_level"),
+        ("default_handler = \"runc\"\n", "default_handler"),
+        ("cgroup_parent = \"a/../b\"\n", "cgroup_parent"),
+        ("run_dir = \"run\"\n", "run_dir"),
+        ("state_dir = \"/a/../b\"\n", "state_dir"),
+        ("[vm]\nvcpus = 0\n", "vm.vcpus"),
+        ("[vm]\nmemory_mib = 1\n", "vm.memory_mib"),
+        ("[vm]\nkernel_args = \"a\\nb\"\n", "vm.kernel_args"),
+        ("[streaming]\naddress = \"0.0.0.0:10\"\n", "streaming.address"),
+        ("[streaming]\naddress = \"here\"\n", "streaming.address"),
+        ("[images]\nmax_parallel_layers = 0\n", "images.max_parallel_layers"),
+        ("[cni]\nbin_dirs = [\"x\"]\n", "cni.bin_dirs"),
+    ] {
+        let error = refused(text);
+        assert!(error.contains(&format!("{key:?}")) && error.contains("/etc/c.toml"), "{text}: {error}");
+    }
+    assert!(refused(&format!("socket = \"/{}\"\n", "x".repeat(120))).contains("107 bytes"));
+    assert!(refused("[vm]\nvcpus = \"two\"\n").contains("/etc/c.toml"));
+    assert!(refused("run_dir = \n").contains("/etc/c.toml"));
+}
+
+#[test]
+fn conf_d_is_read_in_the_order_of_names() {
+    let dir = tempfile::tempdir().unwrap();
+    let main = dir.path().join("config.toml");
+    std::fs::create_dir(dir.path().join("conf.d")).unwrap();
+    std::fs::write(&main, "log_level = \"error\"\n").unwrap();
+    for (name, level) in [("20-b.toml", "debug"), ("10-a.toml", "warn"), ("99.toml.bak", "bad"), (".99.toml", "bad")] {
+        std::fs::write(dir.path().join("conf.d").join(name), format!("log_level = \"{level}\"\n")).unwrap();
+    }
+    assert_eq!(load(Some(&main)).unwrap().1.log_level, tracing::Level::DEBUG);
+    std::fs::remove_file(&main).unwrap();
+    assert!(matches!(load(Some(&main)), Err(ConfigError::Read { .. })));
+}
+
+#[test]
+fn the_documentation_has_every_key_and_no_other() {
+    let text = include_str!("../../../docs/configuration.md");
+    let documented: BTreeSet<&str> =
+        text.lines().filter_map(|line| line.strip_prefix("| `")).filter_map(|rest| rest.split('`').next()).collect();
+    let known = keys::known();
+    let known: BTreeSet<&str> = known.iter().map(String::as_str).collect();
+    assert_eq!(documented, known);
+}
+
+#[test]
+fn the_delivered_file_shows_the_defaults() {
+    let text = include_str!("../../../deploy/config.toml");
+    assert_eq!(load::merge(&[file("c", text)]).unwrap().0, Settings::default().complete(), "nothing is set in it");
+    let shown: String = text
+        .lines()
+        .filter_map(|line| line.strip_prefix('#'))
+        .filter(|line| !line.starts_with([' ', '#']) && !line.is_empty())
+        .map(|line| format!("{line}\n"))
+        .collect();
+    let (settings, _) = load::merge(&[file("shown", &shown)]).unwrap();
+    assert_eq!(settings, Settings::default().complete(), "what it shows are the defaults");
+}
+
+#[test]
+fn what_config_prints_is_the_same_configuration() {
+    let settings = Settings::default().complete();
+    let text = toml::to_string(&settings).unwrap();
+    assert_eq!(load::merge(&[file("printed", &text)]).unwrap().0, settings);
+}
+
+#[test]
+fn cgroup_paths_stay_below_the_root() {
+    assert_eq!(CgroupPath::parse("/kubepods/burstable/pod1-2/").unwrap().as_str(), "/kubepods/burstable/pod1-2");
+    for bad in ["", "/", "a", "/..", "/a/../b", "/a//b", "/a b", "/a\n", "/./a"] {
+        assert!(CgroupPath::parse(bad).is_err(), "{bad:?}");
+    }
+}
