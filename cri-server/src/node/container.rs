@@ -1,0 +1,131 @@
+//! A container.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use cofferdam_proto::agent::RemoveContainerRequest;
+use tokio::sync::watch;
+
+use super::agent::WORK;
+use super::{Node, Pod};
+use crate::error::{CriError, During, message};
+use crate::records::{self, CONTAINERS, ContainerPhase, ContainerRecord};
+
+/// A container, running or not.
+pub(crate) struct Container {
+    pub(crate) id: String,
+    pub(crate) pod: Arc<Pod>,
+    /// The stop signal was sent: it is sent once, however often StopContainer is called.
+    pub(crate) signalled: AtomicBool,
+    record: watch::Sender<ContainerRecord>,
+    removed: AtomicBool,
+}
+
+impl Container {
+    pub(crate) fn new(record: ContainerRecord, pod: Arc<Pod>) -> Arc<Self> {
+        Arc::new(Self {
+            id: record.id.clone(),
+            pod,
+            signalled: AtomicBool::new(false),
+            record: watch::Sender::new(record),
+            removed: AtomicBool::new(false),
+        })
+    }
+
+    /// The record as it is now.
+    pub(crate) fn record(&self) -> ContainerRecord {
+        self.record.borrow().clone()
+    }
+
+    /// Looks at the record.
+    pub(crate) fn with<T>(&self, look: impl FnOnce(&ContainerRecord) -> T) -> T {
+        look(&self.record.borrow())
+    }
+
+    /// Changes the record when `change` answers true, and wakes who waits; [`Container::save`] keeps it.
+    pub(crate) fn change(&self, change: impl FnOnce(&mut ContainerRecord) -> bool) -> bool {
+        self.record.send_if_modified(change)
+    }
+
+    /// Waits until the container has ended.
+    pub(crate) async fn exited(&self) {
+        let mut changes = self.record.subscribe();
+        let ended = |r: &ContainerRecord| matches!(r.phase, ContainerPhase::Exited | ContainerPhase::Removing);
+        // The sender lives in self.
+        let _ = changes.wait_for(ended).await;
+    }
+
+    /// Writes the record as it is when its turn comes.
+    pub(crate) async fn save(self: &Arc<Self>, node: &Node) -> Result<(), CriError> {
+        let container = self.clone();
+        let latest = move || {
+            let gone = container.removed.load(Ordering::Acquire);
+            (!gone).then(|| container.with(records::encode))
+        };
+        node.records
+            .write(CONTAINERS, &self.id, latest)
+            .await
+            .map_err(|e| CriError::internal(format!("keep the record of container {}", self.id), e))
+    }
+
+    /// As [`Container::save`], where nobody waits for the answer.
+    pub(crate) async fn save_or_log(self: &Arc<Self>, node: &Node) {
+        if let Err(error) = self.save(node).await {
+            tracing::error!(container = self.id, error = message(&error), "record not kept");
+        }
+    }
+
+    /// Kills and deletes the container; the caller holds the pod's `work`. Idempotent.
+    pub(crate) async fn remove_locked(self: &Arc<Self>, node: &Node) -> Result<(), CriError> {
+        if self.removed.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        self.change(|r| {
+            if r.is_live() {
+                r.end(137, "Error", "the container was removed", crate::ids::now_nanos());
+            }
+            r.phase = ContainerPhase::Removing;
+            true
+        });
+        self.save(node).await?;
+        self.undo(node).await?;
+        self.forget(node).await
+    }
+
+    /// Takes back what the container has in its pod and in the store. Idempotent.
+    pub(crate) async fn undo(self: &Arc<Self>, node: &Node) -> Result<(), CriError> {
+        if let Ok(sandbox) = self.pod.sandbox() {
+            let request = RemoveContainerRequest { id: self.id.clone() };
+            let asked = self
+                .pod
+                .ask(&format!("remove container {}", self.id), WORK, |mut agent| async move {
+                    agent.remove_container(request).await
+                })
+                .await;
+            // A pod that ended meanwhile has nothing left of it.
+            if let (Err(error), Ok(_)) = (asked, self.pod.sandbox())
+                && !self.pod.stopping.is_cancelled()
+            {
+                return Err(error);
+            }
+            if let Err(error) = sandbox.close_log(&self.id).await {
+                tracing::debug!(container = self.id, %error, "log not closed");
+            }
+            sandbox.unexport(&self.id).await.during(|| format!("take back what container {} sees", self.id))?;
+        }
+        let (store, holder) = (node.store.clone(), self.id.clone());
+        tokio::task::spawn_blocking(move || store.release(&holder))
+            .await
+            .map_err(|e| CriError::internal("release image layers", e))?
+            .during(|| format!("release the image layers of container {}", self.id))
+    }
+
+    /// Deletes the record for good.
+    pub(crate) async fn forget(self: &Arc<Self>, node: &Node) -> Result<(), CriError> {
+        self.removed.store(true, Ordering::Release);
+        self.save(node).await?;
+        node.names.release(&self.id);
+        node.drop_container(&self.id);
+        Ok(())
+    }
+}

@@ -1,0 +1,126 @@
+//! What is kept of a container.
+
+use std::collections::{BTreeMap, HashMap};
+
+use serde::{Deserialize, Serialize};
+
+/// How far a container is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ContainerPhase {
+    /// CreateContainer is at work: undone at start-up.
+    Creating,
+    /// Can be started.
+    Created,
+    /// StartContainer is at work: the agent knows what came of it.
+    Starting,
+    /// Runs.
+    Running,
+    /// Ended, or could not be started. Final.
+    Exited,
+    /// RemoveContainer is at work: finished at start-up.
+    Removing,
+}
+
+/// A volume, echoed in the status.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct MountRecord {
+    pub(crate) container_path: String,
+    pub(crate) host_path: String,
+    pub(crate) readonly: bool,
+    pub(crate) selinux_relabel: bool,
+    pub(crate) propagation: i32,
+}
+
+/// Limits, echoed in the status.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct ResourcesRecord {
+    pub(crate) cpu_period: i64,
+    pub(crate) cpu_quota: i64,
+    pub(crate) cpu_shares: i64,
+    pub(crate) memory_limit: i64,
+    pub(crate) memory_swap_limit: i64,
+    pub(crate) oom_score_adj: i64,
+    pub(crate) cpuset_cpus: String,
+    pub(crate) cpuset_mems: String,
+    pub(crate) unified: BTreeMap<String, String>,
+}
+
+/// Who the first process is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct UserRecord {
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) groups: Vec<u32>,
+}
+
+/// A container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ContainerRecord {
+    pub(crate) id: String,
+    pub(crate) pod: String,
+    pub(crate) name: String,
+    pub(crate) attempt: u32,
+    pub(crate) phase: ContainerPhase,
+    /// The image as CreateContainer named it.
+    pub(crate) image: String,
+    #[serde(default)]
+    pub(crate) image_annotations: HashMap<String, String>,
+    /// The image as the pod's author named it.
+    #[serde(default)]
+    pub(crate) user_image: String,
+    pub(crate) image_id: String,
+    /// Nanoseconds since the epoch, by the node's clock; 0: not yet.
+    pub(crate) created_at: i64,
+    #[serde(default)]
+    pub(crate) started_at: i64,
+    #[serde(default)]
+    pub(crate) finished_at: i64,
+    #[serde(default)]
+    pub(crate) exit_code: i32,
+    #[serde(default)]
+    pub(crate) reason: String,
+    #[serde(default)]
+    pub(crate) message: String,
+    /// Byte-exact: the kubelet's database.
+    pub(crate) labels: HashMap<String, String>,
+    pub(crate) annotations: HashMap<String, String>,
+    #[serde(default)]
+    pub(crate) mounts: Vec<MountRecord>,
+    /// Below the pod's log directory; empty: no log.
+    #[serde(default)]
+    pub(crate) log_path: String,
+    #[serde(default)]
+    pub(crate) resources: Option<ResourcesRecord>,
+    #[serde(default)]
+    pub(crate) user: UserRecord,
+    pub(crate) stop_signal: u32,
+    #[serde(default)]
+    pub(crate) terminal: bool,
+}
+
+impl ContainerRecord {
+    /// Marks the end. Only the first end counts.
+    pub(crate) fn end(&mut self, code: i32, reason: &str, message: &str, finished_at: i64) {
+        if matches!(self.phase, ContainerPhase::Exited | ContainerPhase::Removing) {
+            return;
+        }
+        self.phase = ContainerPhase::Exited;
+        self.exit_code = code;
+        self.reason = reason.to_owned();
+        self.message = message.to_owned();
+        self.finished_at = finished_at.max(self.created_at);
+        // A start of 0 would mean "never started" to the kubelet, which then waits for it.
+        if self.started_at == 0 {
+            self.started_at = self.finished_at;
+        }
+    }
+
+    /// Neither ended nor about to go.
+    pub(crate) fn is_live(&self) -> bool {
+        matches!(self.phase, ContainerPhase::Created | ContainerPhase::Starting | ContainerPhase::Running)
+    }
+}
