@@ -16,7 +16,7 @@ use futures::stream::BoxStream;
 use tokio::sync::mpsc;
 use tonic::Status;
 
-pub use server::{StreamingError, StreamingServer};
+pub use server::StreamingServer;
 
 /// A process that was started, with the agent's end of its stdio.
 pub type ExecStreams = (mpsc::Sender<ExecInput>, BoxStream<'static, Result<ExecOutput, Status>>);

@@ -1,0 +1,121 @@
+//! CRI's image service.
+
+mod pull_image;
+
+use std::sync::Arc;
+
+use cofferdam_image_store::Image;
+use cofferdam_proto::cri;
+use cofferdam_proto::cri::image_service_server::ImageService;
+use tonic::{Request, Response, Status, async_trait};
+
+use crate::error::{CriError, message};
+use crate::ids::now_nanos;
+use crate::node::Node;
+use crate::translate::user;
+
+/// Serves the image service.
+pub(crate) struct Images(pub(crate) Arc<Node>);
+
+type Answer<T> = Result<Response<T>, Status>;
+
+impl Images {
+    /// Asks the store on a thread that may block.
+    async fn ask<T: Send + 'static>(
+        &self,
+        ask: impl FnOnce(&Node) -> Result<T, CriError> + Send + 'static,
+    ) -> Result<T, CriError> {
+        let node = self.0.clone();
+        tokio::task::spawn_blocking(move || ask(&node))
+            .await
+            .map_err(|e| CriError::internal("ask the image store", e))?
+    }
+}
+
+fn reference(spec: Option<&cri::ImageSpec>) -> Result<String, CriError> {
+    match spec {
+        Some(spec) if !spec.image.is_empty() => Ok(spec.image.clone()),
+        _ => Err(CriError::invalid("no image is named")),
+    }
+}
+
+/// An image, as CRI shows it.
+fn show(image: Image) -> cri::Image {
+    let (uid, username) = user::of_image(&image.config.user);
+    cri::Image {
+        spec: Some(cri::ImageSpec { image: image.id.clone(), ..Default::default() }),
+        id: image.id,
+        repo_tags: image.repo_tags,
+        repo_digests: image.repo_digests,
+        size: image.size,
+        uid: uid.map(|value| cri::Int64Value { value }),
+        username,
+        pinned: image.pinned,
+    }
+}
+
+#[async_trait]
+impl ImageService for Images {
+    async fn list_images(&self, request: Request<cri::ListImagesRequest>) -> Answer<cri::ListImagesResponse> {
+        let wanted = request.into_inner().filter.and_then(|f| f.image).map(|i| i.image).filter(|i| !i.is_empty());
+        let images = self
+            .ask(move |node| match wanted {
+                Some(wanted) => Ok(node.store.status(&wanted)?.into_iter().collect()),
+                None => Ok(node.store.list()?),
+            })
+            .await?;
+        Ok(Response::new(cri::ListImagesResponse { images: images.into_iter().map(show).collect() }))
+    }
+
+    async fn image_status(&self, request: Request<cri::ImageStatusRequest>) -> Answer<cri::ImageStatusResponse> {
+        let request = request.into_inner();
+        let wanted = reference(request.image.as_ref())?;
+        let image = self.ask(move |node| Ok(node.store.status(&wanted)?)).await?;
+        let mut response = cri::ImageStatusResponse::default();
+        if let Some(image) = image {
+            if request.verbose {
+                let config = serde_json::to_string(&image.config).unwrap_or_default();
+                response.info.insert("info".into(), format!("{{\"imageSpec\":{{\"config\":{config}}}}}"));
+            }
+            response.image = Some(show(image));
+        }
+        Ok(Response::new(response))
+    }
+
+    async fn pull_image(&self, request: Request<cri::PullImageRequest>) -> Answer<cri::PullImageResponse> {
+        let request = request.into_inner();
+        let wanted = reference(request.image.as_ref())?;
+        match pull_image::call(&self.0, &wanted, request.auth.as_ref()).await {
+            Ok(image_ref) => Ok(Response::new(cri::PullImageResponse { image_ref })),
+            Err(error) => {
+                tracing::warn!(verb = "PullImage", image = wanted, error = message(&error), "call failed");
+                Err(error.into())
+            }
+        }
+    }
+
+    async fn remove_image(&self, request: Request<cri::RemoveImageRequest>) -> Answer<cri::RemoveImageResponse> {
+        let wanted = reference(request.into_inner().image.as_ref())?;
+        match self.0.store.remove(&wanted).await.map_err(CriError::from) {
+            Ok(()) => tracing::info!(image = wanted, "image removed"),
+            // CRI: removing what is not there succeeds.
+            Err(error) if error.is_not_found() => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(Response::new(cri::RemoveImageResponse {}))
+    }
+
+    async fn image_fs_info(&self, _: Request<cri::ImageFsInfoRequest>) -> Answer<cri::ImageFsInfoResponse> {
+        let usage = self.ask(|node| Ok(node.store.usage())).await?;
+        let filesystem = cri::FilesystemUsage {
+            timestamp: now_nanos(),
+            fs_id: Some(cri::FilesystemIdentifier { mountpoint: usage.path.to_string_lossy().into_owned() }),
+            used_bytes: Some(cri::UInt64Value { value: usage.used_bytes }),
+            inodes_used: Some(cri::UInt64Value { value: usage.inodes_used }),
+        };
+        Ok(Response::new(cri::ImageFsInfoResponse {
+            image_filesystems: vec![filesystem.clone()],
+            container_filesystems: vec![filesystem],
+        }))
+    }
+}

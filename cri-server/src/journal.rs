@@ -1,0 +1,51 @@
+//! Events to standard error, as journald reads them: `<priority>` first when it does, no time and no colour, since it adds its own.
+
+use std::fmt;
+
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::FmtContext;
+use tracing_subscriber::fmt::format::{Format, FormatEvent, FormatFields, Writer};
+use tracing_subscriber::registry::LookupSpan;
+
+/// Starts logging at `level` and above; what other crates log is seen from `warn` on.
+pub(crate) fn start(level: Level) {
+    let filter =
+        EnvFilter::new(format!("warn,cofferdam={level},cofferdam_sandbox={level},cofferdam_image_store={level}"));
+    let format = Journal { priorities: std::env::var_os("JOURNAL_STREAM").is_some() };
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .event_format(format)
+        .try_init();
+}
+
+struct Journal {
+    priorities: bool,
+}
+
+impl<S, N> FormatEvent<S, N> for Journal
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(&self, ctx: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        let level = *event.metadata().level();
+        if self.priorities {
+            // sd-daemon(3)
+            let priority = match level {
+                Level::ERROR => 3,
+                Level::WARN => 4,
+                Level::INFO => 6,
+                _ => 7,
+            };
+            write!(writer, "<{priority}>")?;
+        }
+        Format::default()
+            .with_target(false)
+            .without_time()
+            .with_level(level <= Level::WARN)
+            .format_event(ctx, writer, event)
+    }
+}

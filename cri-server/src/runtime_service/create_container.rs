@@ -1,0 +1,161 @@
+//! CreateContainer.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use cofferdam_proto::agent;
+use cofferdam_proto::cri;
+use cofferdam_sandbox::{Kind, Pod as Sandbox};
+use futures::FutureExt;
+
+use super::detached;
+use crate::error::{CriError, During, message};
+use crate::ids::{new_id, now_nanos};
+use crate::node::agent::WORK;
+use crate::node::names::Name;
+use crate::node::{Container, Node, Pod, shorten};
+use crate::records::{ContainerPhase, UserRecord};
+use crate::translate::container::{ContainerPlan, plan};
+use crate::translate::mounts;
+
+pub(super) async fn call(
+    node: &Arc<Node>,
+    request: cri::CreateContainerRequest,
+) -> Result<cri::CreateContainerResponse, CriError> {
+    let began = Instant::now();
+    let pod = node.known_pod(&request.pod_sandbox_id)?;
+    pod.sandbox()?;
+    let config = request.config.ok_or_else(|| CriError::invalid("there is no container config"))?;
+    let id = new_id()?;
+    let plan = {
+        let (node, pod, id) = (node.clone(), pod.clone(), id.clone());
+        let planned = tokio::task::spawn_blocking(move || check(&node, &pod, &id, &config));
+        planned.await.map_err(|e| CriError::internal("check a container's configuration", e))??
+    };
+    let name = Name::Container { pod: pod.id.clone(), name: plan.record.name.clone(), attempt: plan.record.attempt };
+    node.names.reserve(name, &id)?;
+    let (worker, undoer) = (node.clone(), node.clone());
+    let undo = move |container: Arc<Container>| {
+        async move {
+            let _working = container.pod.work.lock().await;
+            if let Err(error) = container.remove_locked(&undoer).await {
+                tracing::error!(container = container.id, error = message(&error), "abandoned container not removed");
+            }
+        }
+        .boxed()
+    };
+    let work = async move { create(&worker, pod, plan, began).await };
+    let container = detached::run("create a container", work, undo).await?;
+    Ok(cri::CreateContainerResponse { container_id: container.id.clone() })
+}
+
+fn check(node: &Node, pod: &Pod, id: &str, config: &cri::ContainerConfig) -> Result<ContainerPlan, CriError> {
+    let reference = config.image.as_ref().map(|i| i.image.as_str()).unwrap_or_default();
+    if reference.is_empty() {
+        return Err(CriError::invalid("container config names no image"));
+    }
+    let image = node
+        .store
+        .status(reference)?
+        .ok_or_else(|| CriError::NotFound(format!("image {:?} (pull it first)", shorten(reference))))?;
+    plan(id, &pod.record(), config, &image, now_nanos())
+}
+
+async fn create(
+    node: &Arc<Node>,
+    pod: Arc<Pod>,
+    plan: ContainerPlan,
+    began: Instant,
+) -> Result<Arc<Container>, CriError> {
+    let _working = pod.work.lock().await;
+    let container = Container::new(plan.record.clone(), pod.clone());
+    let saved = async {
+        let sandbox = pod.sandbox()?;
+        container.save(node).await?;
+        Ok::<_, CriError>(sandbox)
+    };
+    let sandbox = match saved.await {
+        Ok(sandbox) => sandbox,
+        Err(error) => {
+            node.names.release(&container.id);
+            return Err(error);
+        }
+    };
+    // From here on the watcher and a removal of the pod find it; list calls leave it out while it is being made.
+    node.add_container(container.clone());
+    match build(node, &container, &sandbox, plan, began).await {
+        Ok(()) => Ok(container),
+        Err(error) => {
+            let undone = async {
+                container.undo(node).await?;
+                container.forget(node).await
+            };
+            if let Err(second) = undone.await {
+                // The record stays: a removal of the pod, or the next start-up, tries again.
+                tracing::error!(container = container.id, error = message(&second), "failed container not cleaned up");
+                node.names.release(&container.id);
+            }
+            Err(error)
+        }
+    }
+}
+
+async fn build(
+    node: &Arc<Node>,
+    container: &Arc<Container>,
+    sandbox: &Sandbox,
+    plan: ContainerPlan,
+    began: Instant,
+) -> Result<(), CriError> {
+    let id = &container.id;
+    let mut request = plan.request;
+    let image = plan.record.image_id.clone();
+    let (store, holder) = (node.store.clone(), id.clone());
+    let leased = tokio::task::spawn_blocking(move || store.lease(&image, &holder)).await;
+    let layers = leased
+        .map_err(|e| CriError::internal("lease image layers", e))?
+        .during(|| format!("use the layers of image {}", plan.record.image))?;
+    for dir in &layers.dirs {
+        let seen = sandbox.export(id, dir, true).await.during(|| format!("show layer {} to the pod", dir.display()))?;
+        request.lower.push(seen);
+    }
+    for volume in plan.volumes {
+        let host_path = volume.host_path.clone();
+        let source = tokio::task::spawn_blocking(move || mounts::source(&host_path)).await;
+        let source = source.map_err(|e| CriError::internal("resolve a volume", e))??;
+        let seen = sandbox
+            .export(id, &source, volume.readonly)
+            .await
+            .during(|| format!("show volume {} to the pod", volume.host_path.display()))?;
+        request.mounts.push(agent::Mount { source: seen, ..volume.mount });
+    }
+    super::reopen_container_log::open(container, sandbox).await?;
+    request.cgroup_parent = sandbox.container_cgroup_parent();
+    let exported = began.elapsed();
+    let reply = container
+        .pod
+        .ask(&format!("create container {}", plan.record.name), WORK, |mut agent| async move {
+            agent.create_container(request).await
+        })
+        .await?;
+    let user = reply.user.unwrap_or_default();
+    container.change(|r| {
+        r.phase = ContainerPhase::Created;
+        r.user = UserRecord { uid: user.uid, gid: user.gid, groups: user.groups.into_iter().take(65_536).collect() };
+        true
+    });
+    container.save(node).await?;
+    let handler = if container.pod.with(|r| r.kind) == Kind::Vm { "vm" } else { "host" };
+    let ms = |d: std::time::Duration| d.as_micros() as f64 / 1000.0;
+    tracing::info!(
+        pod = container.pod.id,
+        container = id,
+        image = plan.record.image,
+        handler,
+        step = "container_create",
+        elapsed_ms = ms(began.elapsed()),
+        exported_ms = ms(exported),
+        "container created"
+    );
+    Ok(())
+}

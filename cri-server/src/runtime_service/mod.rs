@@ -1,0 +1,236 @@
+//! CRI's runtime service: one file per verb; what is not there answers `Unimplemented` with a reason.
+
+mod container_status;
+mod create_container;
+mod detached;
+mod exec;
+mod exec_sync;
+mod list_containers;
+mod list_pod_sandbox;
+mod pod_sandbox_status;
+mod remove_container;
+mod remove_pod_sandbox;
+mod reopen_container_log;
+mod run_pod_sandbox;
+mod start_container;
+mod status;
+mod stop_container;
+mod stop_pod_sandbox;
+
+use std::sync::Arc;
+
+use cofferdam_proto::cri;
+use cofferdam_proto::cri::runtime_service_server::RuntimeService;
+use futures::stream::BoxStream;
+use tonic::{Request, Response, Status, async_trait};
+
+use crate::error::CriError;
+use crate::node::Node;
+
+/// Serves the runtime service.
+pub(crate) struct Runtime(pub(crate) Arc<Node>);
+
+type Answer<T> = Result<Response<T>, Status>;
+
+fn answer<T>(outcome: Result<T, CriError>) -> Answer<T> {
+    Ok(Response::new(outcome?))
+}
+
+/// As [`answer`], with what failed written down: for verbs that change something.
+fn done<T>(verb: &'static str, id: &str, outcome: Result<T, CriError>) -> Answer<T> {
+    if let Err(error) = &outcome {
+        let code = crate::error::code(error);
+        tracing::warn!(verb, id, ?code, error = crate::error::message(error), "call failed");
+    }
+    answer(outcome)
+}
+
+fn missing<T>(why: &'static str) -> Answer<T> {
+    Err(CriError::Unimplemented(why).into())
+}
+
+const NO_STATS: &str = "statistics are not served yet: the kubelet takes them from cgroups";
+const NO_METRICS: &str = "metrics are not served yet";
+
+#[async_trait]
+impl RuntimeService for Runtime {
+    async fn version(&self, _: Request<cri::VersionRequest>) -> Answer<cri::VersionResponse> {
+        answer(Ok(status::version()))
+    }
+
+    async fn status(&self, request: Request<cri::StatusRequest>) -> Answer<cri::StatusResponse> {
+        answer(Ok(status::status(&self.0, request.get_ref())))
+    }
+
+    async fn runtime_config(&self, _: Request<cri::RuntimeConfigRequest>) -> Answer<cri::RuntimeConfigResponse> {
+        answer(Ok(status::runtime_config()))
+    }
+
+    async fn update_runtime_config(
+        &self,
+        _: Request<cri::UpdateRuntimeConfigRequest>,
+    ) -> Answer<cri::UpdateRuntimeConfigResponse> {
+        // The pods' addresses are the CNI plugins' business.
+        answer(Ok(cri::UpdateRuntimeConfigResponse {}))
+    }
+
+    async fn run_pod_sandbox(&self, request: Request<cri::RunPodSandboxRequest>) -> Answer<cri::RunPodSandboxResponse> {
+        let request = request.into_inner();
+        let name = request.config.as_ref().and_then(|c| c.metadata.as_ref()).map(|m| m.name.clone());
+        done("RunPodSandbox", &name.unwrap_or_default(), run_pod_sandbox::call(&self.0, request).await)
+    }
+
+    async fn stop_pod_sandbox(
+        &self,
+        request: Request<cri::StopPodSandboxRequest>,
+    ) -> Answer<cri::StopPodSandboxResponse> {
+        let id = request.into_inner().pod_sandbox_id;
+        done("StopPodSandbox", &id, stop_pod_sandbox::call(&self.0, &id).await)
+    }
+
+    async fn remove_pod_sandbox(
+        &self,
+        request: Request<cri::RemovePodSandboxRequest>,
+    ) -> Answer<cri::RemovePodSandboxResponse> {
+        let id = request.into_inner().pod_sandbox_id;
+        done("RemovePodSandbox", &id, remove_pod_sandbox::call(&self.0, &id).await)
+    }
+
+    async fn pod_sandbox_status(
+        &self,
+        request: Request<cri::PodSandboxStatusRequest>,
+    ) -> Answer<cri::PodSandboxStatusResponse> {
+        answer(pod_sandbox_status::call(&self.0, request.get_ref()))
+    }
+
+    async fn list_pod_sandbox(
+        &self,
+        request: Request<cri::ListPodSandboxRequest>,
+    ) -> Answer<cri::ListPodSandboxResponse> {
+        answer(list_pod_sandbox::call(&self.0, request.into_inner()))
+    }
+
+    async fn create_container(
+        &self,
+        request: Request<cri::CreateContainerRequest>,
+    ) -> Answer<cri::CreateContainerResponse> {
+        let request = request.into_inner();
+        let pod = request.pod_sandbox_id.clone();
+        done("CreateContainer", &pod, create_container::call(&self.0, request).await)
+    }
+
+    async fn start_container(
+        &self,
+        request: Request<cri::StartContainerRequest>,
+    ) -> Answer<cri::StartContainerResponse> {
+        let id = request.into_inner().container_id;
+        done("StartContainer", &id, start_container::call(&self.0, &id).await)
+    }
+
+    async fn stop_container(&self, request: Request<cri::StopContainerRequest>) -> Answer<cri::StopContainerResponse> {
+        let request = request.into_inner();
+        done("StopContainer", &request.container_id, stop_container::call(&self.0, &request).await)
+    }
+
+    async fn remove_container(
+        &self,
+        request: Request<cri::RemoveContainerRequest>,
+    ) -> Answer<cri::RemoveContainerResponse> {
+        let id = request.into_inner().container_id;
+        done("RemoveContainer", &id, remove_container::call(&self.0, &id).await)
+    }
+
+    async fn list_containers(
+        &self,
+        request: Request<cri::ListContainersRequest>,
+    ) -> Answer<cri::ListContainersResponse> {
+        answer(list_containers::call(&self.0, request.into_inner()))
+    }
+
+    async fn container_status(
+        &self,
+        request: Request<cri::ContainerStatusRequest>,
+    ) -> Answer<cri::ContainerStatusResponse> {
+        answer(container_status::call(&self.0, request.get_ref()))
+    }
+
+    async fn reopen_container_log(
+        &self,
+        request: Request<cri::ReopenContainerLogRequest>,
+    ) -> Answer<cri::ReopenContainerLogResponse> {
+        let id = request.into_inner().container_id;
+        done("ReopenContainerLog", &id, reopen_container_log::call(&self.0, &id).await)
+    }
+
+    async fn exec_sync(&self, request: Request<cri::ExecSyncRequest>) -> Answer<cri::ExecSyncResponse> {
+        answer(exec_sync::call(&self.0, request.into_inner()).await)
+    }
+
+    async fn exec(&self, request: Request<cri::ExecRequest>) -> Answer<cri::ExecResponse> {
+        answer(exec::call(&self.0, request.into_inner()))
+    }
+
+    async fn attach(&self, _: Request<cri::AttachRequest>) -> Answer<cri::AttachResponse> {
+        missing("attach is not supported yet: use exec, or logs for the container's output")
+    }
+
+    async fn port_forward(&self, _: Request<cri::PortForwardRequest>) -> Answer<cri::PortForwardResponse> {
+        missing("port-forward is not supported yet: the pod's address can be reached from the node")
+    }
+
+    async fn update_container_resources(
+        &self,
+        _: Request<cri::UpdateContainerResourcesRequest>,
+    ) -> Answer<cri::UpdateContainerResourcesResponse> {
+        missing("resources of a container cannot be changed yet: remove it and create it anew")
+    }
+
+    async fn container_stats(&self, _: Request<cri::ContainerStatsRequest>) -> Answer<cri::ContainerStatsResponse> {
+        missing(NO_STATS)
+    }
+
+    async fn list_container_stats(
+        &self,
+        _: Request<cri::ListContainerStatsRequest>,
+    ) -> Answer<cri::ListContainerStatsResponse> {
+        missing(NO_STATS)
+    }
+
+    async fn pod_sandbox_stats(&self, _: Request<cri::PodSandboxStatsRequest>) -> Answer<cri::PodSandboxStatsResponse> {
+        missing(NO_STATS)
+    }
+
+    async fn list_pod_sandbox_stats(
+        &self,
+        _: Request<cri::ListPodSandboxStatsRequest>,
+    ) -> Answer<cri::ListPodSandboxStatsResponse> {
+        missing(NO_STATS)
+    }
+
+    async fn checkpoint_container(
+        &self,
+        _: Request<cri::CheckpointContainerRequest>,
+    ) -> Answer<cri::CheckpointContainerResponse> {
+        missing("checkpoints are not supported")
+    }
+
+    type GetContainerEventsStream = BoxStream<'static, Result<cri::ContainerEventResponse, Status>>;
+
+    async fn get_container_events(&self, _: Request<cri::GetEventsRequest>) -> Answer<Self::GetContainerEventsStream> {
+        missing("events are not served yet: list pods and containers")
+    }
+
+    async fn list_metric_descriptors(
+        &self,
+        _: Request<cri::ListMetricDescriptorsRequest>,
+    ) -> Answer<cri::ListMetricDescriptorsResponse> {
+        missing(NO_METRICS)
+    }
+
+    async fn list_pod_sandbox_metrics(
+        &self,
+        _: Request<cri::ListPodSandboxMetricsRequest>,
+    ) -> Answer<cri::ListPodSandboxMetricsResponse> {
+        missing(NO_METRICS)
+    }
+}

@@ -1,0 +1,151 @@
+//! RunPodSandbox.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use cofferdam_proto::cri;
+use cofferdam_sandbox::{Kind, Timeline};
+use futures::FutureExt;
+
+use super::detached;
+use crate::error::{CriError, During, chain, message};
+use crate::ids::{new_id, now_nanos};
+use crate::node::{Node, Pod, watch};
+use crate::records::PodPhase;
+use crate::translate::pod::{PodPlan, plan};
+
+/// Longest `/etc/resolv.conf` of the node that is taken over.
+const MAX_RESOLV_CONF: usize = 64 << 10;
+
+pub(super) async fn call(
+    node: &Arc<Node>,
+    request: cri::RunPodSandboxRequest,
+) -> Result<cri::RunPodSandboxResponse, CriError> {
+    let began = Instant::now();
+    let config = request.config.ok_or_else(|| CriError::invalid("there is no pod sandbox config"))?;
+    let id = new_id()?;
+    let mut plan = plan(&node.config, &id, &request.runtime_handler, &config, now_nanos())?;
+    node.probe(plan.spec.kind).await?;
+    if plan.node_dns {
+        plan.spec.resolv_conf = node_resolv_conf().await;
+    }
+    node.names.reserve(plan.name.clone(), &id)?;
+    let (worker, undoer) = (node.clone(), node.clone());
+    let undo = move |pod: Arc<Pod>| {
+        async move {
+            if let Err(error) = pod.remove(&undoer).await {
+                tracing::error!(pod = pod.id, error = message(&error), "abandoned pod not removed");
+            }
+        }
+        .boxed()
+    };
+    let pod = detached::run("run a pod sandbox", async move { run(&worker, plan, began).await }, undo).await?;
+    Ok(cri::RunPodSandboxResponse { pod_sandbox_id: pod.id.clone() })
+}
+
+async fn run(node: &Arc<Node>, plan: PodPlan, began: Instant) -> Result<Arc<Pod>, CriError> {
+    let title = plan.record.title();
+    let pod = Pod::new(plan.record, None);
+    if let Err(error) = pod.save(node).await {
+        node.names.release(&pod.id);
+        return Err(error);
+    }
+    let launched = node.runtime.launch(&plan.spec).await;
+    let sandbox = match launched {
+        Ok(sandbox) => sandbox,
+        Err(error) => {
+            undo_launch(node, &pod).await;
+            return Err(error).during(|| format!("run {title}"));
+        }
+    };
+    pod.attach(sandbox.clone());
+    pod.change(|r| {
+        r.phase = PodPhase::Ready;
+        r.addresses = sandbox.network().map(|n| n.addresses.clone()).unwrap_or_default();
+    });
+    node.add_pod(pod.clone());
+    if let Err(error) = pod.save(node).await {
+        pod.remove(node).await.ok();
+        return Err(error);
+    }
+    watch::start(node.clone(), pod.clone(), sandbox.clone());
+    tell(&pod, plan.spec.kind, sandbox.timeline(), began);
+    Ok(pod)
+}
+
+/// The sandbox undid its own work; what it could not undo stays as a pod that is not ready, for the kubelet to remove.
+async fn undo_launch(node: &Arc<Node>, pod: &Arc<Pod>) {
+    if let Err(error) = node.runtime.remove(&pod.id).await {
+        tracing::error!(pod = pod.id, error = chain(&error), "failed pod not cleaned up");
+        pod.change(|r| {
+            r.phase = PodPhase::NotReady;
+            r.ended = chain(&error);
+        });
+        node.add_pod(pod.clone());
+        pod.save(node).await.ok();
+        return;
+    }
+    if let Err(error) = pod.forget(node).await {
+        tracing::error!(pod = pod.id, error = message(&error), "record not deleted");
+    }
+}
+
+/// Says where the time went: one event for each step, one for the whole. `docs/benchmarks.md` is made from them.
+fn tell(pod: &Pod, kind: Kind, timeline: &Timeline, began: Instant) {
+    let handler = if kind == Kind::Vm { "vm" } else { "host" };
+    for (step, micros) in steps(timeline) {
+        tracing::info!(pod = pod.id, handler, step, elapsed_ms = micros as f64 / 1000.0, "pod step");
+    }
+    let elapsed_ms = began.elapsed().as_micros() as f64 / 1000.0;
+    let marks: Vec<String> = timeline.iter().map(|(name, at)| format!("{name}={:.1}", *at as f64 / 1000.0)).collect();
+    tracing::info!(
+        pod = pod.id,
+        name = pod.with(|r| r.title()),
+        handler,
+        elapsed_ms,
+        timeline = marks.join(" "),
+        "pod started"
+    );
+}
+
+/// Durations of the steps that have a beginning and an end; other marks count from the launch's beginning.
+fn steps(timeline: &Timeline) -> Vec<(String, u64)> {
+    let mut steps = Vec::new();
+    for (name, at) in timeline {
+        match (name.strip_suffix("_start"), name.strip_suffix("_end")) {
+            (Some(step), _) if timeline.contains_key(&format!("{step}_end")) => {}
+            (_, Some(step)) => {
+                let from = timeline.get(&format!("{step}_start")).copied().unwrap_or(0);
+                steps.push((step.to_owned(), at.saturating_sub(from)));
+            }
+            _ => steps.push((format!("at_{name}"), *at)),
+        }
+    }
+    steps
+}
+
+async fn node_resolv_conf() -> String {
+    match tokio::fs::read_to_string("/etc/resolv.conf").await {
+        Ok(text) if text.len() <= MAX_RESOLV_CONF => text,
+        _ => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_are_durations() {
+        let mark = |name: &str, at| (name.to_owned(), at);
+        let timeline = Timeline::from([
+            mark("cni_start", 10),
+            mark("cni_end", 250),
+            mark("boot_start", 5),
+            mark("boot_end", 90),
+            mark("kernel_loaded", 33),
+        ]);
+        let steps = steps(&timeline);
+        assert_eq!(steps, [("boot".into(), 85), ("cni".into(), 240), ("at_kernel_loaded".into(), 33)]);
+    }
+}

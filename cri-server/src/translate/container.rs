@@ -1,0 +1,264 @@
+//! CreateContainer's configuration and the image's, checked whole and turned into what the agent is asked.
+
+use cofferdam_image_store::Image;
+use cofferdam_proto::agent::namespaces::Pid;
+use cofferdam_proto::agent::{self, Namespaces, Process};
+use cofferdam_proto::cri::security_profile::ProfileType;
+use cofferdam_proto::cri::{ContainerConfig, LinuxContainerSecurityContext, NamespaceMode};
+use cofferdam_sandbox::Kind;
+
+use super::mounts::Volume;
+use super::{capabilities, mounts, resources, seccomp, signal, text, user};
+use crate::error::CriError;
+use crate::records::{ContainerPhase, ContainerRecord, PodRecord, UserRecord};
+
+/// Most arguments, variables or paths of one container.
+const MAX_ITEMS: usize = 16_384;
+/// Longest of them: the kernel's own limit (MAX_ARG_STRLEN).
+const MAX_STRING: usize = 128 << 10;
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// What a checked request leads to.
+#[derive(Debug)]
+pub(crate) struct ContainerPlan {
+    /// The record, phase `Creating`.
+    pub(crate) record: ContainerRecord,
+    /// What the agent is asked, without layers and volumes, which have no paths of the agent's yet.
+    pub(crate) request: agent::CreateContainerRequest,
+    /// Volumes, in the order in which they are mounted.
+    pub(crate) volumes: Vec<Volume>,
+}
+
+/// Checks the configuration of a container that gets `id`. Blocks: a seccomp profile may have to be read.
+pub(crate) fn plan(
+    id: &str,
+    pod: &PodRecord,
+    asked: &ContainerConfig,
+    image: &Image,
+    now: i64,
+) -> Result<ContainerPlan, CriError> {
+    let metadata = asked.metadata.as_ref().ok_or_else(|| CriError::invalid("container config has no metadata"))?;
+    text::name("container name", &metadata.name, 253)?;
+    let linux = asked.linux.clone().unwrap_or_default();
+    let context = linux.security_context.clone().unwrap_or_default();
+    if context.privileged && !pod.privileged {
+        return Err(CriError::invalid("a privileged container needs a privileged pod sandbox"));
+    }
+    apparmor(&context)?;
+    if !asked.log_path.is_empty() {
+        crate::container_log::check(&asked.log_path).map_err(|e| CriError::invalid(e.to_string()))?;
+    }
+    let limits = linux.resources.clone().unwrap_or_default();
+    let spec = asked.image.clone().unwrap_or_default();
+    let stop_signal = image.config.stop_signal.as_deref().and_then(signal::parse).unwrap_or(signal::TERM);
+    let request = agent::CreateContainerRequest {
+        id: id.to_owned(),
+        readonly_rootfs: context.readonly_rootfs,
+        process: Some(process(pod, asked, &context, &limits, image)?),
+        resources: Some(resources::agent(&limits, pod.kind)?),
+        namespaces: Some(namespaces(pod, &context)?),
+        masked_paths: paths("masked path", &context.masked_paths, context.privileged)?,
+        readonly_paths: paths("read-only path", &context.readonly_paths, context.privileged)?,
+        privileged: context.privileged,
+        devices: devices(pod.kind, asked)?,
+        stdin: asked.stdin,
+        stdin_once: asked.stdin_once,
+        stop_signal,
+        ..Default::default()
+    };
+    let record = ContainerRecord {
+        id: id.to_owned(),
+        pod: pod.id.clone(),
+        name: metadata.name.clone(),
+        attempt: metadata.attempt,
+        phase: ContainerPhase::Creating,
+        user_image: spec.user_specified_image,
+        image_annotations: spec.annotations,
+        image: spec.image,
+        image_id: image.id.clone(),
+        created_at: now,
+        started_at: 0,
+        finished_at: 0,
+        exit_code: 0,
+        reason: String::new(),
+        message: String::new(),
+        labels: asked.labels.clone(),
+        annotations: asked.annotations.clone(),
+        mounts: asked.mounts.iter().map(mounts::record).collect(),
+        log_path: asked.log_path.clone(),
+        resources: linux.resources.as_ref().map(resources::record),
+        user: UserRecord::default(),
+        stop_signal,
+        terminal: asked.tty,
+    };
+    Ok(ContainerPlan { record, request, volumes: mounts::volumes(&asked.mounts, pod.kind)? })
+}
+
+fn process(
+    pod: &PodRecord,
+    asked: &ContainerConfig,
+    context: &LinuxContainerSecurityContext,
+    limits: &cofferdam_proto::cri::LinuxContainerResources,
+    image: &Image,
+) -> Result<Process, CriError> {
+    let cwd = match (asked.working_dir.as_str(), image.config.working_dir.as_str()) {
+        ("", "") => "/",
+        ("", image) => image,
+        (asked, _) => asked,
+    };
+    text::line("working_dir", cwd, 4096)?;
+    if !cwd.starts_with('/') {
+        return Err(CriError::invalid(format!("working_dir {cwd:?} is not absolute")));
+    }
+    // The kubelet's values lie within -1000 and 1000; others would make the kernel refuse the start.
+    let oom = limits.oom_score_adj.clamp(-1000, 1000);
+    Ok(Process {
+        args: args(asked, image)?,
+        env: env(pod, asked, image)?,
+        cwd: cwd.to_owned(),
+        user: Some(user::user(context, &image.config.user)?),
+        terminal: asked.tty,
+        capabilities: Some(capabilities::sets(context.capabilities.as_ref(), context.privileged)?),
+        no_new_privileges: context.no_new_privs,
+        seccomp: Some(seccomp::profile(context)?),
+        rlimits: Vec::new(),
+        oom_score_adj: i32::try_from(oom).ok(),
+        apparmor_profile: String::new(),
+    })
+}
+
+/// CRI's `command` takes the place of the image's entrypoint and arguments; `args` that of its arguments alone.
+fn args(asked: &ContainerConfig, image: &Image) -> Result<Vec<String>, CriError> {
+    let config = &image.config;
+    let (first, rest) = match (asked.command.is_empty(), asked.args.is_empty()) {
+        (false, _) => (&asked.command, &asked.args),
+        (true, false) => (&config.entrypoint, &asked.args),
+        (true, true) => (&config.entrypoint, &config.cmd),
+    };
+    let args: Vec<String> = first.iter().chain(rest).cloned().collect();
+    if args.first().is_none_or(String::is_empty) {
+        return Err(CriError::invalid("no command: neither the container nor the image names one"));
+    }
+    check_strings("argument", &args)?;
+    Ok(args)
+}
+
+fn check_strings(what: &str, list: &[String]) -> Result<(), CriError> {
+    if list.len() > MAX_ITEMS {
+        return Err(CriError::invalid(format!("more than {MAX_ITEMS} of {what}")));
+    }
+    match list.iter().find(|s| s.contains('\0') || s.len() > MAX_STRING) {
+        Some(bad) => {
+            let shown = crate::node::shorten(bad);
+            Err(CriError::invalid(format!("{what} {shown:?} has a NUL or is longer than {MAX_STRING} bytes")))
+        }
+        None => Ok(()),
+    }
+}
+
+/// The image's variables, in its order, then the container's own; a later one takes the place of an earlier one of its name.
+fn env(pod: &PodRecord, asked: &ContainerConfig, image: &Image) -> Result<Vec<Vec<u8>>, CriError> {
+    let mut env: Vec<(String, String)> = vec![("PATH".into(), DEFAULT_PATH.into())];
+    if !pod.hostname.is_empty() {
+        env.push(("HOSTNAME".into(), pod.hostname.clone()));
+    }
+    if asked.tty {
+        env.push(("TERM".into(), "xterm".into()));
+    }
+    let image = image.config.env.iter().map(|e| e.split_once('=').unwrap_or((e, "")));
+    let own = asked.envs.iter().map(|e| (e.key.as_str(), e.value.as_str()));
+    for (key, value) in image.chain(own) {
+        if key.is_empty() || key.contains('=') || key.contains('\0') || value.contains('\0') {
+            let shown = crate::node::shorten(key);
+            return Err(CriError::invalid(format!("environment variable {shown:?} has no name, an = in it, or a NUL")));
+        }
+        match env.iter_mut().find(|(known, _)| known == key) {
+            Some(entry) => entry.1 = value.to_owned(),
+            None => env.push((key.to_owned(), value.to_owned())),
+        }
+    }
+    let lines: Vec<String> = env.into_iter().map(|(key, value)| format!("{key}={value}")).collect();
+    check_strings("environment variable", &lines)?;
+    Ok(lines.into_iter().map(String::into_bytes).collect())
+}
+
+fn namespaces(pod: &PodRecord, context: &LinuxContainerSecurityContext) -> Result<Namespaces, CriError> {
+    let options = context.namespace_options.clone().unwrap_or_default();
+    let node = i32::from(NamespaceMode::Node);
+    let pid = match NamespaceMode::try_from(options.pid) {
+        Ok(NamespaceMode::Pod) => Pid::Pod,
+        Ok(NamespaceMode::Container) => Pid::Container,
+        Ok(NamespaceMode::Node) if pod.namespaces.pid != node => {
+            return Err(CriError::invalid("the container wants the node's pid namespace and its pod sandbox does not"));
+        }
+        Ok(NamespaceMode::Node) => Pid::Node,
+        Ok(NamespaceMode::Target) if options.target_id.is_empty() => {
+            return Err(CriError::invalid("pid namespace TARGET needs a target_id"));
+        }
+        Ok(NamespaceMode::Target) => Pid::Target,
+        Err(_) => return Err(CriError::invalid(format!("unknown pid namespace mode {}", options.pid))),
+    };
+    if options.userns_options.as_ref().is_some_and(|u| u.mode != node) {
+        return Err(CriError::invalid("user namespaces are not supported"));
+    }
+    Ok(Namespaces {
+        pid: pid.into(),
+        pid_target: if pid == Pid::Target { options.target_id } else { String::new() },
+        ipc_node: pod.namespaces.ipc == node,
+    })
+}
+
+fn paths(what: &str, list: &[String], privileged: bool) -> Result<Vec<String>, CriError> {
+    if privileged {
+        return Ok(Vec::new());
+    }
+    for path in list {
+        text::name(what, path, 4096)?;
+        if !path.starts_with('/') {
+            return Err(CriError::invalid(format!("{what} {path:?} is not absolute")));
+        }
+    }
+    Ok(list.to_vec())
+}
+
+fn devices(kind: Kind, asked: &ContainerConfig) -> Result<Vec<agent::Device>, CriError> {
+    if !asked.cdi_devices.is_empty() {
+        return Err(CriError::invalid("CDI devices are not supported"));
+    }
+    if kind == Kind::Vm && !asked.devices.is_empty() {
+        return Err(CriError::invalid(
+            "devices of the node cannot be given to a microVM: use the runtime handler \"host\"",
+        ));
+    }
+    let mut devices = Vec::new();
+    for device in &asked.devices {
+        for path in [&device.container_path, &device.host_path] {
+            text::name("device path", path, 4096)?;
+        }
+        if !device.permissions.bytes().all(|b| b"rwm".contains(&b)) {
+            return Err(CriError::invalid(format!("device permissions {:?} are not of r, w, m", device.permissions)));
+        }
+        devices.push(agent::Device {
+            path: device.container_path.clone(),
+            source: device.host_path.clone(),
+            permissions: device.permissions.clone(),
+        });
+    }
+    Ok(devices)
+}
+
+/// Only what means "no profile of mine" passes: there are no profiles to load yet.
+#[allow(deprecated, reason = "older kubelets send the string")]
+fn apparmor(context: &LinuxContainerSecurityContext) -> Result<(), CriError> {
+    let localhost = match &context.apparmor {
+        Some(profile) => profile.profile_type == i32::from(ProfileType::Localhost),
+        None => context.apparmor_profile.starts_with("localhost/"),
+    };
+    if localhost && !context.privileged {
+        return Err(CriError::invalid("AppArmor profiles are not supported"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

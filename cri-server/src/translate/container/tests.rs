@@ -1,0 +1,197 @@
+use cofferdam_image_store::ImageConfig;
+use cofferdam_proto::agent::seccomp::Kind as SeccompKind;
+use cofferdam_proto::cri::{
+    Capability, CdiDevice, ContainerMetadata, Device, Int64Value, KeyValue, LinuxContainerConfig,
+    LinuxContainerResources, Mount, NamespaceOption, SecurityProfile, UserNamespace,
+};
+
+use super::*;
+use crate::records::tests::pod as pod_record;
+
+fn image() -> Image {
+    Image {
+        id: "sha256:1".into(),
+        repo_tags: vec![],
+        repo_digests: vec![],
+        size: 1,
+        config: ImageConfig {
+            user: "www-data".into(),
+            env: vec!["PATH=/image/bin".into(), "COLOUR=red".into()],
+            entrypoint: vec!["/entry".into()],
+            cmd: vec!["default".into()],
+            working_dir: "/srv".into(),
+            stop_signal: Some("SIGQUIT".into()),
+            ..Default::default()
+        },
+        pinned: false,
+    }
+}
+
+fn asked() -> ContainerConfig {
+    ContainerConfig {
+        metadata: Some(ContainerMetadata { name: "app".into(), attempt: 1 }),
+        image: Some(cofferdam_proto::cri::ImageSpec {
+            image: "sha256:1".into(),
+            user_specified_image: "busybox".into(),
+            ..Default::default()
+        }),
+        log_path: "app/1.log".into(),
+        linux: Some(LinuxContainerConfig::default()),
+        ..Default::default()
+    }
+}
+
+fn context(asked: &mut ContainerConfig) -> &mut LinuxContainerSecurityContext {
+    asked.linux.get_or_insert_default().security_context.get_or_insert_default()
+}
+
+fn planned(asked: &ContainerConfig) -> Result<ContainerPlan, CriError> {
+    plan("id", &pod_record("p"), asked, &image(), 7)
+}
+
+fn process_of(asked: &ContainerConfig) -> Process {
+    planned(asked).unwrap().request.process.unwrap()
+}
+
+#[test]
+fn commands_come_from_the_request_or_the_image() {
+    for (command, args, wanted) in [
+        (vec![], vec![], vec!["/entry", "default"]),
+        (vec![], vec!["own"], vec!["/entry", "own"]),
+        (vec!["sh"], vec![], vec!["sh"]),
+        (vec!["sh"], vec!["-c", "x"], vec!["sh", "-c", "x"]),
+    ] {
+        let own = |list: Vec<&str>| list.into_iter().map(str::to_owned).collect();
+        let config = ContainerConfig { command: own(command), args: own(args), ..asked() };
+        assert_eq!(process_of(&config).args, wanted);
+    }
+    let mut bare = image();
+    bare.config.entrypoint.clear();
+    bare.config.cmd.clear();
+    assert!(plan("id", &pod_record("p"), &asked(), &bare, 7).unwrap_err().to_string().contains("no command"));
+}
+
+#[test]
+fn variables_are_merged_by_name_and_keep_their_bytes() {
+    let pair = |key: &str, value: &str| KeyValue { key: key.into(), value: value.into() };
+    let config = ContainerConfig {
+        envs: vec![pair("COLOUR", "blue = green"), pair("LINES", "a\nb"), pair("COLOUR", "last")],
+        tty: true,
+        ..asked()
+    };
+    let env: Vec<String> = process_of(&config).env.into_iter().map(|e| String::from_utf8(e).unwrap()).collect();
+    assert_eq!(env, ["PATH=/image/bin", "HOSTNAME=web", "TERM=xterm", "COLOUR=last", "LINES=a\nb"]);
+}
+
+#[test]
+fn security_reaches_the_agent() {
+    let mut config = asked();
+    let plain = process_of(&config);
+    assert_eq!(plain.user.as_ref().unwrap().name, "www-data");
+    assert_eq!(plain.cwd, "/srv");
+    assert_eq!(plain.seccomp.as_ref().unwrap().kind(), SeccompKind::Unconfined);
+    let c = context(&mut config);
+    c.run_as_user = Some(Int64Value { value: 1234 });
+    c.run_as_group = Some(Int64Value { value: 4321 });
+    c.no_new_privs = true;
+    c.readonly_rootfs = true;
+    c.seccomp = Some(SecurityProfile { profile_type: ProfileType::RuntimeDefault.into(), ..Default::default() });
+    c.masked_paths = vec!["/proc/kcore".into()];
+    c.readonly_paths = vec!["/proc/sys".into()];
+    c.capabilities = Some(Capability { drop_capabilities: vec!["ALL".into()], ..Default::default() });
+    c.namespace_options = Some(NamespaceOption { pid: NamespaceMode::Container.into(), ..Default::default() });
+    config.linux.as_mut().unwrap().resources =
+        Some(LinuxContainerResources { oom_score_adj: 5000, memory_limit_in_bytes: 1 << 20, ..Default::default() });
+    config.working_dir = "/tmp".into();
+    let plan = planned(&config).unwrap();
+    let request = plan.request;
+    let process = request.process.unwrap();
+    let user = process.user.unwrap();
+    assert_eq!((user.uid, user.gid, user.name.as_str()), (Some(1234), Some(4321), ""));
+    assert!(process.no_new_privileges && request.readonly_rootfs);
+    assert_eq!(process.seccomp.unwrap().kind(), SeccompKind::RuntimeDefault);
+    assert!(process.capabilities.unwrap().bounding.is_empty());
+    assert_eq!((process.cwd.as_str(), process.oom_score_adj), ("/tmp", Some(1000)));
+    assert_eq!((request.masked_paths, request.readonly_paths), (vec!["/proc/kcore".into()], vec!["/proc/sys".into()]));
+    assert_eq!(request.namespaces.unwrap().pid(), Pid::Container);
+    assert_eq!(request.resources.unwrap().memory_limit_bytes, 1 << 20);
+    assert_eq!((request.stop_signal, plan.record.stop_signal), (3, 3));
+    assert_eq!((plan.record.image_id.as_str(), plan.record.user_image.as_str()), ("sha256:1", "busybox"));
+}
+
+#[test]
+fn privileged_lifts_the_limits_and_needs_a_privileged_pod() {
+    let mut config = asked();
+    let c = context(&mut config);
+    c.privileged = true;
+    c.masked_paths = vec!["/proc/kcore".into()];
+    c.seccomp = Some(SecurityProfile { profile_type: ProfileType::RuntimeDefault.into(), ..Default::default() });
+    assert!(planned(&config).is_err());
+    let pod = PodRecord { privileged: true, ..pod_record("p") };
+    let request = plan("id", &pod, &config, &image(), 7).unwrap().request;
+    assert!(request.privileged && request.masked_paths.is_empty());
+    let process = request.process.unwrap();
+    assert_eq!(process.capabilities.unwrap().effective.len(), 41);
+    assert_eq!(process.seccomp.unwrap().kind(), SeccompKind::Unconfined);
+}
+
+#[test]
+fn devices_are_for_host_pods() {
+    let device = Device { container_path: "/dev/a".into(), host_path: "/dev/b".into(), permissions: "rw".into() };
+    let config = ContainerConfig { devices: vec![device], ..asked() };
+    assert!(planned(&config).is_err());
+    let host = PodRecord { kind: Kind::Host, ..pod_record("p") };
+    let devices = plan("id", &host, &config, &image(), 7).unwrap().request.devices;
+    assert_eq!((devices[0].path.as_str(), devices[0].source.as_str()), ("/dev/a", "/dev/b"));
+}
+
+#[test]
+fn crooked_containers_are_refused() {
+    type Spoil = fn(&mut ContainerConfig);
+    let rows: [(&str, Spoil); 22] = [
+        ("no metadata", |c| c.metadata = None),
+        ("no name", |c| c.metadata.as_mut().unwrap().name.clear()),
+        ("newline in the name", |c| c.metadata.as_mut().unwrap().name = "a\nb".into()),
+        ("climbing log", |c| c.log_path = "../../etc/cron.d/x".into()),
+        ("absolute log", |c| c.log_path = "/etc/cron.d/x".into()),
+        ("relative folder", |c| c.working_dir = "tmp".into()),
+        ("newline in the folder", |c| c.working_dir = "/a\nb".into()),
+        ("NUL in an argument", |c| c.args = vec!["a\0b".into()]),
+        ("empty command", |c| c.command = vec![String::new()]),
+        ("long argument", |c| c.args = vec!["a".repeat(200_000)]),
+        ("many arguments", |c| c.args = vec!["a".into(); 20_000]),
+        ("variable without a name", |c| c.envs.push(KeyValue::default())),
+        ("variable with =", |c| c.envs.push(KeyValue { key: "A=B".into(), value: String::new() })),
+        ("NUL in a variable", |c| c.envs.push(KeyValue { key: "A".into(), value: "\0".into() })),
+        ("CDI", |c| c.cdi_devices.push(CdiDevice { name: "v/c=d".into() })),
+        ("relative masked path", |c| context(c).masked_paths = vec!["proc".into()]),
+        ("AppArmor profile", |c| {
+            let profile = SecurityProfile { profile_type: ProfileType::Localhost.into(), localhost_ref: "x".into() };
+            context(c).apparmor = Some(profile);
+        }),
+        ("node's processes", |c| {
+            context(c).namespace_options =
+                Some(NamespaceOption { pid: NamespaceMode::Node.into(), ..Default::default() });
+        }),
+        ("target without a name", |c| {
+            context(c).namespace_options =
+                Some(NamespaceOption { pid: NamespaceMode::Target.into(), ..Default::default() });
+        }),
+        ("user namespace", |c| {
+            context(c).namespace_options =
+                Some(NamespaceOption { userns_options: Some(UserNamespace::default()), ..Default::default() });
+        }),
+        ("unknown capability", |c| {
+            context(c).capabilities = Some(Capability { add_capabilities: vec!["ROOT".into()], ..Default::default() });
+        }),
+        ("volume over the root", |c| {
+            c.mounts.push(Mount { container_path: "/".into(), host_path: "/".into(), ..Default::default() });
+        }),
+    ];
+    for (name, spoil) in rows {
+        let mut config = asked();
+        spoil(&mut config);
+        let error = planned(&config).expect_err(name);
+        assert!(matches!(error, CriError::Invalid(_)), "{name}: {error}");
+    }
+}

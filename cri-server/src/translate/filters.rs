@@ -1,0 +1,158 @@
+//! Records, as lists and statuses show them, and the filters of list calls.
+
+use std::collections::HashMap;
+
+use cofferdam_proto::cri;
+
+use super::{mounts, resources};
+use crate::records::{ContainerPhase, ContainerRecord, PodPhase, PodRecord};
+
+/// Whether an object has every label that a selector names.
+pub(crate) fn selects(selector: &HashMap<String, String>, labels: &HashMap<String, String>) -> bool {
+    selector.iter().all(|(key, value)| labels.get(key) == Some(value))
+}
+
+/// A pod's state, or nothing while it is not to be seen.
+pub(crate) fn pod_state(phase: PodPhase) -> Option<cri::PodSandboxState> {
+    match phase {
+        PodPhase::Creating => None,
+        PodPhase::Ready => Some(cri::PodSandboxState::SandboxReady),
+        PodPhase::NotReady | PodPhase::Removing => Some(cri::PodSandboxState::SandboxNotready),
+    }
+}
+
+/// A container's state, or nothing while it is not to be seen.
+pub(crate) fn container_state(phase: ContainerPhase) -> Option<cri::ContainerState> {
+    match phase {
+        ContainerPhase::Creating => None,
+        ContainerPhase::Created | ContainerPhase::Starting => Some(cri::ContainerState::ContainerCreated),
+        ContainerPhase::Running => Some(cri::ContainerState::ContainerRunning),
+        ContainerPhase::Exited | ContainerPhase::Removing => Some(cri::ContainerState::ContainerExited),
+    }
+}
+
+fn pod_metadata(r: &PodRecord) -> Option<cri::PodSandboxMetadata> {
+    Some(cri::PodSandboxMetadata {
+        name: r.name.clone(),
+        uid: r.uid.clone(),
+        namespace: r.namespace.clone(),
+        attempt: r.attempt,
+    })
+}
+
+/// A pod in a list, if it is to be seen and the filter (whose id is resolved) wants it.
+pub(crate) fn list_pod(r: &PodRecord, filter: &cri::PodSandboxFilter) -> Option<cri::PodSandbox> {
+    let state = i32::from(pod_state(r.phase)?);
+    let wanted = (filter.id.is_empty() || filter.id == r.id)
+        && filter.state.as_ref().is_none_or(|s| s.state == state)
+        && selects(&filter.label_selector, &r.labels);
+    wanted.then(|| cri::PodSandbox {
+        id: r.id.clone(),
+        metadata: pod_metadata(r),
+        state,
+        created_at: r.created_at,
+        labels: r.labels.clone(),
+        annotations: r.annotations.clone(),
+        runtime_handler: r.handler.clone(),
+    })
+}
+
+/// A container in a list, if it is to be seen and the filter (whose ids are resolved) wants it.
+pub(crate) fn list_container(r: &ContainerRecord, filter: &cri::ContainerFilter) -> Option<cri::Container> {
+    let state = i32::from(container_state(r.phase)?);
+    let wanted = (filter.id.is_empty() || filter.id == r.id)
+        && (filter.pod_sandbox_id.is_empty() || filter.pod_sandbox_id == r.pod)
+        && filter.state.as_ref().is_none_or(|s| s.state == state)
+        && selects(&filter.label_selector, &r.labels);
+    wanted.then(|| cri::Container {
+        id: r.id.clone(),
+        pod_sandbox_id: r.pod.clone(),
+        metadata: Some(cri::ContainerMetadata { name: r.name.clone(), attempt: r.attempt }),
+        image: Some(image(r)),
+        image_ref: r.image_id.clone(),
+        state,
+        created_at: r.created_at,
+        labels: r.labels.clone(),
+        annotations: r.annotations.clone(),
+        image_id: r.image_id.clone(),
+    })
+}
+
+fn image(r: &ContainerRecord) -> cri::ImageSpec {
+    cri::ImageSpec {
+        image: r.image.clone(),
+        annotations: r.image_annotations.clone(),
+        user_specified_image: r.user_image.clone(),
+        ..Default::default()
+    }
+}
+
+/// A pod's status. A pod that is not ready has no address: it was given back.
+pub(crate) fn pod_status(r: &PodRecord) -> Option<cri::PodSandboxStatus> {
+    let state = pod_state(r.phase)?;
+    let mut addresses = r.addresses.iter().map(ToString::to_string);
+    let network = (state == cri::PodSandboxState::SandboxReady).then(|| cri::PodSandboxNetworkStatus {
+        ip: addresses.next().unwrap_or_default(),
+        additional_ips: addresses.map(|ip| cri::PodIp { ip }).collect(),
+    });
+    let options = cri::NamespaceOption {
+        network: r.namespaces.network,
+        pid: r.namespaces.pid,
+        ipc: r.namespaces.ipc,
+        target_id: r.namespaces.target_id.clone(),
+        userns_options: None,
+    };
+    Some(cri::PodSandboxStatus {
+        id: r.id.clone(),
+        metadata: pod_metadata(r),
+        state: state.into(),
+        created_at: r.created_at,
+        network,
+        linux: Some(cri::LinuxPodSandboxStatus { namespaces: Some(cri::Namespace { options: Some(options) }) }),
+        labels: r.labels.clone(),
+        annotations: r.annotations.clone(),
+        runtime_handler: r.handler.clone(),
+    })
+}
+
+/// A container's status; `log_directory` is its pod's.
+pub(crate) fn container_status(r: &ContainerRecord, log_directory: &str) -> Option<cri::ContainerStatus> {
+    let state = container_state(r.phase)?;
+    let log = if r.log_path.is_empty() || log_directory.is_empty() {
+        String::new()
+    } else {
+        format!("{}/{}", log_directory.trim_end_matches('/'), r.log_path)
+    };
+    let user = cri::LinuxContainerUser {
+        uid: r.user.uid.into(),
+        gid: r.user.gid.into(),
+        supplemental_groups: r.user.groups.iter().map(|g| i64::from(*g)).collect(),
+    };
+    let shown = if r.user_image.is_empty() { r.image.clone() } else { r.user_image.clone() };
+    Some(cri::ContainerStatus {
+        id: r.id.clone(),
+        metadata: Some(cri::ContainerMetadata { name: r.name.clone(), attempt: r.attempt }),
+        state: state.into(),
+        created_at: r.created_at,
+        started_at: r.started_at,
+        finished_at: r.finished_at,
+        exit_code: r.exit_code,
+        image: Some(cri::ImageSpec { image: shown, ..image(r) }),
+        image_ref: r.image_id.clone(),
+        reason: r.reason.clone(),
+        message: r.message.clone(),
+        labels: r.labels.clone(),
+        annotations: r.annotations.clone(),
+        mounts: r.mounts.iter().map(mounts::status).collect(),
+        log_path: log,
+        resources: Some(cri::ContainerResources {
+            linux: Some(r.resources.as_ref().map(resources::status).unwrap_or_default()),
+            windows: None,
+        }),
+        image_id: r.image_id.clone(),
+        user: Some(cri::ContainerUser { linux: Some(user) }),
+    })
+}
+
+#[cfg(test)]
+mod tests;

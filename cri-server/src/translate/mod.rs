@@ -1,0 +1,14 @@
+//! CRI's messages, turned into what a sandbox and an agent are asked. No I/O but one: a seccomp profile is read by path.
+
+pub(crate) mod capabilities;
+pub(crate) mod container;
+pub(crate) mod dns;
+pub(crate) mod filters;
+pub(crate) mod mounts;
+pub(crate) mod pod;
+pub(crate) mod resources;
+pub(crate) mod seccomp;
+pub(crate) mod signal;
+pub(crate) mod sysctls;
+pub(crate) mod text;
+pub(crate) mod user;

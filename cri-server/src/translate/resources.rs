@@ -1,0 +1,176 @@
+//! Limits of containers, and the size of a microVM from the limits of its pod.
+
+use cofferdam_proto::agent::Resources;
+use cofferdam_proto::cri::LinuxContainerResources;
+use cofferdam_sandbox::{Kind, VmSize};
+
+use crate::error::CriError;
+use crate::records::ResourcesRecord;
+
+const MIB: i64 = 1 << 20;
+/// No pod gets more, whatever it asks: 1 TiB.
+const MAX_MEMORY_MIB: i64 = 1 << 20;
+
+/// The size of a pod's microVM: the configured one, or more where the sums of its containers (`resources`) with the pod's `overhead`
+/// ask for it; never more vCPUs than the node has.
+pub(crate) fn vm_size(
+    least: VmSize,
+    resources: Option<&LinuxContainerResources>,
+    overhead: Option<&LinuxContainerResources>,
+    node_cpus: usize,
+) -> VmSize {
+    let sum = |pick: fn(&LinuxContainerResources) -> i64| -> i64 {
+        [resources, overhead].into_iter().flatten().map(pick).map(|v| v.max(0)).fold(0, i64::saturating_add)
+    };
+    let limited = resources.is_some_and(|r| r.memory_limit_in_bytes > 0);
+    let memory = if limited { sum(|r| r.memory_limit_in_bytes).div_euclid(MIB) } else { 0 };
+    let millis = |r: &LinuxContainerResources| {
+        if r.cpu_quota > 0 && r.cpu_period > 0 { r.cpu_quota.saturating_mul(1000) / r.cpu_period } else { 0 }
+    };
+    let cpus = if resources.is_some_and(|r| r.cpu_quota > 0) {
+        sum(millis).div_euclid(1000) + i64::from(sum(millis) % 1000 != 0)
+    } else {
+        0
+    };
+    let node_cpus = i64::try_from(node_cpus.clamp(1, 64)).unwrap_or(1);
+    let vcpus = cpus.min(node_cpus).max(least.vcpus.into());
+    VmSize {
+        vcpus: u8::try_from(vcpus).unwrap_or(least.vcpus),
+        memory_mib: u32::try_from(memory.min(MAX_MEMORY_MIB)).unwrap_or(0).max(least.memory_mib),
+    }
+}
+
+/// What is echoed in a container's status.
+pub(crate) fn record(r: &LinuxContainerResources) -> ResourcesRecord {
+    ResourcesRecord {
+        cpu_period: r.cpu_period,
+        cpu_quota: r.cpu_quota,
+        cpu_shares: r.cpu_shares,
+        memory_limit: r.memory_limit_in_bytes,
+        memory_swap_limit: r.memory_swap_limit_in_bytes,
+        oom_score_adj: r.oom_score_adj,
+        cpuset_cpus: r.cpuset_cpus.clone(),
+        cpuset_mems: r.cpuset_mems.clone(),
+        unified: r.unified.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
+    }
+}
+
+/// And back.
+pub(crate) fn status(r: &ResourcesRecord) -> LinuxContainerResources {
+    LinuxContainerResources {
+        cpu_period: r.cpu_period,
+        cpu_quota: r.cpu_quota,
+        cpu_shares: r.cpu_shares,
+        memory_limit_in_bytes: r.memory_limit,
+        memory_swap_limit_in_bytes: r.memory_swap_limit,
+        oom_score_adj: r.oom_score_adj,
+        cpuset_cpus: r.cpuset_cpus.clone(),
+        cpuset_mems: r.cpuset_mems.clone(),
+        unified: r.unified.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
+        ..Default::default()
+    }
+}
+
+/// What the agent is asked. Huge page limits are left out: the kubelet sends a zero for each page size of the *node*.
+pub(crate) fn agent(r: &LinuxContainerResources, kind: Kind) -> Result<Resources, CriError> {
+    let unsigned = |what: &str, value: i64| {
+        u64::try_from(value).map_err(|_| CriError::invalid(format!("{what} {value} is negative")))
+    };
+    for (what, set) in [("cpuset_cpus", &r.cpuset_cpus), ("cpuset_mems", &r.cpuset_mems)] {
+        if set.len() > 1024 || !set.bytes().all(|b| b.is_ascii_digit() || b == b',' || b == b'-') {
+            return Err(CriError::invalid(format!("{what} {set:?} is not a list such as 0-3,7")));
+        }
+    }
+    for (key, value) in &r.unified {
+        let word = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_' || b == b'.';
+        if !key.contains('.') || key.len() > 64 || !key.bytes().all(word) || key.starts_with("cgroup.") {
+            return Err(CriError::invalid(format!("unified key {key:?} is not a controller's file")));
+        }
+        if value.len() > 256 || value.bytes().any(|b| !(0x20..0x7f).contains(&b)) {
+            return Err(CriError::invalid(format!("unified value of {key} has a character that no cgroup file takes")));
+        }
+    }
+    // Processors are numbered anew in a guest: the node's sets mean nothing there.
+    let set = |text: &String| if kind == Kind::Vm { String::new() } else { text.clone() };
+    Ok(Resources {
+        cpu_shares: unsigned("cpu_shares", r.cpu_shares)?,
+        cpu_quota_us: r.cpu_quota,
+        cpu_period_us: unsigned("cpu_period", r.cpu_period)?,
+        cpuset_cpus: set(&r.cpuset_cpus),
+        cpuset_mems: set(&r.cpuset_mems),
+        memory_limit_bytes: r.memory_limit_in_bytes,
+        memory_swap_bytes: r.memory_swap_limit_in_bytes,
+        pids_limit: 0,
+        unified: r.unified.clone(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+
+    const LEAST: VmSize = VmSize { vcpus: 1, memory_mib: 256 };
+
+    fn limits(memory_mib: i64, quota: i64) -> LinuxContainerResources {
+        LinuxContainerResources {
+            memory_limit_in_bytes: memory_mib * MIB,
+            cpu_quota: quota,
+            cpu_period: 100_000,
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn a_vm_grows_with_its_pod() {
+        let size = |r: Option<LinuxContainerResources>, o: Option<LinuxContainerResources>| {
+            let VmSize { vcpus, memory_mib } = vm_size(LEAST, r.as_ref(), o.as_ref(), 4);
+            (vcpus, memory_mib)
+        };
+        assert_eq!(size(None, None), (1, 256));
+        assert_eq!(size(Some(limits(0, 0)), None), (1, 256));
+        assert_eq!(size(Some(limits(128, 50_000)), None), (1, 256));
+        assert_eq!(size(Some(limits(1024, 150_000)), None), (2, 1024));
+        assert_eq!(size(Some(limits(1024, 200_000)), Some(limits(64, 10_000))), (3, 1088));
+        assert_eq!(size(None, Some(limits(512, 300_000))), (1, 256), "overhead alone limits nothing");
+        assert_eq!(size(Some(limits(0, 9_000_000)), None), (4, 256), "no more than the node has");
+        assert_eq!(size(Some(limits(i64::MAX / MIB, i64::MAX)), Some(limits(1 << 40, 1))).1, 1 << 20);
+        assert_eq!(size(Some(limits(-5, -1)), None), (1, 256));
+    }
+
+    #[test]
+    fn limits_reach_the_agent() {
+        let mut asked = limits(32, 20_000);
+        asked.cpu_shares = 512;
+        asked.memory_swap_limit_in_bytes = 64 * MIB;
+        asked.cpuset_cpus = "0-1".into();
+        asked.unified = HashMap::from([("memory.min".into(), "0".into()), ("memory.high".into(), "max".into())]);
+        asked.hugepage_limits = vec![Default::default()];
+        let host = agent(&asked, Kind::Host).unwrap();
+        assert_eq!((host.cpu_shares, host.cpu_quota_us, host.cpu_period_us), (512, 20_000, 100_000));
+        assert_eq!((host.memory_limit_bytes, host.memory_swap_bytes), (32 * MIB, 64 * MIB));
+        assert_eq!((host.cpuset_cpus.as_str(), host.unified["memory.high"].as_str()), ("0-1", "max"));
+        assert_eq!(agent(&asked, Kind::Vm).unwrap().cpuset_cpus, "");
+        assert_eq!(status(&record(&asked)).unified, asked.unified);
+    }
+
+    #[test]
+    fn crooked_limits_are_refused() {
+        type Spoil = fn(&mut LinuxContainerResources);
+        let rows: [Spoil; 7] = [
+            |r| r.cpu_shares = -1,
+            |r| r.cpuset_cpus = "0\n1".into(),
+            |r| drop(r.unified.insert("../memory.max".into(), "1".into())),
+            |r| drop(r.unified.insert("cgroup.procs".into(), "1".into())),
+            |r| drop(r.unified.insert("memory".into(), "1".into())),
+            |r| drop(r.unified.insert("memory.max".into(), "1\n2".into())),
+            |r| r.cpu_period = -1,
+        ];
+        for (number, spoil) in rows.into_iter().enumerate() {
+            let mut asked = limits(1, 1);
+            spoil(&mut asked);
+            assert!(agent(&asked, Kind::Host).is_err(), "row {number}");
+        }
+    }
+}

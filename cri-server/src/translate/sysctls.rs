@@ -1,0 +1,108 @@
+//! Sysctls of a pod: by allow-list of namespaced names, and by a grammar for values (runc's and CRI-O's escapes came through here).
+
+use std::collections::{BTreeMap, HashMap};
+
+use crate::error::CriError;
+
+/// Names that belong to an ipc namespace; one ending in a dot covers what is below.
+const IPC: [&str; 9] = [
+    "kernel.shmall",
+    "kernel.shmmax",
+    "kernel.shmmni",
+    "kernel.shm_rmid_forced",
+    "kernel.msgmax",
+    "kernel.msgmnb",
+    "kernel.msgmni",
+    "kernel.sem",
+    "fs.mqueue.",
+];
+
+const MAX_COUNT: usize = 128;
+const MAX_NAME: usize = 256;
+const MAX_VALUE: usize = 256;
+
+/// Checks the sysctls of a pod that may share the node's ipc or network namespace.
+pub(crate) fn check(
+    asked: &HashMap<String, String>,
+    node_ipc: bool,
+    node_network: bool,
+) -> Result<BTreeMap<String, String>, CriError> {
+    if asked.len() > MAX_COUNT {
+        return Err(CriError::invalid(format!("more than {MAX_COUNT} sysctls")));
+    }
+    let mut checked = BTreeMap::new();
+    for (name, value) in asked {
+        // sysctl(8) takes slashes too; dots within a component are then written as such. Neither is needed for what is allowed.
+        let name = name.replace('/', ".");
+        let refuse = |why: &str| Err(CriError::invalid(format!("sysctl {name:?} {why}")));
+        let plain = |c: &str| !c.is_empty() && c.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
+        if name.len() > MAX_NAME || !name.split('.').all(plain) {
+            return refuse("is not a name of plain words and dots");
+        }
+        let fits = |allowed: &str| name == allowed || (allowed.ends_with('.') && name.starts_with(allowed));
+        if name.starts_with("net.") {
+            if node_network {
+                return refuse("would change the node's own network");
+            }
+        } else if IPC.iter().any(|a| fits(a)) {
+            if node_ipc {
+                return refuse("would change the node's own ipc namespace");
+            }
+        } else {
+            return refuse("is not one that belongs to a pod alone");
+        }
+        let value_ok = |b: u8| b.is_ascii_alphanumeric() || b" \t_-.,:".contains(&b);
+        if value.len() > MAX_VALUE || value.is_empty() || !value.bytes().all(value_ok) {
+            return refuse(&format!("has a value that sysctls do not have: {:?}", super::super::node::shorten(value)));
+        }
+        checked.insert(name, value.clone());
+    }
+    Ok(checked)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn one(name: &str, value: &str, ipc: bool, net: bool) -> Result<BTreeMap<String, String>, CriError> {
+        check(&HashMap::from([(name.to_owned(), value.to_owned())]), ipc, net)
+    }
+
+    #[test]
+    fn namespaced_ones_pass() {
+        for (name, value) in [
+            ("kernel.shm_rmid_forced", "1"),
+            ("fs.mqueue.msg_max", "100"),
+            ("net.ipv4.ip_local_port_range", "1024\t65535"),
+            ("net.ipv4.tcp_congestion_control", "bbr"),
+            ("net.ipv4.ip_local_reserved_ports", "8080,9000-9010"),
+            ("kernel.sem", "250 32000 100 128"),
+        ] {
+            assert_eq!(one(name, value, false, false).unwrap()[name], value);
+        }
+        assert!(one("net/ipv4/ip_forward", "1", false, false).unwrap().contains_key("net.ipv4.ip_forward"));
+    }
+
+    #[test]
+    fn the_node_s_own_and_crooked_ones_are_refused() {
+        for (name, value, ipc, net) in [
+            ("kernel.core_pattern", "|/x", false, false),
+            ("kernel.panic", "1", false, false),
+            ("vm.overcommit_memory", "1", false, false),
+            ("kernel.shm_rmid_forced.x", "1", false, false),
+            ("kernel.shm_rmid_forced+kernel.core_pattern=|/x", "1", false, false),
+            ("kernel.shm_rmid_forced", "1+kernel.core_pattern=|/x #", false, false),
+            ("kernel.shm_rmid_forced", "1\nkernel.core_pattern=x", false, false),
+            ("kernel.shm_rmid_forced", "1=2", false, false),
+            ("kernel.shm_rmid_forced", "", false, false),
+            ("net..x", "1", false, false),
+            ("net.ipv4.../../kernel/core_pattern", "1", false, false),
+            ("net/../kernel/core_pattern", "x", false, false),
+            ("", "1", false, false),
+            ("net.ipv4.ip_forward", "1", false, true),
+            ("kernel.sem", "1", true, false),
+        ] {
+            assert!(one(name, value, ipc, net).is_err(), "{name} = {value}");
+        }
+    }
+}
