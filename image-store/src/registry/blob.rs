@@ -9,7 +9,7 @@ use reqwest::header::CONTENT_RANGE;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 
-use super::client::{ATTEMPTS, Endpoint, Fault, Session, transport};
+use super::client::{Endpoint, Fault, Session, transport};
 use super::manifest::Descriptor;
 use crate::config::Timeouts;
 use crate::digest::Digest;
@@ -17,6 +17,8 @@ use crate::error::{StoreError, StoreResult};
 
 /// Bytes that a registry may send between two failures and still be taken for one that gets nowhere.
 const NO_PROGRESS: u64 = 64 << 10;
+/// Tries without progress: with the pauses between them some seconds, in which a registry can restart.
+const ATTEMPTS: u32 = 4;
 /// Failures of one blob, however much came between them.
 const MAX_FAILURES: u32 = 50;
 

@@ -23,7 +23,7 @@ const TOKEN_BYTES: u64 = 1 << 20;
 const ERROR_BYTES: u64 = 16 << 10;
 /// An index may hold an index; nobody nests deeper.
 const NESTING: usize = 3;
-pub(crate) const ATTEMPTS: u32 = 3;
+const ATTEMPTS: u32 = 3;
 
 /// Why one request to one endpoint gave nothing.
 #[derive(Debug)]

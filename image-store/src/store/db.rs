@@ -14,7 +14,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::de::DeserializeOwned;
@@ -87,15 +87,31 @@ fn failed<E: std::error::Error + Send + Sync + 'static>(what: &'static str) -> i
 }
 
 impl Db {
-    /// Opens or makes the database, which also keeps other daemons out of the store.
+    /// Opens or makes the database. A new one gets its name when it is whole: redb does not open a file that was
+    /// killed while it was made.
     pub(crate) fn open(path: PathBuf) -> StoreResult<(Self, Contents)> {
-        let database = Database::builder().set_cache_size(CACHE).create(&path).map_err(failed("opening"))?;
-        std::fs::set_permissions(&path, Permissions::from_mode(0o600))
-            .map_err(|e| StoreError::io(format!("setting the mode of {}", path.display()), e))?;
-        let db = Self { database, path };
-        db.check_version()?;
+        if !path.exists() {
+            let new = path.with_extension("new");
+            let io = |what: &str, e| StoreError::io(format!("{what} {}", new.display()), e);
+            match std::fs::remove_file(&new) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(io("removing", e)),
+                _ => {}
+            }
+            drop(Self::at(&new)?);
+            std::fs::rename(&new, &path).map_err(|e| io("renaming", e))?;
+        }
+        let db = Self::at(&path)?;
         let contents = db.read()?;
         Ok((db, contents))
+    }
+
+    fn at(path: &Path) -> StoreResult<Self> {
+        let database = Database::builder().set_cache_size(CACHE).create(path).map_err(failed("opening"))?;
+        std::fs::set_permissions(path, Permissions::from_mode(0o600))
+            .map_err(|e| StoreError::io(format!("setting the mode of {}", path.display()), e))?;
+        let db = Self { database, path: path.to_owned() };
+        db.check_version()?;
+        Ok(db)
     }
 
     fn check_version(&self) -> StoreResult<()> {

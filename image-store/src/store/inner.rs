@@ -5,10 +5,13 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, Permissions};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use rustix::fs::FlockOperation;
 
 use super::db::{Change, Contents, Db, ImageRecord, LayerRecord, LeaseRecord};
 use super::unpack::{Staging, open_dir};
@@ -27,6 +30,8 @@ pub(crate) struct Inner {
     /// Who makes a layer; others wait for it.
     turns: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
     serial: AtomicU64,
+    /// The store's directory, locked against other daemons.
+    _owner: OwnedFd,
 }
 
 #[derive(Default)]
@@ -36,7 +41,7 @@ pub(crate) struct State {
     pub(crate) leases: BTreeMap<String, LeaseRecord>,
     /// Layers that running pulls need.
     pins: HashMap<Digest, usize>,
-    pub(crate) meters: Vec<Weak<Meter>>,
+    pub(crate) meters: Vec<Arc<Meter>>,
 }
 
 /// Keeps layers while a pull runs; what is unused afterwards goes.
@@ -61,6 +66,9 @@ impl Inner {
         for (dir, mode) in [("", 0o700), ("layers", 0o700), ("tmp", 0o700), ("empty", 0o700), ("empty/fs", 0o755)] {
             made(&config.root.join(dir), mode)?;
         }
+        let owner = open_dir(&config.root)?;
+        rustix::fs::flock(&owner, FlockOperation::NonBlockingLockExclusive)
+            .map_err(|_| StoreError::Config(format!("{} is in use by another daemon", config.root.display())))?;
         let (mut db, contents) = Db::open(config.root.join("images.redb"))?;
         let state = clean_up(&config.root, &mut db, contents)?;
         Ok(Self {
@@ -70,6 +78,7 @@ impl Inner {
             state: Mutex::new(state),
             turns: Mutex::default(),
             serial: AtomicU64::new(0),
+            _owner: owner,
         })
     }
 

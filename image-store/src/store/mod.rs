@@ -7,7 +7,7 @@ mod unpack;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex};
 
 use futures::future::{BoxFuture, FutureExt, Shared, WeakShared};
 
@@ -56,7 +56,7 @@ pub struct Store {
 
 impl Store {
     /// Opens the store, and makes it when it is new. Removes what an earlier daemon left half-done, so only one
-    /// daemon can have it: another one gets [`crate::StoreError::Database`].
+    /// daemon can have it: another one gets [`crate::StoreError::Config`].
     pub fn open(config: Config) -> StoreResult<Self> {
         Ok(Self { inner: Arc::new(Inner::open(config)?), running: Arc::default() })
     }
@@ -96,9 +96,7 @@ impl Store {
 
     /// The pulls that run.
     pub fn progress(&self) -> Vec<PullProgress> {
-        let mut state = self.inner.state();
-        state.meters.retain(|meter| meter.strong_count() > 0);
-        state.meters.iter().filter_map(Weak::upgrade).map(|meter| meter.snapshot()).collect()
+        self.inner.state().meters.iter().map(|meter| meter.snapshot()).collect()
     }
 
     /// The image that a reference, an id, or the beginning of an id stands for.

@@ -34,15 +34,31 @@ struct Pull {
     diff_ids: Vec<Digest>,
     /// How many layers, from the lowest, are in the store.
     ready: watch::Sender<usize>,
-    /// Blocking work, which an aborted task does not take with it.
-    blocking: TaskTracker,
+    /// Layers, and their blocking work, which an aborted task does not take with it.
+    tasks: TaskTracker,
+}
+
+/// A pull's place in the list of those that run.
+struct Running<'a>(&'a Inner, &'a Arc<Meter>);
+
+impl<'a> Running<'a> {
+    fn new(inner: &'a Inner, meter: &'a Arc<Meter>) -> Self {
+        inner.state().meters.push(meter.clone());
+        Self(inner, meter)
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.state().meters.retain(|meter| !Arc::ptr_eq(meter, self.1));
+    }
 }
 
 /// Pulls an image; gives its id.
 pub(crate) async fn pull(inner: Arc<Inner>, reference: Reference, auth: Option<Auth>) -> StoreResult<String> {
     let meter = Meter::new(reference.to_string());
-    inner.state().meters.push(Arc::downgrade(&meter));
-    let work = steps(inner, &reference, auth, &meter);
+    let _running = Running::new(&inner, &meter);
+    let work = steps(inner.clone(), &reference, auth, &meter);
     tokio::pin!(work);
     let mut tick = tokio::time::interval(Duration::from_secs(1));
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -106,7 +122,7 @@ async fn steps(
             chains: image.chains.clone(),
             diff_ids: parsed.diff_ids,
             ready: watch::Sender::new(0),
-            blocking: TaskTracker::new(),
+            tasks: TaskTracker::new(),
         };
         layers(Arc::new(pull), manifest.layers).await?;
         pins
@@ -159,7 +175,11 @@ async fn layers(pull: Arc<Pull>, layers: Vec<(Descriptor, Compression)>) -> Stor
     let tasks = layers.into_iter().enumerate().map(|(index, (blob, compression))| {
         let pull = pull.clone();
         // A task of its own, so that layers are hashed on several processors.
-        async move { AbortOnDropHandle::new(tokio::spawn(pull.layer(index, blob, compression))).await }
+        async move {
+            let tracker = pull.tasks.clone();
+            let work = tracker.track_future(pull.layer(index, blob, compression));
+            AbortOnDropHandle::new(tokio::spawn(work)).await
+        }
     });
     let result = stream::iter(tasks)
         .buffer_unordered(parallel)
@@ -167,8 +187,8 @@ async fn layers(pull: Arc<Pull>, layers: Vec<(Descriptor, Compression)>) -> Stor
         .try_collect::<()>()
         .await;
     // What was aborted leaves unpacking threads behind, which end and clean up now that their streams are cut off.
-    pull.blocking.close();
-    pull.blocking.wait().await;
+    pull.tasks.close();
+    pull.tasks.wait().await;
     result
 }
 
@@ -239,7 +259,7 @@ impl Pull {
     }
 
     async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> StoreResult<T> + Send + 'static) -> StoreResult<T> {
-        joined(self.blocking.spawn_blocking(work)).await
+        joined(self.tasks.spawn_blocking(work)).await
     }
 }
 

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test program uses a part")]
 
 pub mod image;
+pub mod raw;
 
 use std::collections::HashMap;
 use std::convert::Infallible;

@@ -1,0 +1,138 @@
+//! A daemon that is killed at any moment: what the next one finds is whole.
+
+mod support;
+
+use std::fs;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use cofferdam_image_store::{Config, RegistryConfig, Store};
+
+use self::support::image::{Image, Packing, Tar};
+use self::support::{Registry, root, scratch};
+
+const IMAGES: usize = 4;
+const FILES: usize = 60;
+
+fn image(number: usize) -> Image {
+    let layer = |name: &str| {
+        let mut tar = Tar::default().dir(name, 0o755);
+        for i in 0..FILES {
+            tar = tar.file(&format!("{name}/{i}"), format!("{name} {i}").repeat(50).as_bytes());
+        }
+        tar.layer(Packing::Gzip)
+    };
+    let layers = vec![layer("base"), layer(&format!("own{number}")), layer(&format!("top{number}"))];
+    Image { label: number.to_string(), ..Image::new(layers) }
+}
+
+/// What the child does: pulls, leases, removes, releases, over and over, until it is killed.
+#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
+async fn churn(root: &str, registry: &str) {
+    let mut config = Config::new(root);
+    let plain = RegistryConfig { plain_http: true, ..RegistryConfig::default() };
+    config.registries.insert(registry.into(), plain);
+    config.platform.architecture = "amd64".into();
+    let store = Store::open(config).unwrap();
+    for round in 0.. {
+        let names = [round % IMAGES, (round + 1) % IMAGES].map(|n| format!("{registry}/image{n}:x"));
+        let (a, b) = tokio::join!(store.pull(&names[0], None), store.pull(&names[1], None));
+        store.lease(&a.unwrap(), &format!("holder{}", round % 3)).unwrap();
+        store.remove(&b.unwrap()).await.unwrap();
+        store.release(&format!("holder{}", (round + 1) % 3)).unwrap();
+    }
+}
+
+#[test]
+fn child() {
+    if let Ok(args) = std::env::var("COFFERDAM_TEST_CHURN") {
+        let (root, registry) = args.split_once('|').unwrap();
+        churn(root, registry);
+    }
+}
+
+/// Ends the child also when the test fails.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_killed_daemon_leaves_is_whole() {
+    if !root() {
+        return;
+    }
+    let (dir, registry) = (scratch(), Registry::start().await);
+    for number in 0..IMAGES {
+        registry.add(&format!("image{number}:x"), &image(number));
+    }
+    let config = registry.config(dir.path());
+    let store_dir = config.root.clone();
+    let (mut with_images, mut with_leases) = (0, 0);
+    for round in 0u64..25 {
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["child", "--exact", "--nocapture"])
+            .env("COFFERDAM_TEST_CHURN", format!("{}|{}", store_dir.display(), registry.address))
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let child = Killed(child);
+        // Spread over everything that the child does.
+        tokio::time::sleep(Duration::from_millis(20 + round * 37 % 400)).await;
+        drop(child);
+
+        let store = Store::open(config.clone()).unwrap();
+        let images = store.list().unwrap();
+        with_images += usize::from(!images.is_empty());
+        with_leases += usize::from(!store.leases().is_empty());
+        let names = |sub: &str| -> Vec<_> {
+            fs::read_dir(store_dir.join(sub)).unwrap().map(|e| e.unwrap().file_name()).collect()
+        };
+        assert!(names("tmp").is_empty(), "round {round}");
+        for found in &images {
+            let layers = store.lease(&found.id, "check").unwrap();
+            assert_eq!(layers.dirs.len(), 3, "round {round}");
+            for dir in &layers.dirs {
+                let inner = fs::read_dir(dir).unwrap().next().unwrap().unwrap();
+                assert_eq!(fs::read_dir(inner.path()).unwrap().count(), FILES, "round {round}: {dir:?}");
+            }
+        }
+        store.release("check").unwrap();
+        for holder in store.leases() {
+            store.release(&holder).unwrap();
+        }
+        for found in images {
+            store.remove(&found.id).await.unwrap();
+        }
+        assert!(names("layers").is_empty(), "round {round}");
+    }
+    assert!(with_images > 2 && with_leases > 2, "killed too early to show anything: {with_images}, {with_leases}");
+}
+
+#[test]
+fn a_second_daemon_is_kept_out() {
+    let dir = scratch();
+    let first = Store::open(Config::new(dir.path().join("store"))).unwrap();
+    assert!(Store::open(Config::new(dir.path().join("store"))).is_err());
+    drop(first);
+    Store::open(Config::new(dir.path().join("store"))).unwrap();
+}
+
+#[test]
+fn a_database_of_a_newer_version_is_left_alone() {
+    let dir = scratch();
+    let root = dir.path().join("store");
+    drop(Store::open(Config::new(&root)).unwrap());
+    let table: redb::TableDefinition<'_, &str, &[u8]> = redb::TableDefinition::new("meta");
+    let database = redb::Database::create(root.join("images.redb")).unwrap();
+    let write = database.begin_write().unwrap();
+    write.open_table(table).unwrap().insert("version", b"2".as_slice()).unwrap();
+    write.commit().unwrap();
+    drop(database);
+    let error = Store::open(Config::new(&root)).map(drop).unwrap_err();
+    assert!(error.to_string().contains("version 2"), "{error}");
+}
