@@ -71,7 +71,7 @@ impl Container {
     /// As [`Container::save`], where nobody waits for the answer.
     pub(crate) async fn save_or_log(self: &Arc<Self>, node: &Node) {
         if let Err(error) = self.save(node).await {
-            tracing::error!(container = self.id, error = message(&error), "record not kept");
+            tracing::error!(container = %self.id, error = message(&error), "record not kept");
         }
     }
 
@@ -109,7 +109,7 @@ impl Container {
                 return Err(error);
             }
             if let Err(error) = sandbox.close_log(&self.id).await {
-                tracing::debug!(container = self.id, %error, "log not closed");
+                tracing::debug!(container = %self.id, %error, "log not closed");
             }
             sandbox.unexport(&self.id).await.during(|| format!("take back what container {} sees", self.id))?;
         }

@@ -95,7 +95,7 @@ impl Pod {
     pub(crate) async fn died(self: &Arc<Self>, node: &Node, detail: &str, at: i64) {
         let was_ready = self.with(|r| r.phase == PodPhase::Ready);
         if was_ready {
-            tracing::warn!(pod = self.id, detail, "pod died");
+            tracing::warn!(pod = %self.id, detail, "pod died");
             self.change(|r| {
                 r.phase = PodPhase::NotReady;
                 r.ended = detail.to_owned();
@@ -103,7 +103,7 @@ impl Pod {
         }
         self.end_containers(node, detail, at).await;
         if let Err(error) = self.save(node).await {
-            tracing::error!(pod = self.id, error = crate::error::message(&error), "record not kept");
+            tracing::error!(pod = %self.id, error = crate::error::message(&error), "record not kept");
         }
     }
 

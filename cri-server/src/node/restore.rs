@@ -24,9 +24,9 @@ pub(crate) async fn all(node: &Arc<Node>) -> Result<(), CriError> {
     let known: HashSet<String> = pods.iter().map(|p| p.id.clone()).collect();
     for id in node.runtime.known() {
         if !known.contains(&id) {
-            tracing::warn!(pod = id, "pod without a record is removed");
+            tracing::warn!(pod = %id, "pod without a record is removed");
             if let Err(error) = node.runtime.remove(&id).await {
-                tracing::error!(pod = id, error = chain(&error), "pod without a record not removed");
+                tracing::error!(pod = %id, error = chain(&error), "pod without a record not removed");
             }
         }
     }
@@ -72,7 +72,7 @@ async fn restore(node: &Arc<Node>, pod: Arc<Pod>) {
         }
     };
     if let Err(error) = done {
-        tracing::error!(pod = pod.id, error = message(&error), "pod not restored whole");
+        tracing::error!(pod = %pod.id, error = message(&error), "pod not restored whole");
     }
 }
 
@@ -81,10 +81,10 @@ async fn adopt(node: &Arc<Node>, pod: &Arc<Pod>) {
         Ok(Adopted::Running(sandbox)) => {
             pod.attach(sandbox.clone());
             if let Err(error) = catch_up(node, pod, &sandbox).await {
-                tracing::error!(pod = pod.id, error = message(&error), "containers not all restored");
+                tracing::error!(pod = %pod.id, error = message(&error), "containers not all restored");
             }
             watch::start(node.clone(), pod.clone(), sandbox);
-            tracing::info!(pod = pod.id, "pod found running");
+            tracing::info!(pod = %pod.id, "pod found running");
         }
         Ok(Adopted::Ended(end)) => {
             pod.died(node, &end.detail, end.at_unix_nanos).await;
@@ -96,7 +96,7 @@ async fn adopt(node: &Arc<Node>, pod: &Arc<Pod>) {
             pod.died(node, &why, now_nanos()).await;
             half_done(node, pod).await.ok();
             if let Err(error) = node.runtime.remove(&pod.id).await {
-                tracing::warn!(pod = pod.id, error = chain(&error), "remains of a pod not removed");
+                tracing::warn!(pod = %pod.id, error = chain(&error), "remains of a pod not removed");
             }
         }
     }
@@ -157,7 +157,7 @@ async fn release_leases(node: &Node) {
     let released = tokio::task::spawn_blocking(move || {
         for holder in store.leases().into_iter().filter(|h| !known.contains(h)) {
             if let Err(error) = store.release(&holder) {
-                tracing::warn!(container = holder, error = error.chain(), "lease not released");
+                tracing::warn!(container = %holder, error = error.chain(), "lease not released");
             }
         }
     });

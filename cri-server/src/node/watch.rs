@@ -44,13 +44,13 @@ async fn follow(node: &Node, pod: &Arc<Pod>, sandbox: &Sandbox) {
                         }
                         Ok(None) => break,
                         Err(status) => {
-                            tracing::debug!(pod = pod.id, error = status.message(), "events ended");
+                            tracing::debug!(pod = %pod.id, error = status.message(), "events ended");
                             break;
                         }
                     }
                 }
             }
-            Err(status) => tracing::debug!(pod = pod.id, error = status.message(), "no events"),
+            Err(status) => tracing::debug!(pod = %pod.id, error = status.message(), "no events"),
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(RETRY.1);
@@ -68,8 +68,8 @@ pub(crate) async fn take(node: &Node, pod: &Arc<Pod>, state: &ContainerState) {
         let record = container.record();
         if record.phase == ContainerPhase::Exited {
             tracing::info!(
-                pod = pod.id,
-                container = container.id,
+                pod = %pod.id,
+                container = %container.id,
                 exit_code = record.exit_code,
                 reason = record.reason,
                 "container exited"

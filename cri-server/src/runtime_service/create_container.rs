@@ -39,7 +39,7 @@ pub(super) async fn call(
         async move {
             let _working = container.pod.work.lock().await;
             if let Err(error) = container.remove_locked(&undoer).await {
-                tracing::error!(container = container.id, error = message(&error), "abandoned container not removed");
+                tracing::error!(container = %container.id, error = message(&error), "abandoned container not removed");
             }
         }
         .boxed()
@@ -92,7 +92,7 @@ async fn create(
             };
             if let Err(second) = undone.await {
                 // The record stays: a removal of the pod, or the next start-up, tries again.
-                tracing::error!(container = container.id, error = message(&second), "failed container not cleaned up");
+                tracing::error!(container = %container.id, error = message(&second), "failed container not cleaned up");
                 node.names.release(&container.id);
             }
             Err(error)
@@ -148,11 +148,10 @@ async fn build(
     let handler = if container.pod.with(|r| r.kind) == Kind::Vm { "vm" } else { "host" };
     let ms = |d: std::time::Duration| d.as_micros() as f64 / 1000.0;
     tracing::info!(
-        pod = container.pod.id,
-        container = id,
+        pod = %container.pod.id,
+        container = %id,
         image = plan.record.image,
-        handler,
-        step = "container_create",
+        %handler,
         elapsed_ms = ms(began.elapsed()),
         exported_ms = ms(exported),
         "container created"

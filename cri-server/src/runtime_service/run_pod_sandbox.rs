@@ -34,7 +34,7 @@ pub(super) async fn call(
     let undo = move |pod: Arc<Pod>| {
         async move {
             if let Err(error) = pod.remove(&undoer).await {
-                tracing::error!(pod = pod.id, error = message(&error), "abandoned pod not removed");
+                tracing::error!(pod = %pod.id, error = message(&error), "abandoned pod not removed");
             }
         }
         .boxed()
@@ -76,7 +76,7 @@ async fn run(node: &Arc<Node>, plan: PodPlan, began: Instant) -> Result<Arc<Pod>
 /// The sandbox undid its own work; what it could not undo stays as a pod that is not ready, for the kubelet to remove.
 async fn undo_launch(node: &Arc<Node>, pod: &Arc<Pod>) {
     if let Err(error) = node.runtime.remove(&pod.id).await {
-        tracing::error!(pod = pod.id, error = chain(&error), "failed pod not cleaned up");
+        tracing::error!(pod = %pod.id, error = chain(&error), "failed pod not cleaned up");
         pod.change(|r| {
             r.phase = PodPhase::NotReady;
             r.ended = chain(&error);
@@ -86,66 +86,21 @@ async fn undo_launch(node: &Arc<Node>, pod: &Arc<Pod>) {
         return;
     }
     if let Err(error) = pod.forget(node).await {
-        tracing::error!(pod = pod.id, error = message(&error), "record not deleted");
+        tracing::error!(pod = %pod.id, error = message(&error), "record not deleted");
     }
 }
 
-/// Says where the time went: one event for each step, one for the whole. `docs/benchmarks.md` is made from them.
+/// Says where the time went, in one event; `make bench` reads it for docs/benchmarks.md.
 fn tell(pod: &Pod, kind: Kind, timeline: &Timeline, began: Instant) {
     let handler = if kind == Kind::Vm { "vm" } else { "host" };
-    for (step, micros) in steps(timeline) {
-        tracing::info!(pod = pod.id, handler, step, elapsed_ms = micros as f64 / 1000.0, "pod step");
-    }
-    let elapsed_ms = began.elapsed().as_micros() as f64 / 1000.0;
-    let marks: Vec<String> = timeline.iter().map(|(name, at)| format!("{name}={:.1}", *at as f64 / 1000.0)).collect();
-    tracing::info!(
-        pod = pod.id,
-        name = pod.with(|r| r.title()),
-        handler,
-        elapsed_ms,
-        timeline = marks.join(" "),
-        "pod started"
-    );
-}
-
-/// Durations of the steps that have a beginning and an end; other marks count from the launch's beginning.
-fn steps(timeline: &Timeline) -> Vec<(String, u64)> {
-    let mut steps = Vec::new();
-    for (name, at) in timeline {
-        match (name.strip_suffix("_start"), name.strip_suffix("_end")) {
-            (Some(step), _) if timeline.contains_key(&format!("{step}_end")) => {}
-            (_, Some(step)) => {
-                let from = timeline.get(&format!("{step}_start")).copied().unwrap_or(0);
-                steps.push((step.to_owned(), at.saturating_sub(from)));
-            }
-            _ => steps.push((format!("at_{name}"), *at)),
-        }
-    }
-    steps
+    let elapsed_ms = began.elapsed().as_millis() as u64;
+    let name = pod.with(|r| format!("{}/{}", r.namespace, r.name));
+    tracing::info!(pod = %pod.id, name, %handler, elapsed_ms, ?timeline, "pod started");
 }
 
 async fn node_resolv_conf() -> String {
     match tokio::fs::read_to_string("/etc/resolv.conf").await {
         Ok(text) if text.len() <= MAX_RESOLV_CONF => text,
         _ => String::new(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn steps_are_durations() {
-        let mark = |name: &str, at| (name.to_owned(), at);
-        let timeline = Timeline::from([
-            mark("cni_start", 10),
-            mark("cni_end", 250),
-            mark("boot_start", 5),
-            mark("boot_end", 90),
-            mark("kernel_loaded", 33),
-        ]);
-        let steps = steps(&timeline);
-        assert_eq!(steps, [("boot".into(), 85), ("cni".into(), 240), ("at_kernel_loaded".into(), 33)]);
     }
 }

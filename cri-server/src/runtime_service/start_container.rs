@@ -66,10 +66,9 @@ async fn start(node: &Arc<Node>, container: &Arc<Container>) -> Result<(), CriEr
     answer?;
     let handler = if container.pod.with(|r| r.kind) == Kind::Vm { "vm" } else { "host" };
     tracing::info!(
-        pod = container.pod.id,
-        container = container.id,
-        handler,
-        step = "container_start",
+        pod = %container.pod.id,
+        container = %container.id,
+        %handler,
         elapsed_ms = began.elapsed().as_micros() as f64 / 1000.0,
         "container started"
     );

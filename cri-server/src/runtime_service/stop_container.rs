@@ -35,7 +35,7 @@ async fn stop(container: &Container, grace: Duration) -> Result<(), CriError> {
             let signal = container.with(|r| r.stop_signal);
             if let Err(error) = send(container, signal, false).await {
                 // The kill below is what counts; a pod that is gone ends its containers itself.
-                tracing::warn!(container = container.id, error = message(&error), "stop signal not sent");
+                tracing::warn!(container = %container.id, error = message(&error), "stop signal not sent");
             }
         }
         if tokio::time::timeout(grace, container.exited()).await.is_ok() {
@@ -51,7 +51,7 @@ async fn stop(container: &Container, grace: Duration) -> Result<(), CriError> {
         Ok(()) => Err(CriError::TimedOut(format!("container {} was killed and is not gone yet", container.id))),
         // An agent that cannot be asked holds the whole pod; ending it is the only way left.
         Err(error) => {
-            tracing::error!(pod = container.pod.id, error = message(&error), "agent does not answer: pod is killed");
+            tracing::error!(pod = %container.pod.id, error = message(&error), "agent does not answer: pod is killed");
             container.pod.sandbox()?.stop().await.during(|| format!("kill pod {}", container.pod.id))?;
             tokio::time::timeout(GONE, container.exited())
                 .await
