@@ -3,7 +3,7 @@
 //! ```text
 //!  reference ──► registry ──► manifest ──► layers, side by side:
 //!                (mirrors,                  download ─► sha256 ─► gunzip/zstd ─► sha256 ─► extract
-//!                 tokens)                     (async)   └──────── one blocking thread ────────┘
+//!                 tokens)                  └─── async task ───┘  └────── a blocking thread ─────┘
 //!
 //!  <root>/                      0700
 //!  ├── images.redb              what there is (see `store::db`): the last thing written by a pull
@@ -13,9 +13,9 @@
 //!  └── tmp/                     half-done work; emptied when the store is opened
 //! ```
 //!
-//! A layer appears below `layers/` by one rename, after both of its digests were checked and it was
-//! synced. The record of an image is written after its layers. So a kill at any moment leaves either
-//! nothing or rubbish that [`Store::open`] removes.
+//! A layer appears below `layers/` by one rename, after both of its digests were checked. When an image's layers are
+//! all there, they are synced (once for all of them), and then the image is recorded. A layer that no record names
+//! is rubbish, which [`Store::open`] removes: so a kill or a power cut at any moment leaves whole images only.
 //!
 //! The store knows no pods: who needs layers to stay takes a lease ([`Store::lease`]) under a name.
 

@@ -245,7 +245,8 @@ async fn bad_manifests_are_refused() {
     let malformed = |e: &StoreError| matches!(e, StoreError::Malformed { .. });
     let unsupported = |e: &StoreError| matches!(e, StoreError::Unsupported { .. });
     let too_large = |e: &StoreError| matches!(e, StoreError::TooLarge { .. });
-    let cases: Vec<(&str, serde_json::Value, &dyn Fn(&StoreError) -> bool)> = vec![
+    type Right<'a> = &'a dyn Fn(&StoreError) -> bool;
+    let cases: Vec<(&str, serde_json::Value, Right<'_>)> = vec![
         ("no object", json!([1]), &malformed),
         ("empty", json!({}), &malformed),
         ("schema 1", json!({"schemaVersion": 1, "fsLayers": [], "name": "x"}), &unsupported),

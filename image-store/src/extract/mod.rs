@@ -318,6 +318,3 @@ impl Extractor<'_> {
         Ok(self.done)
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -152,6 +152,12 @@ impl Inner {
     /// Records an image whose layers are all there and pinned: syncs them, then writes the record. Tags that other
     /// images had move.
     pub(crate) fn commit_image(&self, id: &str, mut image: ImageRecord) -> StoreResult<()> {
+        // Before the lock, or everybody would wait for the disk. All of the layers are published by now, and those
+        // of an image that is recorded were synced when it was.
+        if !self.state().images.contains_key(id) {
+            let dir = open_dir(&self.config.root.join("layers"))?;
+            rustix::fs::syncfs(&dir).map_err(|e| StoreError::io("syncing the layers", e.into()))?;
+        }
         let mut db = lock(&self.db);
         let state = self.state();
         let mut layers = Vec::new();
@@ -167,8 +173,7 @@ impl Inner {
         }
         let mut changed: Vec<(String, ImageRecord)> = Vec::new();
         for (other_id, other) in &state.images {
-            let moves = |name: &String, set: &std::collections::BTreeSet<String>| set.contains(name);
-            if other_id != id && other.tags.iter().any(|tag| moves(tag, &image.tags)) {
+            if other_id != id && other.tags.iter().any(|tag| image.tags.contains(tag)) {
                 let mut other = ImageRecord::clone(other);
                 other.tags.retain(|tag| !image.tags.contains(tag));
                 changed.push((other_id.clone(), other));
@@ -177,10 +182,6 @@ impl Inner {
         drop(state);
         if known.as_deref() == Some(&image) && changed.is_empty() {
             return Ok(());
-        }
-        if known.is_none() {
-            let dir = open_dir(&self.config.root.join("layers"))?;
-            rustix::fs::syncfs(&dir).map_err(|e| StoreError::io("syncing the layers", e.into()))?;
         }
         changed.push((id.to_owned(), image));
         db.commit(&Change {
