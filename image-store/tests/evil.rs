@@ -154,7 +154,11 @@ fn the_table() {
         ("below a whiteout", vec![file(".wh.a/b", b"x")], Refused(".wh.a/b")),
         ("aufs' own", vec![file(".wh..wh.plnk/x", b""), file(".wh..wh.aufs", b"")], Taken),
         ("below a file", vec![file("a", b"x"), file("a/b", b"x")], Refused("a/b")),
-        ("below a device", vec![entry(b"a", b'3', b"", b""), file("a/b", b"x")], Refused("a/b")),
+        (
+            "below a device",
+            vec![patched(entry(b"a", b'3', b"", b""), 337, b"0000003\0"), file("a/b", b"x")],
+            Refused("a/b"),
+        ),
         ("a NUL in a PAX path", vec![pax(&[("path", b"a\0b")]), file("x", b"")], Refused("NUL")),
         ("a PAX path that climbs", vec![pax(&[("path", b"../victim")]), file("x", b"evil")], Refused("../victim")),
         ("a PAX link that climbs", vec![pax(&[("linkpath", b"../victim")]), hard_link("x", "y")], Refused("\"x\"")),

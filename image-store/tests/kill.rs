@@ -4,7 +4,7 @@ mod support;
 
 use std::fs;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cofferdam_image_store::{Config, RegistryConfig, Store};
 
@@ -81,8 +81,15 @@ async fn what_a_killed_daemon_leaves_is_whole() {
             .spawn()
             .unwrap();
         let child = Killed(child);
-        // Spread over everything that the child does.
-        tokio::time::sleep(Duration::from_millis(20 + round * 37 % 400)).await;
+        // Spread over everything that the child does: after so many requests, and then a little later.
+        let mut seen = 0;
+        let begun = Instant::now();
+        while seen < 1 + round as usize * 2 {
+            assert!(begun.elapsed() < Duration::from_secs(60), "round {round}: only {seen} requests");
+            seen += registry.log().len();
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        tokio::time::sleep(Duration::from_millis(round * 7 % 29)).await;
         drop(child);
 
         let store = Store::open(config.clone()).unwrap();

@@ -73,13 +73,14 @@ fn late_link(
     }
     let (target_dir, target_last) = cut(target);
     let from = target_parent(layer, lowers, target_dir, extracted).map_err(failed(name, "opening its target"))?;
-    let from = from.ok_or_else(missing)?;
+    let (from, opaque) = from.ok_or_else(missing)?;
     match stat_at(from.as_fd(), target_last).map_err(failed(name, "looking at its target"))? {
         Some(_) if is_whiteout(from.as_fd(), target_last) => return Err(missing()),
         Some(stat) if kind(&stat) == FileType::Directory => {
             return Err(ExtractError::malformed(&lossy(name), "hard link to a directory"));
         }
         Some(_) => {}
+        None if opaque => return Err(missing()),
         None => {
             let (lower, stat) = find(lowers, target).ok_or_else(missing)?;
             if kind(&stat) == FileType::Directory {
@@ -95,23 +96,25 @@ fn late_link(
         .map_err(|source| ExtractError::Io { entry: lossy(name), operation: "making a hard link", source })
 }
 
-/// The directory that a target is to be in, made as far as only lower layers have it.
+/// The directory that a target is to be in, made as far as only lower layers have it, and whether the layer itself
+/// hides what they have in it.
 fn target_parent(
     layer: BorrowedFd<'_>,
     lowers: &[OwnedFd],
     dir: &[u8],
     extracted: &mut Extracted,
-) -> Result<Option<OwnedFd>, Errno> {
+) -> Result<Option<(OwnedFd, bool)>, Errno> {
     let mut parent = open_beneath(layer, b"", OFlags::RDONLY)?;
+    let mut opaque = false;
     if dir.is_empty() {
-        return Ok(Some(parent));
+        return Ok(Some((parent, opaque)));
     }
     let mut end = 0;
     for component in dir.split(|b| *b == b'/') {
         end += component.len();
         match stat_at(parent.as_fd(), component)? {
             None => {
-                if find_dir(lowers, &dir[..end]).is_none() {
+                if opaque || find_dir(lowers, &dir[..end]).is_none() {
                     return Ok(None);
                 }
                 keeping_times(parent.as_fd(), || {
@@ -126,9 +129,10 @@ fn target_parent(
             Some(_) => return Ok(None),
         }
         parent = open_beneath(parent.as_fd(), component, OFlags::RDONLY)?;
+        opaque |= is_opaque(parent.as_fd());
         end += 1;
     }
-    Ok(Some(parent))
+    Ok(Some((parent, opaque)))
 }
 
 /// Does something in a directory whose times are already what they should be.

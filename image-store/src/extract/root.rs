@@ -79,7 +79,8 @@ impl Root {
         }
         self.cached = None;
         let opened = match open_beneath(self.root.as_fd(), dir, OFlags::PATH) {
-            Err(Errno::NOENT) => self.make_parents(entry, dir, &mut made)?,
+            // Not a directory: it may be a whiteout of the same layer.
+            Err(Errno::NOENT | Errno::NOTDIR) => self.make_parents(entry, dir, &mut made)?,
             other => other.map_err(failed(entry, "opening its directory"))?,
         };
         self.cached = Some((dir.to_vec(), opened));

@@ -1,10 +1,11 @@
 //! The blocking half of a layer: compressed bytes in, a directory and its diff ID out.
 
 use std::fs::{self, Permissions};
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufRead, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, Sender, SyncSender};
 
 use bytes::{Buf, Bytes};
 use flate2::bufread::MultiGzDecoder;
@@ -18,7 +19,9 @@ use crate::error::{StoreError, StoreResult};
 use crate::extract::{ExtractError, Extracted, extract};
 use crate::registry::Compression;
 
-const BUFFER: usize = 128 << 10;
+/// Decompressed bytes go from thread to thread in blocks of this size, of which so many wait.
+const BLOCK: usize = 256 << 10;
+const BLOCKS: usize = 4;
 /// Decompressing a zstd frame may take this much memory (2^27 = 128 MiB, zstd's own default).
 const ZSTD_WINDOW_LOG: u32 = 27;
 
@@ -91,17 +94,22 @@ impl Job {
 
     fn unpack(&self, root: OwnedFd, chunks: &mut mpsc::Receiver<Bytes>) -> StoreResult<Extracted> {
         let mut chunks = Chunks { chunks, current: Bytes::new(), left: self.size };
-        let decoder = self.decoder(&mut chunks).map_err(|e| self.read_failed(&e))?;
-        let limit = self.limits.layer_unpacked_bytes;
-        let hashing = Hashing { inner: decoder, hasher: Sha256::new(), left: limit.saturating_add(1), limit };
-        let stream = BufReader::with_capacity(BUFFER, hashing);
-        let (extracted, mut stream) =
-            extract(stream, root, self.lowest, &self.limits).map_err(|e| self.extract_failed(e))?;
-        // The padding behind the archive's end is part of the diff ID.
-        io::copy(&mut stream, &mut io::sink()).map_err(|e| self.read_failed(&e))?;
-        let actual = Digest::from_hasher(stream.into_inner().hasher);
-        if chunks.left > 0 || !chunks.current.is_empty() {
-            return Err(StoreError::malformed(&self.name, "has bytes behind its compressed data"));
+        let (extracted, rest) = std::thread::scope(|scope| {
+            let (full, blocks) = std::sync::mpsc::sync_channel(BLOCKS);
+            let (empty, emptied) = std::sync::mpsc::channel();
+            // Decompressing is half of the work: on a thread of its own it runs beside hashing and writing.
+            let decompress = scope.spawn(move || {
+                self.decompress(&mut chunks, &full, &emptied);
+                !chunks.current.is_empty() || chunks.left > 0
+            });
+            let extracted = self.extract(root, Blocks::new(blocks, empty, self.limits.layer_unpacked_bytes));
+            (extracted, decompress.join())
+        });
+        let (extracted, actual) = extracted?;
+        match rest {
+            Ok(false) => {}
+            Ok(true) => return Err(StoreError::malformed(&self.name, "has bytes behind its compressed data")),
+            Err(_) => return Err(StoreError::io("decompressing", io::Error::other("the thread panicked"))),
         }
         if actual != self.diff_id {
             return Err(StoreError::DigestMismatch {
@@ -111,6 +119,36 @@ impl Job {
             });
         }
         Ok(extracted)
+    }
+
+    fn extract(&self, root: OwnedFd, blocks: Blocks) -> StoreResult<(Extracted, Digest)> {
+        let (extracted, mut blocks) =
+            extract(blocks, root, self.lowest, &self.limits).map_err(|e| self.extract_failed(e))?;
+        // The padding behind the archive's end is part of the diff ID.
+        while blocks.next().map_err(|e| self.read_failed(&e))? {}
+        Ok((extracted, Digest::from_hasher(blocks.hasher)))
+    }
+
+    /// Sends decompressed blocks until the end, an error, or until nobody takes them.
+    fn decompress(
+        &self,
+        chunks: &mut Chunks<'_>,
+        full: &SyncSender<io::Result<Vec<u8>>>,
+        emptied: &std::sync::mpsc::Receiver<Vec<u8>>,
+    ) {
+        let mut decoder = match self.decoder(chunks) {
+            Ok(decoder) => decoder,
+            Err(error) => return drop(full.send(Err(error))),
+        };
+        loop {
+            let mut block = emptied.try_recv().unwrap_or_default();
+            block.clear();
+            let read = decoder.by_ref().take(BLOCK as u64).read_to_end(&mut block);
+            let last = !matches!(read, Ok(n) if n > 0);
+            if full.send(read.map(|_| block)).is_err() || last {
+                return;
+            }
+        }
     }
 
     fn decoder<'a, 'b>(&self, chunks: &'a mut Chunks<'b>) -> io::Result<Decoder<'a, 'b>> {
@@ -233,11 +271,14 @@ impl Read for Decoder<'_, '_> {
     }
 }
 
-/// Hashes and counts what passes.
-struct Hashing<R> {
-    inner: R,
+/// Decompressed blocks as a stream that hashes and counts what passes. An empty block is the end.
+struct Blocks {
+    blocks: Receiver<io::Result<Vec<u8>>>,
+    empty: Sender<Vec<u8>>,
+    current: Vec<u8>,
+    at: usize,
     hasher: Sha256,
-    left: u64,
+    seen: u64,
     limit: u64,
 }
 
@@ -245,14 +286,39 @@ struct Hashing<R> {
 #[error("more than {0} bytes")]
 struct TooLong(u64);
 
-impl<R: Read> Read for Hashing<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let got = self.inner.read(buffer)?;
-        self.left = self.left.saturating_sub(got as u64);
-        if self.left == 0 {
+impl Blocks {
+    fn new(blocks: Receiver<io::Result<Vec<u8>>>, empty: Sender<Vec<u8>>, limit: u64) -> Self {
+        Self { blocks, empty, current: Vec::new(), at: 0, hasher: Sha256::new(), seen: 0, limit }
+    }
+
+    /// Goes on to the next block; false at the end.
+    fn next(&mut self) -> io::Result<bool> {
+        let used = std::mem::take(&mut self.current);
+        if used.capacity() > 0 {
+            let _ = self.empty.send(used);
+        }
+        self.at = 0;
+        self.current = match self.blocks.recv() {
+            Ok(block) => block?,
+            Err(_) => Vec::new(),
+        };
+        self.seen += self.current.len() as u64;
+        if self.seen > self.limit {
             return Err(io::Error::other(TooLong(self.limit)));
         }
-        self.hasher.update(&buffer[..got]);
-        Ok(got)
+        self.hasher.update(&self.current);
+        Ok(!self.current.is_empty())
+    }
+}
+
+impl Read for Blocks {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.at == self.current.len() && !self.next()? {
+            return Ok(0);
+        }
+        let length = (self.current.len() - self.at).min(buffer.len());
+        buffer[..length].copy_from_slice(&self.current[self.at..self.at + length]);
+        self.at += length;
+        Ok(length)
     }
 }
