@@ -14,8 +14,10 @@
 //! ```
 //!
 //! A layer appears below `layers/` by one rename, after both of its digests were checked. When an image's layers are
-//! all there, they are synced (once for all of them), and then the image is recorded. A layer that no record names
-//! is rubbish, which [`Store::open`] removes: so a kill or a power cut at any moment leaves whole images only.
+//! all there, the image is recorded; a layer that no record names is rubbish, which [`Store::open`] removes. No pull
+//! waits for the disk: layers are synced afterwards, and until then their records hold for the running boot of the
+//! machine only. So a kill at any moment leaves whole images, and so does a power cut, which may take along an image
+//! that was pulled seconds before.
 //!
 //! The store knows no pods: who needs layers to stay takes a lease ([`Store::lease`]) under a name.
 

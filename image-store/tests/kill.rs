@@ -2,11 +2,13 @@
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use cofferdam_image_store::{Config, RegistryConfig, Store};
+use redb::ReadableTable;
 
 use self::support::image::{Image, Packing, Tar};
 use self::support::{Registry, root, scratch};
@@ -73,7 +75,7 @@ async fn what_a_killed_daemon_leaves_is_whole() {
     let config = registry.config(dir.path());
     let store_dir = config.root.clone();
     let (mut with_images, mut with_leases) = (0, 0);
-    for round in 0u64..25 {
+    for round in 0u64..10 {
         let child = Command::new(std::env::current_exe().unwrap())
             .args(["child", "--exact", "--nocapture"])
             .env("COFFERDAM_TEST_CHURN", format!("{}|{}", store_dir.display(), registry.address))
@@ -84,7 +86,7 @@ async fn what_a_killed_daemon_leaves_is_whole() {
         // Spread over everything that the child does: after so many requests, and then a little later.
         let mut seen = 0;
         let begun = Instant::now();
-        while seen < 1 + round as usize * 2 {
+        while seen < 1 + round as usize * 5 {
             assert!(begun.elapsed() < Duration::from_secs(60), "round {round}: only {seen} requests");
             seen += registry.log().len();
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -115,9 +117,65 @@ async fn what_a_killed_daemon_leaves_is_whole() {
         for found in images {
             store.remove(&found.id).await.unwrap();
         }
-        assert!(names("layers").is_empty(), "round {round}");
+        drop(store);
+        assert!(names("layers").is_empty() && names("tmp").is_empty(), "round {round}");
     }
-    assert!(with_images > 2 && with_leases > 2, "killed too early to show anything: {with_images}, {with_leases}");
+    assert!(with_images > 1 && with_leases > 1, "killed too early to show anything: {with_images}, {with_leases}");
+}
+
+/// A layer that was not yet synced when the machine went down may be there in part.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_not_synced_ends_with_the_boot() {
+    if !root() {
+        return;
+    }
+    let (dir, registry) = (scratch(), Registry::start().await);
+    let old = registry.add("image0:x", &image(0));
+    let new = registry.add("image1:x", &image(1));
+    let config = registry.config(dir.path());
+    let store = Store::open(config.clone()).unwrap();
+    let old_id = store.pull(&old, None).await.unwrap();
+    drop(store); // Waits for the sync.
+    let known = change_layers(&config, |_| None);
+    assert!(known.values().all(|layer| layer["unsynced"].is_null()), "{known:?}");
+    let store = Store::open(config.clone()).unwrap();
+    store.pull(&new, None).await.unwrap();
+    drop(store);
+    // As if the machine had gone down before the second pull's sync.
+    let another_boot = |key: &str| (!known.contains_key(key)).then(|| "another boot".to_owned());
+    assert_eq!(change_layers(&config, another_boot).len(), 5);
+    let store = Store::open(config.clone()).unwrap();
+    let images: Vec<_> = store.list().unwrap().into_iter().map(|i| i.id).collect();
+    assert_eq!(images, [old_id]);
+    assert_eq!(fs::read_dir(config.root.join("layers")).unwrap().count(), 3);
+    store.pull(&new, None).await.unwrap();
+}
+
+/// Sets what the store's database says about layers' sync; gives what it said before.
+fn change_layers(
+    config: &Config,
+    unsynced: impl Fn(&str) -> Option<String>,
+) -> BTreeMap<String, serde_json::Map<String, serde_json::Value>> {
+    let table: redb::TableDefinition<'_, &str, &[u8]> = redb::TableDefinition::new("layers");
+    let database = redb::Database::create(config.root.join("images.redb")).unwrap();
+    let write = database.begin_write().unwrap();
+    let mut before = BTreeMap::new();
+    {
+        let mut layers = write.open_table(table).unwrap();
+        for entry in layers.iter().unwrap() {
+            let (key, value) = entry.unwrap();
+            before.insert(key.value().to_owned(), serde_json::from_slice(value.value()).unwrap());
+        }
+        for (key, record) in &before {
+            let mut record: serde_json::Map<_, _> = Clone::clone(record);
+            if let Some(boot) = unsynced(key) {
+                record.insert("unsynced".into(), serde_json::json!({"boot": boot, "serial": 0}));
+                layers.insert(key.as_str(), serde_json::to_vec(&record).unwrap().as_slice()).unwrap();
+            }
+        }
+    }
+    write.commit().unwrap();
+    before
 }
 
 #[test]

@@ -219,3 +219,42 @@ fn malformed(detail: &str) -> StoreError {
 fn unsupported(detail: &str) -> StoreError {
     StoreError::Unsupported { what: "image".into(), detail: detail.into() }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn words() -> impl Strategy<Value = String> {
+        let words = [
+            "{",
+            "}",
+            "[",
+            "]",
+            ",",
+            ":",
+            "1",
+            "-1",
+            "null",
+            "\"config\"",
+            "\"layers\"",
+            "\"manifests\"",
+            "\"digest\"",
+            "\"size\"",
+            "\"mediaType\"",
+            "\"platform\"",
+            "\"schemaVersion\"",
+            "\"x\"",
+            "18446744073709551616",
+        ];
+        prop::collection::vec(prop::sample::select(words.to_vec()), 0..40).prop_map(|words| words.concat())
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics(text in words()) {
+            let _ = parse(text.as_bytes(), None, &Platform::default(), &Limits::default());
+        }
+    }
+}

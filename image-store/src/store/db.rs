@@ -52,6 +52,17 @@ pub(crate) struct LayerRecord {
     pub(crate) inodes: u64,
     /// Nothing of the layers below it shows.
     pub(crate) hides_below: bool,
+    /// Not known to be on the disk: good for as long as the machine has not been booted again.
+    pub(crate) unsynced: Option<Unsynced>,
+}
+
+/// When a layer was unpacked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Unsynced {
+    /// The kernel's boot id.
+    pub(crate) boot: String,
+    /// Tells the layer from an earlier one of the same name.
+    pub(crate) serial: u64,
 }
 
 /// Somebody needs layers to stay, whatever becomes of the image.

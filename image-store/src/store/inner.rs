@@ -10,10 +10,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread::JoinHandle;
 
 use rustix::fs::FlockOperation;
 
-use super::db::{Change, Contents, Db, ImageRecord, LayerRecord, LeaseRecord};
+use super::db::{Change, Contents, Db, ImageRecord, LayerRecord, LeaseRecord, Unsynced};
 use super::unpack::{Staging, open_dir};
 use crate::config::Config;
 use crate::digest::Digest;
@@ -30,6 +31,9 @@ pub(crate) struct Inner {
     /// Who makes a layer; others wait for it.
     turns: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
     serial: AtomicU64,
+    boot_id: String,
+    syncing: Mutex<()>,
+    background: Mutex<Vec<JoinHandle<()>>>,
     /// The store's directory, locked against other daemons.
     _owner: OwnedFd,
 }
@@ -70,7 +74,11 @@ impl Inner {
         rustix::fs::flock(&owner, FlockOperation::NonBlockingLockExclusive)
             .map_err(|_| StoreError::Config(format!("{} is in use by another daemon", config.root.display())))?;
         let (mut db, contents) = Db::open(config.root.join("images.redb"))?;
-        let state = clean_up(&config.root, &mut db, contents)?;
+        let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id")
+            .map_err(|e| StoreError::io("reading the boot id", e))?
+            .trim()
+            .to_owned();
+        let state = clean_up(&config.root, &mut db, contents, &boot_id)?;
         Ok(Self {
             config,
             registries,
@@ -78,6 +86,9 @@ impl Inner {
             state: Mutex::new(state),
             turns: Mutex::default(),
             serial: AtomicU64::new(0),
+            boot_id,
+            syncing: Mutex::default(),
+            background: Mutex::default(),
             _owner: owner,
         })
     }
@@ -88,6 +99,10 @@ impl Inner {
 
     pub(crate) fn db_bytes(&self) -> u64 {
         fs::metadata(self.config.root.join("images.redb")).map_or(0, |m| m.len())
+    }
+
+    pub(crate) fn unsynced(&self) -> Unsynced {
+        Unsynced { boot: self.boot_id.clone(), serial: self.serial.fetch_add(1, Relaxed) }
     }
 
     /// The lock under which one layer is made.
@@ -149,15 +164,8 @@ impl Inner {
         Ok(())
     }
 
-    /// Records an image whose layers are all there and pinned: syncs them, then writes the record. Tags that other
-    /// images had move.
-    pub(crate) fn commit_image(&self, id: &str, mut image: ImageRecord) -> StoreResult<()> {
-        // Before the lock, or everybody would wait for the disk. All of the layers are published by now, and those
-        // of an image that is recorded were synced when it was.
-        if !self.state().images.contains_key(id) {
-            let dir = open_dir(&self.config.root.join("layers"))?;
-            rustix::fs::syncfs(&dir).map_err(|e| StoreError::io("syncing the layers", e.into()))?;
-        }
+    /// Records an image whose layers are all there and pinned. Tags that other images had move.
+    pub(crate) fn commit_image(self: &Arc<Self>, id: &str, mut image: ImageRecord) -> StoreResult<()> {
         let mut db = lock(&self.db);
         let state = self.state();
         let mut layers = Vec::new();
@@ -193,7 +201,69 @@ impl Inner {
         for (id, image) in changed {
             state.images.insert(id, Arc::new(image));
         }
+        drop(state);
+        if layers.iter().any(|(_, layer)| layer.unsynced.is_some()) {
+            self.in_background("image-sync", |inner| inner.sync());
+        }
         Ok(())
+    }
+
+    /// Brings layers to the disk. No pull waits for that: the disk may be busy with gigabytes of somebody else's.
+    fn sync(&self) -> StoreResult<()> {
+        let _one_at_a_time = lock(&self.syncing);
+        let unsynced = |state: &State| -> Vec<(Digest, LayerRecord)> {
+            let layers = state.layers.iter().filter(|(_, layer)| layer.unsynced.is_some());
+            layers.map(|(chain, layer)| (*chain, layer.clone())).collect()
+        };
+        let mut synced = unsynced(&self.state());
+        if synced.is_empty() {
+            return Ok(());
+        }
+        let dir = open_dir(&self.config.root.join("layers"))?;
+        rustix::fs::syncfs(&dir).map_err(|e| StoreError::io("syncing the layers", e.into()))?;
+        let mut db = lock(&self.db);
+        // Not those that went meanwhile, or came again; those that no image has yet are not written.
+        synced.retain(|(chain, layer)| self.state().layers.get(chain) == Some(layer));
+        synced.iter_mut().for_each(|(_, layer)| layer.unsynced = None);
+        let recorded: Vec<_> = {
+            let state = self.state();
+            let used: HashSet<_> = state.recorded().collect();
+            synced.iter().filter(|(chain, _)| used.contains(chain)).map(|(chain, layer)| (chain, Some(layer))).collect()
+        };
+        db.commit(&Change { layers: recorded, ..Change::default() })?;
+        self.state().layers.extend(synced);
+        Ok(())
+    }
+
+    /// Does something that nobody waits for, except the end of the store.
+    fn in_background(self: &Arc<Self>, name: &str, work: impl FnOnce(&Arc<Self>) -> StoreResult<()> + Send + 'static) {
+        let inner = self.clone();
+        let work = move || {
+            if let Err(error) = work(&inner) {
+                tracing::warn!(error = error.chain(), "the image store's housekeeping");
+            }
+        };
+        match std::thread::Builder::new().name(name.into()).spawn(work) {
+            Ok(handle) => {
+                let mut background = lock(&self.background);
+                background.retain(|handle| !handle.is_finished());
+                background.push(handle);
+            }
+            Err(error) => tracing::warn!(%error, "no thread for the image store's housekeeping"),
+        }
+    }
+
+    /// Waits for what was begun in the background.
+    pub(crate) fn finish(&self) {
+        let background = std::mem::take(&mut *lock(&self.background));
+        for handle in background {
+            let _ = handle.join();
+        }
+    }
+
+    /// Deletes what nothing needs any more, without waiting for it.
+    pub(crate) fn collect_later(self: &Arc<Self>) {
+        self.in_background("image-gc", |inner| inner.collect().map(delete));
     }
 
     /// Forgets an image with all its names; its layers go with [`Inner::collect`].
@@ -264,10 +334,14 @@ impl Inner {
 }
 
 impl State {
-    fn unused(&self) -> Vec<Digest> {
+    /// The layers that the database is to know.
+    fn recorded(&self) -> impl Iterator<Item = &Digest> {
         let images = self.images.values().flat_map(|image| &image.chains);
-        let leases = self.leases.values().flat_map(|lease| &lease.chains);
-        let used: HashSet<&Digest> = images.chain(leases).chain(self.pins.keys()).collect();
+        images.chain(self.leases.values().flat_map(|lease| &lease.chains))
+    }
+
+    fn unused(&self) -> Vec<Digest> {
+        let used: HashSet<&Digest> = self.recorded().chain(self.pins.keys()).collect();
         self.layers.keys().filter(|chain| !used.contains(chain)).copied().collect()
     }
 }
@@ -298,12 +372,7 @@ impl Drop for Pins {
         if !unused {
             return;
         }
-        // The pull was given up: nobody waits, so it may be deleted in the background.
-        let inner = self.inner.clone();
-        std::thread::spawn(move || match inner.collect() {
-            Ok(rubbish) => delete(rubbish),
-            Err(error) => tracing::warn!(error = error.chain(), "unused layers stay until the next start"),
-        });
+        self.inner.collect_later();
     }
 }
 
@@ -337,7 +406,7 @@ pub(crate) fn resolve(state: &State, asked: &str) -> StoreResult<Option<String>>
 }
 
 /// Brings directory and database together after whatever ended the last run.
-fn clean_up(root: &Path, db: &mut Db, contents: Contents) -> StoreResult<State> {
+fn clean_up(root: &Path, db: &mut Db, contents: Contents, boot_id: &str) -> StoreResult<State> {
     let failed = |e| StoreError::io(format!("cleaning up {}", root.display()), e);
     for entry in fs::read_dir(root.join("tmp")).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
@@ -351,11 +420,16 @@ fn clean_up(root: &Path, db: &mut Db, contents: Contents) -> StoreResult<State> 
         let name = entry.map_err(failed)?.file_name();
         on_disk.extend(name.to_str().and_then(Digest::from_hex));
     }
-    let whole = |chains: &[Digest]| chains.iter().all(|c| layers.contains_key(c) && on_disk.contains(c));
-    // Only somebody who deleted directories by hand gets here: better pulled again than started without files.
+    // What a power cut caught on its way to the disk may be there in part.
+    let on_disk_whole = |chain: &Digest, layer: &LayerRecord| {
+        on_disk.contains(chain) && layer.unsynced.as_ref().is_none_or(|u| u.boot == boot_id)
+    };
+    let layers: BTreeMap<_, _> = layers.into_iter().filter(|(c, layer)| on_disk_whole(c, layer)).collect();
+    let whole = |chains: &[Digest]| chains.iter().all(|chain| layers.contains_key(chain));
+    // Better pulled again than started without its files.
     let lost: Vec<_> = images.iter().filter(|(_, image)| !whole(&image.chains)).map(|(id, _)| id.clone()).collect();
     for id in &lost {
-        tracing::warn!(image = id, "forgetting an image whose layers are gone from the disk");
+        tracing::warn!(image = id, "forgetting an image whose layers did not all reach the disk");
     }
     let mut state = State {
         images: images.into_iter().filter(|(id, _)| !lost.contains(id)).map(|(id, i)| (id, Arc::new(i))).collect(),
@@ -363,7 +437,6 @@ fn clean_up(root: &Path, db: &mut Db, contents: Contents) -> StoreResult<State> 
         leases,
         ..State::default()
     };
-    state.layers.retain(|chain, _| on_disk.contains(chain));
     let unused = state.unused();
     for chain in &unused {
         state.layers.remove(chain);

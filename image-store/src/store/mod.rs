@@ -133,16 +133,13 @@ impl Store {
         Ok(Layers { image, dirs })
     }
 
-    /// Ends a holder's lease; no error when there is none. Layers that nothing needs any more are out of the store
-    /// on return and deleted soon after. Commits.
+    /// Ends a holder's lease; no error when there is none. Layers that nothing needs any more are deleted soon
+    /// after. Commits.
     pub fn release(&self, holder: &str) -> StoreResult<()> {
         if !self.inner.release(holder)? {
             return Ok(());
         }
-        let rubbish = self.inner.collect()?;
-        if !rubbish.is_empty() {
-            std::thread::spawn(|| delete(rubbish));
-        }
+        self.inner.collect_later();
         Ok(())
     }
 
@@ -160,6 +157,12 @@ impl Store {
             used_bytes: db + state.layers.values().map(|layer| layer.bytes).sum::<u64>(),
             inodes_used: state.layers.values().map(|layer| layer.inodes).sum(),
         }
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.inner.finish();
     }
 }
 

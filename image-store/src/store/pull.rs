@@ -255,7 +255,8 @@ impl Pull {
         let lowers = lowers.iter().map(|dir| open_dir(dir)).collect::<StoreResult<Vec<_>>>()?;
         complete(staging.root()?.as_fd(), &lowers, &mut extracted).map_err(|e| job.extract_failed(e))?;
         let Extracted { bytes, inodes, hides_below, .. } = extracted;
-        self.inner.publish(&self.chains[index], staging, LayerRecord { bytes, inodes, hides_below })
+        let unsynced = Some(self.inner.unsynced());
+        self.inner.publish(&self.chains[index], staging, LayerRecord { bytes, inodes, hides_below, unsynced })
     }
 
     async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> StoreResult<T> + Send + 'static) -> StoreResult<T> {
