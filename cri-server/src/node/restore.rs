@@ -16,6 +16,9 @@ use crate::records::{CONTAINERS, ContainerPhase, ContainerRecord, PODS, PodPhase
 /// How long the start-up waits for one agent; later the watcher learns the same.
 const AGENT_TIME: Duration = Duration::from_secs(20);
 
+/// How long the start-up waits for all pods together.
+const START_TIME: Duration = Duration::from_secs(45);
+
 /// Restores everything. Fails only when the records cannot be read; what fails in one pod does not keep others back.
 pub(crate) async fn all(node: &Arc<Node>) -> Result<(), CriError> {
     let unread = |e| CriError::internal("read the records", e);
@@ -53,12 +56,17 @@ pub(crate) async fn all(node: &Arc<Node>) -> Result<(), CriError> {
             }
         }
     }
-    futures::future::join_all(node.pods().into_iter().map(|pod| restore(node, pod))).await;
+    let pods: Vec<_> = node.pods().into_iter().map(|pod| tokio::spawn(restore(node.clone(), pod))).collect();
+    // A pod that hangs keeps neither the others nor the daemon back: its task goes on.
+    if tokio::time::timeout(START_TIME, futures::future::join_all(pods)).await.is_err() {
+        tracing::warn!("pods are still being restored");
+    }
     release_leases(node).await;
     Ok(())
 }
 
-async fn restore(node: &Arc<Node>, pod: Arc<Pod>) {
+async fn restore(node: Arc<Node>, pod: Arc<Pod>) {
+    let node = &node;
     let phase = pod.with(|r| r.phase);
     let done = match phase {
         PodPhase::Creating | PodPhase::Removing => pod.remove(node).await,
@@ -67,6 +75,7 @@ async fn restore(node: &Arc<Node>, pod: Arc<Pod>) {
             Ok(())
         }
         PodPhase::NotReady => {
+            let _working = pod.work.lock().await;
             pod.died(node, "the pod was stopped", now_nanos()).await;
             half_done(node, &pod).await
         }
@@ -77,6 +86,7 @@ async fn restore(node: &Arc<Node>, pod: Arc<Pod>) {
 }
 
 async fn adopt(node: &Arc<Node>, pod: &Arc<Pod>) {
+    let _working = pod.work.lock().await;
     match node.runtime.adopt(&pod.id).await {
         Ok(Adopted::Running(sandbox)) => {
             pod.attach(sandbox.clone());
@@ -104,7 +114,10 @@ async fn adopt(node: &Arc<Node>, pod: &Arc<Pod>) {
 
 /// What the agent of a running pod says of its containers.
 async fn catch_up(node: &Node, pod: &Arc<Pod>, sandbox: &Sandbox) -> Result<(), CriError> {
-    half_done(node, pod).await?;
+    // What cannot be undone now stays in the records, for a removal of the pod or the next start.
+    if let Err(error) = half_done(node, pod).await {
+        tracing::error!(pod = %pod.id, error = message(&error), "half-done work not undone");
+    }
     let listed = pod
         .ask("list the containers of a pod", AGENT_TIME, |mut agent| async move {
             agent.list_containers(ListContainersRequest {}).await
@@ -165,3 +178,6 @@ async fn release_leases(node: &Node) {
         tracing::error!(%error, "leases not released");
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,7 +7,7 @@ use cofferdam_sandbox::Kind;
 use serde::{Deserialize, Serialize};
 
 /// How far a pod is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum PodPhase {
     /// RunPodSandbox is at work: undone at start-up.

@@ -1,0 +1,112 @@
+use std::path::Path;
+
+use cofferdam_image_store::Store;
+use cofferdam_sandbox::Runtime;
+
+use super::*;
+use crate::records::{self, Records};
+use crate::streaming::StreamingServer;
+
+fn id(letter: char) -> String {
+    letter.to_string().repeat(64)
+}
+
+fn pod(letter: char, phase: PodPhase) -> PodRecord {
+    PodRecord { phase, uid: letter.into(), ..records::tests::pod(&id(letter)) }
+}
+
+fn container(letter: char, pod: char, phase: ContainerPhase) -> ContainerRecord {
+    let record = records::tests::container(&id(letter), phase);
+    ContainerRecord { pod: id(pod), name: letter.into(), ..record }
+}
+
+/// A node as a daemon that starts on what another left in `dir` makes it.
+async fn start(dir: &Path) -> Arc<Node> {
+    let mut config = crate::config::tests_config();
+    config.run_dir = dir.join("run");
+    config.state_dir = dir.join("state");
+    std::fs::create_dir_all(&config.state_dir).unwrap();
+    let records = Records::open(&config.state_dir.join("records.redb")).unwrap();
+    let store = Arc::new(Store::open(config.store()).unwrap());
+    let runtime = Runtime::open(config.sandbox()).unwrap();
+    let streaming = StreamingServer::start(config.streaming).await.unwrap();
+    Node::new(config, store, runtime, records, streaming)
+}
+
+async fn keep(node: &Node, pods: &[PodRecord], containers: &[ContainerRecord]) {
+    for record in pods {
+        let bytes = records::encode(record);
+        node.records.write(PODS, &record.id, move || Some(bytes)).await.unwrap();
+    }
+    for record in containers {
+        let bytes = records::encode(record);
+        node.records.write(CONTAINERS, &record.id, move || Some(bytes)).await.unwrap();
+    }
+}
+
+/// After a reboot, or a kill with the pods' processes gone: nothing half done stays, and what ended is told.
+#[tokio::test]
+async fn what_was_begun_is_undone_and_what_is_gone_has_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    {
+        let node = start(dir.path()).await;
+        let pods = [
+            pod('a', PodPhase::Creating),
+            pod('b', PodPhase::Ready),
+            pod('c', PodPhase::Removing),
+            pod('d', PodPhase::NotReady),
+        ];
+        let containers = [
+            container('1', 'b', ContainerPhase::Running),
+            container('2', 'b', ContainerPhase::Creating),
+            container('3', 'b', ContainerPhase::Removing),
+            container('4', 'b', ContainerPhase::Created),
+            container('5', 'c', ContainerPhase::Exited),
+            container('6', 'd', ContainerPhase::Starting),
+            container('7', 'x', ContainerPhase::Running),
+        ];
+        keep(&node, &pods, &containers).await;
+    }
+    for start_number in 1..=2 {
+        let node = start(dir.path()).await;
+        all(&node).await.unwrap();
+        let mut pods: Vec<_> = node.pods().iter().map(|p| (p.id.clone(), p.with(|r| r.phase))).collect();
+        pods.sort();
+        assert_eq!(pods, [(id('b'), PodPhase::NotReady), (id('d'), PodPhase::NotReady)], "start {start_number}");
+        let mut containers: Vec<_> =
+            node.containers().iter().map(|c| (c.id.clone(), c.with(|r| (r.phase, r.exit_code)))).collect();
+        containers.sort_by(|a, b| a.0.cmp(&b.0));
+        let exited = (ContainerPhase::Exited, 137);
+        assert_eq!(containers, [(id('1'), exited), (id('4'), exited), (id('6'), exited)], "start {start_number}");
+        assert!(
+            node.containers()
+                .iter()
+                .all(|c| c.with(|r| r.started_at > 0 && r.finished_at > 0 && !r.message.is_empty()))
+        );
+        let kept: Vec<PodRecord> = node.records.all(PODS).unwrap();
+        assert_eq!(kept.len(), 2, "the records are as the memory is");
+        assert_eq!(node.records.all::<ContainerRecord>(CONTAINERS).unwrap().len(), 3);
+        let taken = Name::Pod { name: "web".into(), namespace: "default".into(), uid: "b".into(), attempt: 2 };
+        assert!(node.names.reserve(taken, "new").is_err(), "names stay taken");
+    }
+}
+
+#[tokio::test]
+async fn a_dead_pod_can_be_stopped_and_removed_with_all_it_has() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = start(dir.path()).await;
+    keep(&node, &[pod('b', PodPhase::Ready)], &[container('1', 'b', ContainerPhase::Running)]).await;
+    all(&node).await.unwrap();
+    let pod = node.known_pod(&id('b')).unwrap();
+    assert!(pod.sandbox().is_err());
+    for _ in 0..2 {
+        pod.stop(&node).await.unwrap();
+    }
+    assert!(pod.with(|r| r.freed) && node.container(&id('1')).unwrap().is_some());
+    for _ in 0..2 {
+        pod.remove(&node).await.unwrap();
+    }
+    assert!(node.pods().is_empty() && node.containers().is_empty());
+    assert!(node.records.all::<PodRecord>(PODS).unwrap().is_empty());
+    assert!(node.records.all::<ContainerRecord>(CONTAINERS).unwrap().is_empty());
+}
