@@ -57,6 +57,10 @@ pub fn run(config_fd: i32) -> Result<()> {
         let Some((socket, sink, up, node_mounts)) = parts.take() else { return 1 };
         // Whoever reads the ready pipe waits for its end; and nothing that leaked into the parent belongs here.
         sys::close_all_but(&[&socket, &sink, &up, &node_mounts]);
+        if let Ok(null) = File::options().read(true).write(true).open("/dev/null") {
+            let _ = sys::dup_to(&null, 0);
+            let _ = sys::dup_to(&null, 1);
+        }
         match supervise(&config, socket, sink, up, node_mounts) {
             Ok(()) => 0,
             Err(error) => {

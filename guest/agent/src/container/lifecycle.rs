@@ -137,7 +137,10 @@ impl Container {
             self.cgroup.kill();
         }
         lock(&self.stdin).take();
-        let drained = lock(&self.pump).as_ref().map(Pump::drained);
+        // A turn for the carrier of output, which may not have seen yet that there is any.
+        tokio::task::yield_now().await;
+        let flowing = |pump: &&Pump| agent.logs.flows(&self.spec.id, pump);
+        let drained = lock(&self.pump).as_ref().filter(flowing).map(Pump::drained);
         if let Some(mut drained) = drained {
             let all = drained.wait_for(|done| *done);
             if tokio::time::timeout(DRAIN, all).await.is_err() {

@@ -129,6 +129,22 @@ impl End {
         }
     }
 
+    /// Same, for one who then waits: what is not there now will wake it.
+    ///
+    /// # Errors
+    /// As read.
+    pub fn read_now(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+        match self.0.try_io(tokio::io::Interest::READABLE, |fd| match rustix::io::read(fd, buffer) {
+            Err(rustix::io::Errno::IO) => Ok(0),
+            Err(rustix::io::Errno::INTR) => Err(io::ErrorKind::WouldBlock.into()),
+            other => Ok(other?),
+        }) {
+            Ok(n) => Ok(Some(n)),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
     /// Reads; 0 bytes are the end.
     ///
     /// # Errors

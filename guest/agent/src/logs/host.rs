@@ -54,6 +54,11 @@ impl Sinks {
         lock(&self.files).entry(id.to_owned()).or_default().subscribe()
     }
 
+    /// Whether a container has a log file.
+    pub fn has(&self, id: &str) -> bool {
+        lock(&self.files).get(id).is_some_and(|file| file.borrow().is_some())
+    }
+
     /// Serves requests on the listening socket, for ever.
     ///
     /// # Errors
@@ -103,44 +108,57 @@ impl Sinks {
     }
 }
 
-/// Writes a container's output to its log until both streams end.
+/// Writes a container's output to its log until both streams end. One task reads both, standard output first, so that what was
+/// written one after the other mostly stays so.
 pub async fn carry(sinks: &Sinks, id: &str, stdout: Option<End>, stderr: Option<End>) {
-    let file = sinks.follow(id);
-    let one = |end: Option<End>, stream| {
-        let file = file.clone();
-        async move {
-            if let Some(end) = end
-                && let Err(e) = copy(file, end, stream).await
-            {
-                tracing::warn!(container = id, ?stream, error = %e, "output ended early");
-            }
+    let mut file = sinks.follow(id);
+    let mut out = stdout.map(|end| (end, LineSplitter::new(Stream::Stdout)));
+    let mut err = stderr.map(|end| (end, LineSplitter::new(Stream::Stderr)));
+    while out.is_some() || err.is_some() {
+        tokio::select! {
+            biased;
+            () = readable(out.as_ref()) => {}
+            () = readable(err.as_ref()) => {}
         }
-    };
-    tokio::join!(one(stdout, Stream::Stdout), one(stderr, Stream::Stderr));
-}
-
-async fn copy(mut file: watch::Receiver<File>, end: End, stream: Stream) -> io::Result<()> {
-    let mut splitter = LineSplitter::new(stream);
-    loop {
-        end.wait_readable().await?;
         // Nowhere to put it: leave it in the pipe.
         if file.wait_for(Option::is_some).await.is_err() {
-            return Ok(());
+            return;
         }
-        let mut records = Vec::new();
-        let mut buffer = vec![0u8; CHUNK];
-        let n = end.read(&mut buffer).await?;
-        if n == 0 {
-            splitter.finish(&timestamp(), &mut records);
-        } else {
-            splitter.push(&buffer[..n], &timestamp(), &mut records);
-        }
-        drop(buffer);
-        write_records(&mut file, &records).await;
-        if n == 0 {
-            return Ok(());
+        for stream in [&mut out, &mut err] {
+            let Some((end, splitter)) = stream else { continue };
+            let mut records = Vec::new();
+            let ended = take(id, end, splitter, &mut records);
+            write_records(&mut file, &records).await;
+            if ended {
+                *stream = None;
+            }
         }
     }
+}
+
+async fn readable(stream: Option<&(End, LineSplitter)>) {
+    match stream {
+        Some((end, _)) => {
+            let _ = end.wait_readable().await;
+        }
+        None => std::future::pending().await,
+    }
+}
+
+/// Reads what is there as records; true at the end.
+fn take(id: &str, end: &End, splitter: &mut LineSplitter, records: &mut Vec<u8>) -> bool {
+    let mut buffer = vec![0u8; CHUNK];
+    match end.read_now(&mut buffer) {
+        Ok(None) => return false,
+        Ok(Some(n @ 1..)) => {
+            splitter.push(&buffer[..n], &timestamp(), records);
+            return false;
+        }
+        Ok(Some(0)) => {}
+        Err(error) => tracing::warn!(container = id, %error, "output ended early"),
+    }
+    splitter.finish(&timestamp(), records);
+    true
 }
 
 /// Writes whole records. When the disk is full, it waits; a record that was cut off is finished in the same file.

@@ -6,6 +6,9 @@
 pub mod host;
 pub mod vm;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -27,15 +30,24 @@ impl Logs {
     /// Carries the output of container `id` until it ends.
     pub fn pump(&self, id: &str, stdout: Option<End>, stderr: Option<End>) -> Pump {
         let (done, drained) = watch::channel(false);
-        let (id, logs) = (id.to_owned(), self.clone());
+        let open = Arc::new(AtomicBool::new(false));
+        let (id, logs, opened) = (id.to_owned(), self.clone(), open.clone());
         let task = tokio::spawn(async move {
             match &logs {
                 Self::Host(sinks) => host::carry(sinks, &id, stdout, stderr).await,
-                Self::Vm => vm::carry(&id, stdout, stderr).await,
+                Self::Vm => vm::carry(&id, stdout, stderr, &opened).await,
             }
             done.send_replace(true);
         });
-        Pump { task, drained }
+        Pump { task, drained, open }
+    }
+
+    /// Whether output of a container has somewhere to go, so that waiting for its end makes sense.
+    pub fn flows(&self, id: &str, pump: &Pump) -> bool {
+        match self {
+            Self::Host(sinks) => sinks.has(id),
+            Self::Vm => pump.open.load(Ordering::Relaxed),
+        }
     }
 }
 
@@ -44,6 +56,7 @@ impl Logs {
 pub struct Pump {
     task: JoinHandle<()>,
     drained: watch::Receiver<bool>,
+    open: Arc<AtomicBool>,
 }
 
 impl Pump {

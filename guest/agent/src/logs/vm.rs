@@ -1,12 +1,13 @@
 //! Output of a container in a microVM: frames over vsock to the monitor, which dates them and writes the log.
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use cofferdam_proto::agent::LOG_VSOCK_PORT;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::Mutex;
-use tokio_vsock::{OwnedWriteHalf, VsockAddr, VsockStream};
+use tokio::sync::{Mutex, OnceCell};
+use tokio_vsock::{OwnedReadHalf, OwnedWriteHalf, VsockAddr, VsockStream};
 
 use super::CHUNK;
 use crate::container::stdio::End;
@@ -22,40 +23,24 @@ const LAST_WORD: Duration = Duration::from_secs(5);
 const STDOUT: u8 = 1;
 const STDERR: u8 = 2;
 
-/// Sends a container's output until both streams end, and waits until the monitor has read all.
-pub async fn carry(id: &str, stdout: Option<End>, stderr: Option<End>) {
-    let first = async {
-        tokio::select! {
-            r = wait(stdout.as_ref()) => r,
-            r = wait(stderr.as_ref()) => r,
-        }
-    };
-    if first.await.is_err() {
-        return;
-    }
-    let stream = connect(id).await;
-    let (mut read, write) = stream.into_split();
-    let write = Mutex::new(write);
+/// Sends a container's output until both streams end, and waits until the monitor has read all. It connects with the first bytes.
+pub async fn carry(id: &str, stdout: Option<End>, stderr: Option<End>, open: &AtomicBool) {
+    let connection: OnceCell<(Mutex<OwnedReadHalf>, Mutex<OwnedWriteHalf>)> = OnceCell::new();
     let one = |end: Option<End>, number| {
-        let write = &write;
+        let connection = &connection;
         async move {
             if let Some(end) = end
-                && let Err(e) = copy(write, end, number).await
+                && let Err(e) = copy(id, connection, open, &end, number).await
             {
                 tracing::warn!(container = id, number, error = %e, "output ended early");
             }
         }
     };
     tokio::join!(one(stdout, STDOUT), one(stderr, STDERR));
-    let _ = write.lock().await.shutdown().await;
-    // The monitor closes when it has read, and written, all.
-    let _ = tokio::time::timeout(LAST_WORD, read.read(&mut [0u8; 1])).await;
-}
-
-async fn wait(end: Option<&End>) -> io::Result<()> {
-    match end {
-        Some(end) => end.wait_readable().await,
-        None => std::future::pending().await,
+    if let Some((read, write)) = connection.into_inner() {
+        let _ = write.lock().await.shutdown().await;
+        // The monitor closes when it has read, and written, all.
+        let _ = tokio::time::timeout(LAST_WORD, read.lock().await.read(&mut [0u8; 1])).await;
     }
 }
 
@@ -82,7 +67,13 @@ async fn attempt(id: &str) -> io::Result<VsockStream> {
     Ok(stream)
 }
 
-async fn copy(write: &Mutex<OwnedWriteHalf>, end: End, number: u8) -> io::Result<()> {
+async fn copy(
+    id: &str,
+    connection: &OnceCell<(Mutex<OwnedReadHalf>, Mutex<OwnedWriteHalf>)>,
+    open: &AtomicBool,
+    end: &End,
+    number: u8,
+) -> io::Result<()> {
     loop {
         end.wait_readable().await?;
         let mut frame = vec![0u8; 5 + CHUNK];
@@ -92,6 +83,13 @@ async fn copy(write: &Mutex<OwnedWriteHalf>, end: End, number: u8) -> io::Result
         }
         frame[0] = number;
         frame[1..5].copy_from_slice(&(n as u32).to_le_bytes());
+        let (_, write) = connection
+            .get_or_init(|| async {
+                let (read, write) = connect(id).await.into_split();
+                open.store(true, Ordering::Relaxed);
+                (Mutex::new(read), Mutex::new(write))
+            })
+            .await;
         write.lock().await.write_all(&frame[..5 + n]).await?;
     }
 }
