@@ -148,7 +148,9 @@ async fn container(node: &Node, pod: &Pod, script: &str) -> String {
     let layer = node.folder.path().join(format!("layer-{}", new_id()));
     fs::create_dir_all(layer.join("bin")).unwrap();
     let busybox = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|path| fs::metadata(path).is_ok());
-    fs::copy(busybox.expect("busybox-static is installed"), layer.join("bin/sh")).unwrap();
+    for name in ["sh", "hostname"] {
+        fs::copy(busybox.expect("busybox-static is installed"), layer.join("bin").join(name)).unwrap();
+    }
     let id = new_id();
     let lower = pod.export(&id, &layer, true).await.unwrap();
     let log = fs::File::options().create(true).append(true).open(node.folder.path().join("log")).unwrap();
