@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use std::sync::Arc;
 
 use crate::cgroup::PodCgroup;
-use crate::cni::Attachment;
+use crate::cni::{self, Attachment};
 use crate::dirs::{self, Dirs};
 use crate::error::{Doing, SandboxError, blocking};
 use crate::netns;
@@ -64,6 +64,14 @@ async fn end(shared: &Arc<Shared>, dirs: &Dirs, id: &str) -> Result<(), SandboxE
 /// Takes the pod off its network.
 async fn detach(shared: &Arc<Shared>, dirs: &Dirs) -> Result<(), SandboxError> {
     let Some(attachment) = dirs::read::<Attachment>(&dirs.network())? else { return Ok(()) };
+    if attachment.result.is_none() {
+        let container = attachment.container.clone();
+        blocking(move || {
+            cni::strays::kill(&container);
+            Ok(())
+        })
+        .await?;
+    }
     let netns = dirs.netns();
     let there = netns::is_mounted(&netns);
     match attachment.del(&shared.config.cni, there.then_some(&*netns)).await {

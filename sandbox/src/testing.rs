@@ -46,7 +46,10 @@ pub(crate) fn on_a_node<F: Future<Output = ()>>(test: impl FnOnce(Node) -> F + S
         mount("tmpfs", "/var/lib/cni", "tmpfs", MountFlags::empty(), None).unwrap();
         crate::netns::up("lo").unwrap();
         let folder = tempfile::Builder::new().prefix("cd").tempdir_in("/tmp").unwrap();
-        let config = config(folder.path(), plugins);
+        let conf_dir = folder.path().join("net.d");
+        std::fs::create_dir(&conf_dir).unwrap();
+        std::fs::write(conf_dir.join("10-lab.conflist"), NETWORK).unwrap();
+        let config = config_below(folder.path());
         // Its threads are made by this one, so they are on the same node.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(test(Node { folder, config }));
@@ -56,10 +59,13 @@ pub(crate) fn on_a_node<F: Future<Output = ()>>(test: impl FnOnce(Node) -> F + S
     }
 }
 
-fn config(folder: &Path, bin_dirs: Vec<PathBuf>) -> Config {
-    let conf_dir = folder.join("net.d");
-    std::fs::create_dir(&conf_dir).unwrap();
-    std::fs::write(conf_dir.join("10-lab.conflist"), NETWORK).unwrap();
+fn plugins() -> Vec<PathBuf> {
+    PLUGINS.iter().map(PathBuf::from).filter(|folder| folder.join("bridge").exists()).collect()
+}
+
+/// The configuration of the node that has its files in `folder`.
+pub(crate) fn config_below(folder: &Path) -> Config {
+    let (bin_dirs, conf_dir) = (plugins(), folder.join("net.d"));
     Config {
         run_dir: folder.join("r"),
         state_dir: folder.join("s"),

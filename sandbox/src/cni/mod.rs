@@ -6,6 +6,7 @@
 mod config;
 mod plugin;
 mod result;
+pub(crate) mod strays;
 
 use std::path::Path;
 

@@ -267,3 +267,49 @@ fn a_caller_that_hangs_up_leaves_no_pod() {
         no_trace_of(node, &spec.id);
     });
 }
+
+/// Not a test of its own: the daemon that [`a_daemon_that_is_killed_while_it_launches_leaves_nothing`] kills.
+#[test]
+fn daemon_to_be_killed() {
+    let Ok(text) = std::env::var("COFFERDAM_TEST_LAUNCH") else { return };
+    let (folder, spec): (std::path::PathBuf, PodSpec) = serde_json::from_str(&text).unwrap();
+    let config = crate::testing::config_below(&folder);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        launch(&super::tests::runtime(&config), &spec).await;
+        std::future::pending::<()>().await
+    });
+}
+
+/// Kills a launching daemon at one moment after another, until the launch was done before the kill.
+#[test]
+fn a_daemon_that_is_killed_while_it_launches_leaves_nothing() {
+    with_pods(async |node, kind| {
+        let mut moment = Duration::from_millis(1);
+        loop {
+            let spec = spec(kind);
+            let text = serde_json::to_string(&(node.folder.path(), &spec)).unwrap();
+            let mut daemon = Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", "launch::tests::daemon_to_be_killed"])
+                .env("COFFERDAM_TEST_LAUNCH", text)
+                .spawn()
+                .unwrap();
+            // The clock runs from the moment at which the daemon begins.
+            let begun = node.folder.path().join("r/pods").join(&spec.id);
+            wait_for("the daemon to begin", || begun.exists()).await;
+            tokio::time::sleep(moment).await;
+            daemon.kill().unwrap();
+            daemon.wait().unwrap();
+            let runtime = runtime(&node.config);
+            assert_eq!(runtime.known(), std::slice::from_ref(&spec.id));
+            let done = runtime.adopt(&spec.id).await.is_ok();
+            runtime.remove(&spec.id).await.unwrap();
+            no_trace_of(node, &spec.id);
+            if done {
+                break;
+            }
+            moment = moment.mul_f32(1.8);
+        }
+        println!("{kind:?}: done within {moment:?}");
+    });
+}
