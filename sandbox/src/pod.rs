@@ -64,7 +64,11 @@ impl Watched {
         let dirs = dirs.clone();
         let pid = started.record.pid;
         tokio::spawn(async move {
-            process::wait(started.pidfd).await;
+            let stderr = dirs.stderr();
+            tokio::select! {
+                () = process::wait(started.pidfd) => {}
+                () = process::keep_short(&stderr) => {}
+            }
             let end = End::read(&dirs, kind);
             tracing::debug!(pod = %dirs.run.display(), clean = end.clean, detail = %end.detail, "pod ended");
             let _ = sender.send(Some(end));

@@ -8,9 +8,10 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::MemfdFlags;
+use rustix::fs::{MemfdFlags, inotify};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, pidfd_open, waitid};
 use serde::Serialize;
@@ -21,6 +22,9 @@ use crate::error::{Doing, SandboxError};
 
 /// How the kernel should rate the process when memory is short: as any other. (The daemon's own score must not be inherited.)
 const OOM_SCORE_ADJ: &[u8] = b"0";
+
+/// Longest file of a process's standard error; a little more for a moment.
+const MAX_STDERR: u64 = 256 << 10;
 
 /// A program to start.
 pub(crate) struct Program<'a> {
@@ -157,6 +161,33 @@ pub(crate) async fn wait(pidfd: OwnedFd) {
 /// Reaps a dead child; anything else is left alone.
 fn reap(pidfd: BorrowedFd<'_>) {
     let _ = waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
+}
+
+/// Keeps the file with a process's standard error short, for ever: a guest may make its monitor complain as often as it likes.
+pub(crate) async fn keep_short(stderr: &Path) {
+    if let Err(error) = watch_size(stderr).await {
+        tracing::warn!(file = %stderr.display(), %error, "cannot keep a pod's standard error short");
+    }
+    std::future::pending().await
+}
+
+async fn watch_size(stderr: &Path) -> io::Result<()> {
+    let inotify = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
+    inotify::add_watch(&inotify, stderr, inotify::WatchFlags::MODIFY)?;
+    // SAFETY: an OwnedFd is the same descriptor for all its life.
+    let inotify = unsafe { AsyncFd::register(inotify) }.map_err(io::Error::from)?;
+    let file = File::options().write(true).open(stderr)?;
+    let mut events = [0; 4096];
+    loop {
+        let mut changed = inotify.readable().await?;
+        while rustix::io::read(inotify.get_ref(), &mut events).is_ok() {}
+        changed.clear_ready();
+        if file.metadata()?.len() > MAX_STDERR {
+            file.set_len(0)?; // the writer appends
+        }
+        // One look a second is enough, however much is written.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
 }
 
 /// The last of what the process had to say, at most 2 KiB.

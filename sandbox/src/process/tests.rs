@@ -78,3 +78,29 @@ fn only_the_last_words_are_kept() {
     let words = last_words(&path);
     assert!(words.ends_with(" the end") && words.len() <= 2048);
 }
+
+#[tokio::test]
+async fn standard_error_is_kept_short() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("stderr");
+    let mut writer = File::options().create(true).append(true).open(&path).unwrap();
+    let keeping = tokio::spawn({
+        let path = path.clone();
+        async move { keep_short(&path).await }
+    });
+    writer.write_all(b"short").unwrap();
+    let big = vec![b'x'; 300 << 10];
+    for _ in 0..2 {
+        let deadline = std::time::Instant::now() + Duration::from_secs(60);
+        // Again and again, since the first may come before the watch.
+        while path.metadata().unwrap().len() < MAX_STDERR {
+            writer.write_all(&big).unwrap();
+        }
+        while path.metadata().unwrap().len() > MAX_STDERR {
+            assert!(std::time::Instant::now() < deadline, "it is not cut");
+            writer.write_all(b"y").unwrap();
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    keeping.abort();
+}
