@@ -28,6 +28,9 @@ pub(crate) fn complete(
     for dir in extracted.implied.iter().rev() {
         if let Some(lower) = find_dir(lowers, dir) {
             adopt(layer, dir, &lower)?;
+        } else if find(lowers, dir).is_some_and(|(_, stat)| kind(&stat) == FileType::Symlink) {
+            // Other runtimes write through the link; here no link is ever followed while unpacking.
+            tracing::warn!(dir = lossy(dir), "a directory of this layer replaces a symbolic link of the layers below");
         }
     }
     Ok(())

@@ -1,7 +1,7 @@
 //! A tar stream as a sequence of entries, every one of them bounded.
 //!
 //! The headers are read here and not by the `tar` crate: it reads extended headers of any size into memory,
-//! turns device nodes into empty files and breaks PAX sparse files (docs/design.md).
+//! turns device nodes into empty files and breaks PAX sparse files.
 
 use std::io::{self, Read};
 

@@ -1,6 +1,6 @@
 //! The registry v2 client, on reqwest: every read has a bound, credentials belong to one pull, and a blob that was
 //! cut off goes on where it stopped. (oci-client reads manifests of any size, keeps the first credentials of a
-//! host for ever and never retries; see docs/design.md.)
+//! host for ever and never retries.)
 
 mod blob;
 mod challenge;
