@@ -16,6 +16,8 @@ needs=(
     # the node's image
     mmdebstrap:mmdebstrap mkfs.ext4:e2fsprogs cpio:cpio zstd:zstd depmod:kmod dpkg-source:dpkg-dev
     /usr/share/keyrings/debian-archive-trixie-stable.gpg:debian-archive-keyring
+    # unit tests of pods, on a network of their own
+    /usr/lib/cni/bridge:containernetworking-plugins ip:iproute2 iptables:iptables /bin/busybox:busybox-static
     # the node VM
     ssh:openssh-client flock:util-linux curl:curl
 )

@@ -64,7 +64,7 @@ async fn end(shared: &Arc<Shared>, dirs: &Dirs, id: &str) -> Result<(), SandboxE
 /// Takes the pod off its network.
 async fn detach(shared: &Arc<Shared>, dirs: &Dirs) -> Result<(), SandboxError> {
     let Some(attachment) = dirs::read::<Attachment>(&dirs.network())? else { return Ok(()) };
-    if attachment.result.is_none() {
+    if !attachment.complete {
         let container = attachment.container.clone();
         blocking(move || {
             cni::strays::kill(&container);
@@ -77,7 +77,7 @@ async fn detach(shared: &Arc<Shared>, dirs: &Dirs) -> Result<(), SandboxError> {
     match attachment.del(&shared.config.cni, there.then_some(&*netns)).await {
         // After a reboot the interface is gone whatever plugins say, and an ADD that did not succeed may never be undone by
         // plugins that cannot work at all. They were asked for their leases and rules.
-        Err(error) if !there || attachment.result.is_none() => {
+        Err(error) if !there || !attachment.complete => {
             tracing::warn!(pod = %attachment.container, error = %chain(&error), "a plugin failed to undo what was hardly done");
         }
         other => other?,

@@ -1,7 +1,7 @@
 //! Runs CNI plugins (CNI specification 1.1, sections 2 to 5).
 //!
-//! What is needed to take a pod off its network again is an [`Attachment`]: written before the first plugin runs, so that a
-//! half-done ADD can be undone, and again with the result. It holds the configuration as it was, since the file may change meanwhile.
+//! What is needed to take a pod off its network again is an [`Attachment`]: written before the first plugin runs and after each, so that a
+//! half-done ADD can be undone. It holds the configuration as it was, since the file may change meanwhile.
 
 mod config;
 mod plugin;
@@ -34,8 +34,10 @@ pub(crate) struct Attachment {
     capabilities: Map<String, Value>,
     /// The configuration as it was.
     pub(crate) network: NetworkList,
-    /// What the last plugin answered; absent while ADD is not done.
+    /// What the last plugin answered so far. Some (firewall) take back nothing without it.
     pub(crate) result: Option<Value>,
+    /// Every plugin has answered.
+    pub(crate) complete: bool,
 }
 
 impl Attachment {
@@ -76,26 +78,33 @@ impl Attachment {
             capabilities.insert("dns".into(), dns);
         }
         capabilities.insert("cgroupPath".into(), cgroup.into());
-        Ok(Self { container: container.into(), args, capabilities, network, result: None })
+        Ok(Self { container: container.into(), args, capabilities, network, result: None, complete: false })
     }
 
-    /// Adds the namespace at `netns` to the network: every plugin in order, each with the result of the one before.
+    /// Adds the namespace at `netns` to the network: every plugin in order, each with the result of the one before, which `save` keeps.
     ///
     /// # Errors
     /// Names the network and the plugin that failed. Those before it are not undone: call [`Self::del`].
-    pub(crate) async fn add(&mut self, config: &CniConfig, netns: &Path) -> Result<(), SandboxError> {
-        let mut previous = None;
-        for plugin in &self.network.plugins {
+    pub(crate) async fn add(
+        &mut self,
+        config: &CniConfig,
+        netns: &Path,
+        mut save: impl FnMut(&Self) -> Result<(), SandboxError>,
+    ) -> Result<(), SandboxError> {
+        save(self)?;
+        let plugins = self.network.plugins.len();
+        for number in 0..plugins {
+            let plugin = &self.network.plugins[number];
             let step = self.step("add the pod to", plugin);
-            let input = self.input(plugin, previous.as_ref());
+            let input = self.input(plugin, self.result.as_ref());
             let output = self.call(config, plugin, "ADD", Some(netns), &step, &input).await?;
-            match output {
-                Some(output) => previous = Some(output),
-                None if previous.is_some() => {}
-                None => return Err(SandboxError::step(step, "the plugin answered nothing")),
+            if output.is_none() && self.result.is_none() {
+                return Err(SandboxError::step(step, "the plugin answered nothing"));
             }
+            self.result = output.or(self.result.take());
+            self.complete = number + 1 == plugins;
+            save(self)?;
         }
-        self.result = previous;
         Ok(())
     }
 

@@ -65,7 +65,17 @@ async fn add_goes_forward_with_results_and_del_backward() {
         ("second", r#"[ $CNI_COMMAND = DEL ] || echo '{"cniVersion":"1.0.0","ips":[{"address":"10.1.2.4/16"}]}'"#),
     ]);
     let mut attachment = attachment(CHAIN);
-    attachment.add(&bench.config, Path::new("/n")).await.unwrap();
+    let mut saved = Vec::new();
+    let save = |attachment: &Attachment| {
+        saved.push((
+            attachment.result.clone().map(|result| status(&result).addresses[0].to_string()),
+            attachment.complete,
+        ));
+        Ok(())
+    };
+    attachment.add(&bench.config, Path::new("/n"), save).await.unwrap();
+    let address = |text: &str| Some(text.to_owned());
+    assert_eq!(saved, [(None, false), (address("10.1.2.3"), false), (address("10.1.2.4"), true)]);
     assert_eq!(
         status(attachment.result.as_ref().unwrap()).addresses,
         ["10.1.2.4".parse::<std::net::IpAddr>().unwrap()]
@@ -101,10 +111,10 @@ async fn a_failure_names_plugin_and_network_and_del_still_asks_all() {
     let failing = r#"echo '{"code": 7, "msg": "no addresses", "details": "range is full"}'; exit 1"#;
     let bench = Bench::new(&[("first", "echo '{}'"), ("second", failing)]);
     let mut attachment = attachment(CHAIN);
-    let error = attachment.add(&bench.config, Path::new("/n")).await.unwrap_err();
+    let error = attachment.add(&bench.config, Path::new("/n"), |_| Ok(())).await.unwrap_err();
     let expected = "cannot add the pod to network lab: plugin second: no addresses; range is full (code 7)";
     assert_eq!(chain(&error), expected);
-    assert_eq!(attachment.result, None);
+    assert_eq!((attachment.result.clone(), attachment.complete), (Some(json!({})), false));
     let error = attachment.del(&bench.config, Some(Path::new("/n"))).await.unwrap_err();
     assert!(chain(&error).contains("take the pod off network lab: plugin second: no addresses"), "{}", chain(&error));
     assert!(bench.calls()[3].starts_with("DEL first /n "));
@@ -121,7 +131,7 @@ async fn what_plugins_may_answer_is_bounded() {
     ] {
         let bench = Bench::new(&[("first", script)]);
         let mut attachment = attachment(r#"{"cniVersion": "1.0.0", "name": "lab", "type": "first"}"#);
-        let error = attachment.add(&bench.config, Path::new("/n")).await.unwrap_err();
+        let error = attachment.add(&bench.config, Path::new("/n"), |_| Ok(())).await.unwrap_err();
         assert!(chain(&error).contains(expected), "{script}: {}", chain(&error));
     }
 }
@@ -131,7 +141,7 @@ async fn a_plugin_that_hangs_is_killed_with_what_it_started() {
     let bench = Bench::new(&[("first", "sleep 1000 & echo $! >$0.pid; wait")]);
     let mut attachment = attachment(r#"{"cniVersion": "1.0.0", "name": "lab", "type": "first"}"#);
     let start = Instant::now();
-    let error = attachment.add(&bench.config, Path::new("/n")).await.unwrap_err();
+    let error = attachment.add(&bench.config, Path::new("/n"), |_| Ok(())).await.unwrap_err();
     assert!(matches!(error, SandboxError::TimedOut { .. }) && start.elapsed() < Duration::from_secs(60), "{error}");
     let pid = fs::read_to_string(bench.folder.path().join("first.pid")).unwrap();
     let stat = PathBuf::from(format!("/proc/{}/stat", pid.trim()));

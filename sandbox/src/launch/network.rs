@@ -17,10 +17,9 @@ pub(super) async fn attach(launch: &Arc<Launch>) -> Result<(Option<NetworkStatus
     let config = &launch.shared.config.cni;
     let list = NetworkList::load(config).doing(|| "use the pod network".into())?;
     let mut attachment = Attachment::new(list, &spec.id, network, &spec.resolv_conf, launch.cgroup.name())?;
-    dirs::write(&launch.dirs.network(), &attachment)?;
     launch.clock.mark("cni_start");
-    attachment.add(config, &launch.dirs.netns()).await?;
-    dirs::write(&launch.dirs.network(), &attachment)?;
+    let file = launch.dirs.network();
+    attachment.add(config, &launch.dirs.netns(), |attachment| dirs::write(&file, attachment)).await?;
     launch.clock.mark("cni_end");
     let status = attachment.result.as_ref().map(cni::status).unwrap_or_default();
     if status.addresses.is_empty() {

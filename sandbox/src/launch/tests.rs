@@ -268,6 +268,27 @@ fn a_caller_that_hangs_up_leaves_no_pod() {
     });
 }
 
+#[test]
+fn pods_at_once_do_not_disturb_each_other() {
+    with_pods(async |node, kind| {
+        let runtime = runtime(&node.config);
+        let specs: Vec<PodSpec> = (0..5).map(|_| spec(kind)).collect();
+        let pods = futures::future::join_all(specs.iter().map(|spec| launch(&runtime, spec))).await;
+        let mut addresses: Vec<_> = pods.iter().flat_map(|pod| pod.network().unwrap().addresses.clone()).collect();
+        assert_eq!(addresses.len(), 10, "{addresses:?}");
+        addresses.sort();
+        addresses.dedup();
+        assert_eq!(addresses.len(), 10, "an address was given twice: {addresses:?}");
+        for outcome in futures::future::join_all(pods.iter().map(Pod::stop)).await {
+            outcome.unwrap();
+        }
+        for spec in &specs {
+            runtime.remove(&spec.id).await.unwrap();
+        }
+        no_trace_of(node, &specs[0].id);
+    });
+}
+
 /// Not a test of its own: the daemon that [`a_daemon_that_is_killed_while_it_launches_leaves_nothing`] kills.
 #[test]
 fn daemon_to_be_killed() {

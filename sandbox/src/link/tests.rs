@@ -38,7 +38,7 @@ fn a_guest_behind_the_tap_is_on_the_network() {
         let port = PortMapping { protocol: Protocol::Tcp, container_port: 80, host_port: 8081, host_ip: String::new() };
         let spec = NetworkSpec { args: [("K8S_POD_NAME".into(), "x".into())].into(), port_mappings: vec![port] };
         let mut attachment = Attachment::new(list, &new_id(), &spec, "", "/x").unwrap();
-        attachment.add(&node.config.cni, &path).await.unwrap();
+        attachment.add(&node.config.cni, &path, |_| Ok(())).await.unwrap();
         let addresses = crate::cni::status(attachment.result.as_ref().unwrap()).addresses;
         let IpAddr::V4(own) = addresses[0] else { panic!("{addresses:?}") };
         assert!(
