@@ -95,10 +95,22 @@ impl EventLoop {
         }
     }
 
+    /// Serves what there is without waiting; answers whether there was something.
+    #[cfg(test)]
+    pub(crate) fn turn_now(&self) -> bool {
+        let mut batch = Vec::with_capacity(BATCH);
+        self.serve(&mut batch, Some(&rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap();
+        !batch.is_empty()
+    }
+
     /// Waits once and serves what came.
     fn turn(&self, batch: &mut Vec<epoll::Event>) -> io::Result<Flow> {
+        self.serve(batch, None)
+    }
+
+    fn serve(&self, batch: &mut Vec<epoll::Event>, limit: Option<&rustix::event::Timespec>) -> io::Result<Flow> {
         batch.clear();
-        match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(batch), None) {
+        match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(batch), limit) {
             Ok(_) => {}
             Err(rustix::io::Errno::INTR) => return Ok(Flow::Continue),
             Err(error) => return Err(error.into()),

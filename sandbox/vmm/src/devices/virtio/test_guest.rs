@@ -1,6 +1,7 @@
 //! A driver for tests: rings in guest memory, written by hand so that they may be wrong.
 
 use proptest::prelude::*;
+use rustix::event::{PollFd, PollFlags, poll};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -124,6 +125,17 @@ impl Guest {
     /// How many chains of `queue` the device gave back.
     pub(crate) fn used_count(&self, queue: usize) -> u16 {
         self.memory.read_obj(GuestAddress(Self::used(queue) + 2)).unwrap()
+    }
+
+    /// Waits until the device has given back `count` chains of `queue` in all; for devices without `VIRTIO_F_EVENT_IDX`.
+    pub(crate) fn wait_used(&self, queue: usize, count: u16) {
+        while self.used_count(queue) != count {
+            let irq = crate::event_loop::event_fd(&self.irq);
+            let mut ready = [PollFd::new(&irq, PollFlags::IN)];
+            let limit = rustix::event::Timespec { tv_sec: 20, tv_nsec: 0 };
+            assert!(poll(&mut ready, Some(&limit)).unwrap() > 0, "the device does not answer");
+            self.interrupts();
+        }
     }
 
     /// Head and length of the `number`th chain that the device gave back.

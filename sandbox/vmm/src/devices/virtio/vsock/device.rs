@@ -179,6 +179,7 @@ impl VirtioDevice for Vsock {
     }
 
     fn reset(&mut self) {
+        self.transmit(); // what the guest sent before it ended
         if let Some(active) = self.active.take() {
             self.unwatch(&active);
         }

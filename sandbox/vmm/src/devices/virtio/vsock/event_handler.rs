@@ -121,12 +121,6 @@ impl Vsock {
         self.agent_listened = true;
         for (socket, port) in std::mem::take(&mut self.early) {
             let token = self.new_token();
-            if let Some(poller) = &self.poller
-                && let Err(error) = poller.modify(&socket, token, EventFlags::ONESHOT)
-            {
-                eprintln!("vsock: cannot watch a connection: {error}");
-                continue;
-            }
             self.request(token, socket, port);
         }
     }

@@ -48,6 +48,12 @@ impl Handles {
         Ok(())
     }
 
+    /// How many there are.
+    #[cfg(test)]
+    pub(super) fn count(&self) -> usize {
+        self.by_number.len()
+    }
+
     /// Closes all.
     pub(super) fn clear(&mut self) {
         self.by_number = HashMap::new();

@@ -26,21 +26,21 @@ fn path(node: &Node) -> String {
 }
 
 pub(super) fn get(node: &Node, name: &CStr, size: u32) -> io::Result<GetxattrReply> {
+    if size == 0 {
+        return Ok(GetxattrReply::Count(rustix::fs::getxattr_query(path(node), name)? as u32));
+    }
     let mut value = vec![0; (size as usize).min(MAX_SIZE)];
     let length = rustix::fs::getxattr(path(node), name, &mut value[..])?;
-    if size == 0 {
-        return Ok(GetxattrReply::Count(length as u32));
-    }
     value.truncate(length);
     Ok(GetxattrReply::Value(value))
 }
 
 pub(super) fn list(node: &Node, size: u32) -> io::Result<ListxattrReply> {
+    if size == 0 {
+        return Ok(ListxattrReply::Count(rustix::fs::listxattr_query(path(node))? as u32));
+    }
     let mut names = vec![0; (size as usize).min(MAX_SIZE)];
     let length = rustix::fs::listxattr(path(node), &mut names[..])?;
-    if size == 0 {
-        return Ok(ListxattrReply::Count(length as u32));
-    }
     names.truncate(length);
     Ok(ListxattrReply::Names(names))
 }

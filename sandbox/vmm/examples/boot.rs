@@ -1,0 +1,146 @@
+//! Starts a monitor by hand and talks to it: a tool for those who work on the monitor.
+//!
+//! ```text
+//! boot run DIR MONITOR KERNEL INITRAMFS DISK SHARE [VCPUS [MEMORY_MIB [KERNEL ARGUMENTS]]]
+//!                            runs a VM until it ends; DIR gets its sockets and its copy of DISK; TAP_FD=N in the environment
+//!                            is a tap that was inherited
+//! boot console DIR           the last output of the guest's console
+//! boot status DIR            milestones and counters
+//! boot sink DIR ID FILE      gives container ID a log file
+//! boot connect DIR PORT      joins standard input and output to a port of the guest's
+//! boot kill DIR
+//! ```
+
+use std::error::Error;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::process::{Command, ExitCode};
+
+use cofferdam_proto::monitor::{API_VERSION, LaunchConfig, Reply, Request};
+use cofferdam_proto::packet;
+use cofferdam_proto::sink::SinkRequest;
+use rustix::fs::{MemfdFlags, Mode, OFlags};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let done = match &words[..] {
+        ["run", dir, monitor, kernel, initramfs, disk, share, rest @ ..] => {
+            run(Path::new(dir), monitor, [*kernel, *initramfs, *disk, *share], rest)
+        }
+        ["console", dir] => ask(Path::new(dir), &Request::Console, None),
+        ["status", dir] => ask(Path::new(dir), &Request::Status, None),
+        ["kill", dir] => ask(Path::new(dir), &Request::Kill, None),
+        ["sink", dir, id, file] => sink(Path::new(dir), id, file),
+        ["connect", dir, port] => connect(Path::new(dir), port),
+        _ => Err("see the head of examples/boot.rs for its usage".into()),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("boot: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(dir: &Path, monitor: &str, files: [&str; 4], rest: &[&str]) -> Result<()> {
+    let [kernel, initramfs, disk, share] = files;
+    std::fs::create_dir_all(dir)?;
+    for name in ["control", "vsock", "disk"] {
+        let _ = std::fs::remove_file(dir.join(name));
+    }
+    let copied = Command::new("cp").args(["--sparse=always", disk]).arg(dir.join("disk")).status()?;
+    if !copied.success() {
+        return Err("cannot copy the disk".into());
+    }
+    let read = |path: &str| inherited(File::open(path)?);
+    let exit = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(dir.join("exit"))?;
+    let config = LaunchConfig {
+        api_version: API_VERSION,
+        name: "boot".into(),
+        vcpus: rest.first().map_or(Ok(1), |text| text.parse())?,
+        memory_mib: rest.get(1).map_or(Ok(256), |text| text.parse())?,
+        kernel_fd: read(kernel)?,
+        initrd_fd: read(initramfs)?,
+        cmdline: rest.get(2..).unwrap_or_default().join(" "),
+        control_fd: inherited(listener(&dir.join("control"))?)?,
+        vsock_fd: inherited(UnixListener::bind(dir.join("vsock"))?)?,
+        exit_fd: inherited(exit)?,
+        kvm_fd: inherited(OpenOptions::new().read(true).write(true).open("/dev/kvm")?)?,
+        share_fd: inherited(rustix::fs::open(share, OFlags::PATH | OFlags::DIRECTORY, Mode::empty())?)?,
+        disk_fd: inherited(OpenOptions::new().read(true).write(true).open(dir.join("disk"))?)?,
+        tap_fd: std::env::var("TAP_FD").ok().map(|text| text.parse()).transpose()?,
+    };
+    let mut memory = File::from(rustix::fs::memfd_create("config", MemfdFlags::empty())?);
+    memory.write_all(&serde_json::to_vec(&config)?)?;
+    io::Seek::rewind(&mut memory)?;
+    let mut child = Command::new(monitor).args(["--config-fd", &inherited(memory)?.to_string()]).spawn()?;
+    println!("boot: the monitor is process {}", child.id());
+    let status = child.wait()?;
+    println!("boot: the monitor ended with {status}: {}", std::fs::read_to_string(dir.join("exit"))?);
+    Ok(())
+}
+
+/// Lets a child inherit `fd`, which stays open until this program ends.
+fn inherited(fd: impl Into<OwnedFd>) -> Result<i32> {
+    let fd = fd.into();
+    rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::empty())?;
+    let number = fd.as_raw_fd();
+    std::mem::forget(fd);
+    Ok(number)
+}
+
+fn packets() -> Result<OwnedFd> {
+    Ok(rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
+}
+
+fn listener(path: &Path) -> Result<OwnedFd> {
+    let socket = packets()?;
+    rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
+    rustix::net::listen(&socket, 8)?;
+    Ok(socket)
+}
+
+fn ask(dir: &Path, request: &Request, fd: Option<BorrowedFd<'_>>) -> Result<()> {
+    let socket = packets()?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(dir.join("control"))?)?;
+    packet::send(&socket, &Request::Hello { api_version: API_VERSION }, None)?;
+    packet::recv::<Reply>(&socket)?;
+    packet::send(&socket, request, fd)?;
+    match packet::recv::<Reply>(&socket)? {
+        Some((Reply::Console { text }, _)) => println!("{text}"),
+        Some((Reply::Status(status), _)) => println!("{}", serde_json::to_string_pretty(&status)?),
+        other => println!("{other:?}"),
+    }
+    Ok(())
+}
+
+fn sink(dir: &Path, id: &str, file: &str) -> Result<()> {
+    let file = OpenOptions::new().create(true).append(true).open(file)?;
+    ask(dir, &Request::Sink(SinkRequest::Open { container: id.to_owned() }), Some(file.as_fd()))
+}
+
+fn connect(dir: &Path, port: &str) -> Result<()> {
+    let mut socket = UnixStream::connect(dir.join("vsock"))?;
+    socket.write_all(format!("CONNECT {port}\n").as_bytes())?;
+    let mut line = Vec::new();
+    while !line.ends_with(b"\n") {
+        let mut byte = [0];
+        socket.read_exact(&mut byte)?;
+        line.push(byte[0]);
+    }
+    eprint!("boot: {}", String::from_utf8_lossy(&line));
+    let mut reader = socket.try_clone()?;
+    let printer = std::thread::spawn(move || io::copy(&mut reader, &mut io::stdout()));
+    io::copy(&mut io::stdin(), &mut socket)?;
+    socket.shutdown(std::net::Shutdown::Write)?;
+    printer.join().map_err(|_| "the printer ended")??;
+    Ok(())
+}
