@@ -56,7 +56,8 @@ impl Layer {
         self.dir.join("upper")
     }
 
-    fn work(&self) -> PathBuf {
+    /// The overlay's own place beside it.
+    pub fn work(&self) -> PathBuf {
         self.dir.join("work")
     }
 

@@ -37,9 +37,11 @@ impl Usage {
             && let Ok(dir) = layer.open()
         {
             let project = agent.next_project();
-            let set = rustix::fs::open(layer.upper(), rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty())
-                .map_err(std::io::Error::from)
-                .and_then(|upper| sys::set_project(upper, project));
+            // The overlay renames from its work directory to the upper one, which ext4 refuses between projects.
+            let set = [layer.upper(), layer.work()].into_iter().try_for_each(|path| {
+                let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
+                sys::set_project(rustix::fs::open(path, flags, rustix::fs::Mode::empty())?, project)
+            });
             match set {
                 Ok(()) if sys::project_usage(&dir, project).is_ok() => quota = Some((dir, project)),
                 Ok(()) => tracing::debug!("the disk has no project quotas"),
