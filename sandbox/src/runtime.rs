@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, oneshot};
 
 use crate::cgroup::PodCgroup;
-use crate::cni::NetworkList;
+use crate::cni::{NetworkList, Networks};
 use crate::dirs::{self, Dirs, ProcessRecord, ReadyRecord};
 use crate::error::{Doing, SandboxError};
 use crate::pod::{End, Pod, Watched};
@@ -27,6 +27,8 @@ pub(crate) struct Shared {
     pub(crate) config: Config,
     /// One lock for each pod that is being worked on.
     locks: Mutex<BTreeMap<String, Weak<AsyncMutex<()>>>>,
+    /// Which networks have had a pod.
+    pub(crate) networks: Networks,
     vm_works: AtomicBool,
     host_works: AtomicBool,
 }
@@ -68,7 +70,7 @@ impl Runtime {
         let longest = Dirs::of(&config, &"0".repeat(64))?.control();
         connect::check_length(longest)?;
         let (locks, vm_works, host_works) = (Mutex::default(), AtomicBool::new(false), AtomicBool::new(false));
-        Ok(Self { shared: Arc::new(Shared { config, locks, vm_works, host_works }) })
+        Ok(Self { shared: Arc::new(Shared { config, locks, networks: Networks::default(), vm_works, host_works }) })
     }
 
     /// Whether this node can run pods of `kind`; tried once, then remembered while the answer is yes.

@@ -4,6 +4,7 @@
 //! half-done ADD can be undone. It holds the configuration as it was, since the file may change meanwhile.
 
 mod config;
+mod first;
 mod plugin;
 mod result;
 pub(crate) mod strays;
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 pub(crate) use config::NetworkList;
+pub(crate) use first::Networks;
 pub(crate) use result::status;
 
 use crate::error::SandboxError;

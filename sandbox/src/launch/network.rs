@@ -17,10 +17,14 @@ pub(super) async fn attach(launch: &Arc<Launch>) -> Result<(Option<NetworkStatus
     let config = &launch.shared.config.cni;
     let list = NetworkList::load(config).doing(|| "use the pod network".into())?;
     let mut attachment = Attachment::new(list, &spec.id, network, &spec.resolv_conf, launch.cgroup.name())?;
+    let networks = &launch.shared.networks;
+    let alone = networks.enter(&attachment.network.name).await;
     launch.clock.mark("cni_start");
     let file = launch.dirs.network();
     attachment.add(config, &launch.dirs.netns(), |attachment| dirs::write(&file, attachment)).await?;
     launch.clock.mark("cni_end");
+    networks.used(&attachment.network.name);
+    drop(alone);
     let status = attachment.result.as_ref().map(cni::status).unwrap_or_default();
     if status.addresses.is_empty() {
         let step = format!("add the pod to network {}", attachment.network.name);

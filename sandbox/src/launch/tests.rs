@@ -307,6 +307,7 @@ fn daemon_to_be_killed() {
 fn a_daemon_that_is_killed_while_it_launches_leaves_nothing() {
     with_pods(async |node, kind| {
         let mut moment = Duration::from_millis(1);
+        let mut failures = 0;
         loop {
             let spec = spec(kind);
             let text = serde_json::to_string(&(node.folder.path(), &spec)).unwrap();
@@ -322,6 +323,13 @@ fn a_daemon_that_is_killed_while_it_launches_leaves_nothing() {
             daemon.kill().unwrap();
             daemon.wait().unwrap();
             let runtime = runtime(&node.config);
+            if runtime.known().is_empty() {
+                // The bridge plugin fails now and then where one was killed while it made the bridge.
+                failures += 1;
+                assert!(failures < 4, "it fails again and again");
+                no_trace_of(node, &spec.id);
+                continue;
+            }
             assert_eq!(runtime.known(), std::slice::from_ref(&spec.id));
             let done = runtime.adopt(&spec.id).await.is_ok();
             runtime.remove(&spec.id).await.unwrap();
