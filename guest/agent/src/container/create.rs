@@ -126,7 +126,7 @@ async fn launch(
         Pids::Own => (None, 0),
         Pids::Of(fd) => (Some(fd), 0),
     };
-    let child = agent.fork_in(join, flags, &place, || init::run(agent, spec, layer, inside, inner))?;
+    let child = agent.fork_in(join, flags, &place, move || init::run(agent, spec, layer, inside, inner))?;
     *exit = Some(agent.reaper.watch(child.pid));
 
     let mut devpts = None;

@@ -99,7 +99,7 @@ async fn fork(
     };
     let (outer, inner) = channel::pair()?;
     let place = cgroup.open()?;
-    let child = agent.fork_in(Some(&container.pidfd), 0, &place, || {
+    let child = agent.fork_in(Some(&container.pidfd), 0, &place, move || {
         match become_program(agent, container, spec, inside, terminal, &inner) {
             Ok(never) => match never {},
             Err(error) => {
