@@ -186,6 +186,21 @@ impl Pod {
         blocking(move || share::export(&inner.dirs, &container, &source, read_only)).await
     }
 
+    /// As [`Pod::export`], read-only, for a directory that never changes as long as it is there (an image's layer): a microVM may cache
+    /// all of it for as long as it likes.
+    ///
+    /// # Errors
+    /// As [`Pod::export`].
+    pub async fn export_layer(&self, container: &str, source: &Path) -> Result<String, SandboxError> {
+        if self.kind() == Kind::Host {
+            return self.export(container, source, true).await;
+        }
+        let (inner, container, source) = (Arc::clone(&self.inner), container.to_owned(), source.to_owned());
+        let _lock = inner.shared.lock(&inner.spec.id).await;
+        self.must_run()?;
+        blocking(move || share::export_layer(&inner.dirs, &container, &source)).await
+    }
+
     /// Takes back all exports of a container. Idempotent.
     ///
     /// # Errors

@@ -32,13 +32,28 @@ pub(crate) fn create(dirs: &Dirs) -> Result<OwnedFd, SandboxError> {
 
 /// Mounts `source` for `container`, under the next free number; returns the guest's path.
 pub(crate) fn export(dirs: &Dirs, container: &str, source: &Path, read_only: bool) -> Result<String, SandboxError> {
+    export_as(dirs, container, source, read_only, "")
+}
+
+/// As [`export`], for an image's layer, which never changes: the file server lets guests cache what has such a name.
+pub(crate) fn export_layer(dirs: &Dirs, container: &str, source: &Path) -> Result<String, SandboxError> {
+    export_as(dirs, container, source, true, "layer")
+}
+
+fn export_as(
+    dirs: &Dirs,
+    container: &str,
+    source: &Path,
+    read_only: bool,
+    prefix: &str,
+) -> Result<String, SandboxError> {
     plain(container)?;
     let from = path_fd(source)?;
     let step = || format!("make a mount point for {}", source.display());
     let is_folder = FileType::from_raw_mode(rustix::fs::fstat(&from).doing(step)?.st_mode) == FileType::Directory;
     let points = dirs.tree().join(container);
     make_private(&points)?;
-    let number = claim(&points, is_folder).doing(step)?;
+    let number = claim(&points, prefix, is_folder).doing(step)?;
     let target = dirs.share().join(container).join(&number);
     if let Err(error) = mount(&from, &target, read_only) {
         let _ = if is_folder { fs::remove_dir(points.join(&number)) } else { fs::remove_file(points.join(&number)) };
@@ -88,10 +103,10 @@ fn path_fd(path: &Path) -> Result<OwnedFd, SandboxError> {
 }
 
 /// Makes an empty mount point under the first free number.
-fn claim(points: &Path, is_folder: bool) -> io::Result<String> {
+fn claim(points: &Path, prefix: &str, is_folder: bool) -> io::Result<String> {
     let mut number = fs::read_dir(points)?.count();
     loop {
-        let name = number.to_string();
+        let name = format!("{prefix}{number}");
         let path = points.join(&name);
         let made = if is_folder { fs::create_dir(&path) } else { File::create_new(&path).map(drop) };
         match made {

@@ -20,6 +20,7 @@ fn what_is_exported_is_there_read_only_if_so_and_goes_away() {
         assert_eq!(export(&dirs, &container, &source, false).unwrap(), format!("{GUEST_SHARE}/{container}/1"));
         let file = export(&dirs, &container, &source.join("file"), true).unwrap();
         assert_eq!(file, format!("{GUEST_SHARE}/{container}/2"));
+        assert_eq!(export_layer(&dirs, &container, &source).unwrap(), format!("{GUEST_SHARE}/{container}/layer3"));
         let at = |name: &str| dirs.share().join(&container).join(name);
         assert_eq!(fs::read_to_string(at("2")).unwrap(), "text");
         let refused = |path: PathBuf| {
@@ -29,6 +30,7 @@ fn what_is_exported_is_there_read_only_if_so_and_goes_away() {
         refused(at("0").join("new"));
         refused(at("0").join("sub/new"));
         refused(at("2"));
+        refused(at("layer3").join("new"));
         refused(dirs.share().join("new"));
         refused(dirs.share().join(&container).join("new"));
         fs::write(at("1").join("sub/new"), "x").unwrap();
