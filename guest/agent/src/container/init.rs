@@ -77,6 +77,8 @@ fn set_up(
         crate::sys::mount_setattr(&root, false, libc::MOUNT_ATTR_RDONLY, 0, 0).doing("make the root read-only")?;
     }
 
+    // What follows closes all descriptors at once; their owners must not do so again.
+    std::mem::forget((root, dev, trees));
     let launch =
         Launch { spec: &spec.process, user: &user, channel, nofile: agent.nofile, die_with_agent: agent.node_pid };
     match (inside, slave) {

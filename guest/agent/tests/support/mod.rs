@@ -172,9 +172,10 @@ impl Pod {
             fs::create_dir(dir.path().join(sub)).unwrap();
         }
         busybox(&dir.path().join("image"));
-        let netns = network_namespace();
-        let (ready, socket_path, sink) = {
+        let (ready, socket_path, sink, netns) = {
+            // Descriptors are handed over by inheritance: no other child may start meanwhile.
             let _alone = starting();
+            let netns = network_namespace();
             let socket_path = dir.path().join("agent.sock");
             let sink_path = dir.path().join("sink.sock");
             let socket = listener(&socket_path, SocketType::STREAM);
@@ -206,7 +207,7 @@ impl Pod {
             let mut text = String::new();
             fs::File::from(ready_read).read_to_string(&mut text).unwrap();
             let ready: Ready = serde_json::from_str(&text).unwrap();
-            (ready, socket_path, sink_path)
+            (ready, socket_path, sink_path, netns)
         };
         let channel = Endpoint::from_static("http://agent")
             .connect_with_connector(tower::service_fn(move |_| {
