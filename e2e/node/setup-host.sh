@@ -13,6 +13,8 @@ needs=(
     /usr/include/x86_64-linux-gnu/sys/types.h:libc6-dev
     # the guest's kernel and busybox
     flex:flex bison:bison bc:bc xz:xz-utils bzip2:bzip2 /usr/include/libelf.h:libelf-dev /usr/include/openssl/ssl.h:libssl-dev
+    # the agent's tests
+    /bin/busybox:busybox-static
     # the node's image
     mmdebstrap:mmdebstrap mkfs.ext4:e2fsprogs cpio:cpio zstd:zstd depmod:kmod dpkg-source:dpkg-dev
     /usr/share/keyrings/debian-archive-trixie-stable.gpg:debian-archive-keyring

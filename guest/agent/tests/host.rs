@@ -13,6 +13,10 @@ use cofferdam_proto::agent::*;
 use support::{Pod, Shape, has_controllers, need_host_pods, plain, sh, until};
 use tonic::Code;
 
+/// What is wrong with an image: links and where they lead, the working directory, and words of the refusal: none for "it may work",
+/// `*` for any.
+type Trap = (&'static str, &'static [(&'static str, &'static str)], &'static str, &'static str);
+
 type Change = fn(&mut CreateContainerRequest, &Pod);
 
 fn process(r: &mut CreateContainerRequest) -> &mut Process {
@@ -612,7 +616,7 @@ async fn evil_images_reach_nothing_of_the_node() {
     fs::create_dir(&node).unwrap();
     fs::write(node.join("file"), "of the node").unwrap();
     let target = node.to_str().unwrap().to_owned();
-    let rows: &[(&str, &[(&str, &str)], &str, &str)] = &[
+    let rows: &[Trap] = &[
         ("linked /proc", &[("proc", "/etc")], "/", "/proc"),
         ("linked /dev", &[("dev", "NODE")], "/", "/dev"),
         ("linked /sys", &[("sys", "../../..")], "/", "/sys"),
