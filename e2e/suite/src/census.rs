@@ -16,7 +16,7 @@ impl Census {
     /// Counts.
     pub(crate) fn take() -> Outcome<Self> {
         let mut found = BTreeSet::new();
-        processes(&mut found)?;
+        processes(&mut found);
         for line in fs::read_to_string("/proc/self/mounts").doing("read the mounts")?.lines() {
             if line.contains("cofferdam") && !line.contains("/product") {
                 found.insert(format!("mount {line}"));
@@ -72,20 +72,12 @@ fn is_the_plugins_own(line: &str) -> bool {
         || line.starts_with("rule -A CNI-FORWARD -j CNI-ADMIN")
 }
 
-fn processes(found: &mut BTreeSet<String>) -> Outcome {
-    for pid in names(Path::new("/proc")) {
-        if !pid.bytes().all(|b| b.is_ascii_digit()) {
-            continue;
-        }
-        let Ok(name) = fs::read_to_string(format!("/proc/{pid}/comm")) else {
-            continue;
-        };
-        let name = name.trim();
-        if name.starts_with("cofferdam-vmm") || name.starts_with("cofferdam-agent") || name.starts_with("pause") {
-            found.insert(format!("process {pid} {name}"));
+fn processes(found: &mut BTreeSet<String>) {
+    for program in ["cofferdam-vmm", "cofferdam-agent"] {
+        for pid in crate::processes::all(program) {
+            found.insert(format!("process {pid} {program}"));
         }
     }
-    Ok(())
 }
 
 fn names(folder: &Path) -> Vec<String> {

@@ -88,7 +88,7 @@ fn pull(tour: &mut Tour) -> Outcome {
     let mut follow = Command::new("sh")
         .args([
             "-c",
-            "journalctl -u cofferdam -o cat -n 0 -f | grep --line-buffered 'pull progress' | sed -u 's/^/    /'",
+            "journalctl -u cofferdam -o cat -n 0 -f | grep --line-buffered 'pull progress.*layers=' | sed -u 's/^/    /'",
         ])
         .spawn()
         .doing("follow the daemon's journal")?;

@@ -11,6 +11,7 @@ mod crictl;
 mod daemon;
 mod demo;
 mod failure;
+mod processes;
 mod tests;
 
 use std::path::PathBuf;

@@ -1,20 +1,9 @@
-//! Resident memory, CPU time and wake-ups of processes, from /proc.
+//! Resident memory, CPU time and wake-ups of processes.
 
 use std::fs;
 use std::time::Duration;
 
 use crate::failure::{Doing, Outcome};
-
-/// Process ids whose name (as the kernel cuts it, 15 bytes) is `name`.
-pub(super) fn named(name: &str) -> Vec<u32> {
-    let cut = &name[..name.len().min(15)];
-    let Ok(entries) = fs::read_dir("/proc") else {
-        return Vec::new();
-    };
-    let pids = entries.flatten().filter_map(|e| e.file_name().to_str().and_then(|n| n.parse().ok()));
-    let is_it = |pid: &u32| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|c| c.trim() == cut);
-    pids.filter(is_it).collect()
-}
 
 /// Resident MiB of a process, leaving out mappings of `ignore_from_mib` MiB and more (a guest's memory).
 pub(super) fn rss_mib(pid: u32, ignore_from_mib: u64) -> Outcome<f64> {

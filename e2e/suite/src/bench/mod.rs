@@ -12,6 +12,7 @@ use std::time::Duration;
 use crate::crictl::{self, BUSYBOX};
 use crate::daemon;
 use crate::failure::{Doing, Failure, Outcome, ensure};
+use crate::processes;
 use client::{Client, Net};
 use report::{PEER, Report, Row};
 
@@ -168,11 +169,11 @@ async fn memory_and_idle(
     let host = ours.start("host", Net::Cni, BUSYBOX).await?;
     let theirs = peer.start("", Net::Cni, BUSYBOX).await?;
     let only = |name: &str| {
-        let pids = memory::named(name);
+        let pids = processes::heads(name);
         pids.first()
             .copied()
             .filter(|_| pids.len() == 1)
-            .ok_or_else(|| Failure(format!("{} processes are named {name}", pids.len())))
+            .ok_or_else(|| Failure(format!("{} processes run {name}", pids.len())))
     };
     let monitor = only("cofferdam-vmm")?;
     samples.add("monitor_rss_mib", "vm", memory::rss_mib(monitor, GUEST_MAPPING_MIB)?);

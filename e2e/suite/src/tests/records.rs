@@ -7,6 +7,7 @@ use super::{Test, with_both};
 use crate::crictl::{Container, Crictl, Pod, wait_for};
 use crate::daemon;
 use crate::failure::{Doing, Outcome, ensure};
+use crate::processes;
 
 pub(super) const TESTS: &[Test] = &[
     ("killed_daemon_finds_running_and_ended_containers", || with_both(killed)),
@@ -84,16 +85,12 @@ fn start_daemon() -> Outcome {
 /// Kills the pod's monitor or supervisor.
 fn kill_pod_process(pod: &str, handler: &str) -> Outcome {
     let name = if handler == "vm" { "cofferdam-vmm" } else { "cofferdam-agent" };
-    let procs = Command::new("sh")
-        .args(["-c", &format!("for p in $(find /sys/fs/cgroup/cofferdam/{pod} -name cgroup.procs | xargs cat); do echo $p $(cat /proc/$p/comm); done")])
-        .output()
-        .doing("list the pod's processes")?;
-    let listed = String::from_utf8_lossy(&procs.stdout).into_owned();
-    let victim = listed.lines().find(|l| l.ends_with(&name[..name.len().min(15)])).and_then(|l| l.split(' ').next());
-    let Some(victim) = victim else {
-        return Err(format!("no {name} in the pod's cgroup: {listed}").into());
+    let folder = format!("/cofferdam/{pod}");
+    let of_the_pod = |pid: &u32| fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|c| c.contains(&folder));
+    let Some(victim) = processes::heads(name).into_iter().find(of_the_pod) else {
+        return Err(format!("no {name} in the pod's cgroup").into());
     };
-    let killed = Command::new("kill").args(["-KILL", victim]).status().doing("run kill")?;
+    let killed = Command::new("kill").args(["-KILL", &victim.to_string()]).status().doing("run kill")?;
     ensure!(killed.success(), "kill {victim} failed");
     Ok(())
 }
