@@ -12,6 +12,7 @@ mod ending;
 mod event_loop;
 mod kvm;
 mod launch;
+mod lock_in;
 mod log_sink;
 mod memory;
 mod process;
@@ -20,6 +21,7 @@ mod timeline;
 mod vm;
 
 use std::error::Error;
+use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -55,5 +57,8 @@ fn main() -> ExitCode {
 fn run(launch: &mut Launch, timeline: Arc<Timeline>) -> Result<End, Box<dyn Error>> {
     let (settings, handed) = launch.check()?;
     process::name(&settings.name);
-    Ok(Prepared::new(&settings, handed, timeline)?.start()?.wait())
+    let share = handed.share.try_clone()?;
+    let prepared = Prepared::new(&settings, handed, timeline)?;
+    lock_in::lock_in(share.as_fd())?;
+    Ok(prepared.start()?.wait())
 }

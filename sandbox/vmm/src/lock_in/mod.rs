@@ -1,0 +1,72 @@
+//! The monitor locks itself in: once everything is open and before the first instruction of the guest.
+//!
+//! From here on, the process and all threads that it starts can open files below the share only (Landlock), have no capabilities
+//! beyond what acting for a guest's users needs, and can make only the system calls listed in [`seccomp`]. Nothing of this can be taken
+//! back.
+
+mod landlock;
+mod seccomp;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, capabilities, remove_capability_from_bounding_set, set_capabilities,
+    set_no_new_privs,
+};
+
+/// What the file server needs to make files for any user and to pass the checks that the guest's kernel made. Not among
+/// them: making devices, mounting, tracing, signalling, the network.
+const KEPT: CapabilitySet = CapabilitySet::CHOWN
+    .union(CapabilitySet::DAC_OVERRIDE)
+    .union(CapabilitySet::DAC_READ_SEARCH)
+    .union(CapabilitySet::FOWNER)
+    .union(CapabilitySet::FSETID)
+    .union(CapabilitySet::SETGID)
+    .union(CapabilitySet::SETUID)
+    .union(CapabilitySet::SETFCAP);
+
+/// Why it could not.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot lock the monitor in: {step}")]
+pub(crate) struct LockInError {
+    step: &'static str,
+    #[source]
+    source: io::Error,
+}
+
+fn step<E: Into<io::Error>>(step: &'static str) -> impl Fn(E) -> LockInError {
+    move |source| LockInError { step, source: source.into() }
+}
+
+/// Locks the calling thread in, and every thread that it starts; `share` is what may be opened below.
+pub(crate) fn lock_in(share: BorrowedFd<'_>) -> Result<(), LockInError> {
+    // A guest may know as many files as its memory holds; a crash's core would be the guest's memory.
+    let files = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files })
+        .map_err(step("raise its limit of files"))?;
+    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) }).map_err(step("forbid core dumps"))?;
+    set_no_new_privs(true).map_err(step("give up new privileges"))?;
+    drop_capabilities().map_err(step("drop capabilities"))?;
+    if !landlock::restrict(share).map_err(step("restrict what it may open"))? {
+        eprintln!("this kernel has no Landlock: what the monitor may open is not restricted");
+    }
+    seccomp::restrict().map_err(step("restrict its system calls"))
+}
+
+fn drop_capabilities() -> rustix::io::Result<()> {
+    let now = capabilities(None)?;
+    if now.effective.contains(CapabilitySet::SETPCAP) {
+        for capability in CapabilitySet::all().difference(KEPT).iter() {
+            match remove_capability_from_bounding_set(capability) {
+                Ok(()) | Err(rustix::io::Errno::INVAL) => {} // one that this kernel does not know
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    let kept = now.permitted & KEPT;
+    set_capabilities(None, CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() })
+}
