@@ -49,13 +49,16 @@ impl PodCgroup {
         self.root.join(&self.name[1..])
     }
 
-    /// Makes it and its parents with all controllers that can be had, and `leaf` in it; returns the leaf's `cgroup.procs`.
-    pub(crate) fn create(&self, leaf: &str) -> Result<fs::File, SandboxError> {
+    /// Makes it and its parents with all controllers that can be had, and `leaf` in it; returns the leaf's `cgroup.procs`. What is made in the
+    /// pod's cgroup later has controllers too if `divided`: each switch costs the kernel a grace period, and a VM needs none.
+    pub(crate) fn create(&self, leaf: &str, divided: bool) -> Result<fs::File, SandboxError> {
         let mut at = self.root.clone();
-        hand_down(&at);
         for part in self.name[1..].split('/') {
+            hand_down(&at);
             at.push(part);
             make(&at)?;
+        }
+        if divided {
             hand_down(&at);
         }
         at.push(leaf);
@@ -93,7 +96,12 @@ fn hand_down(cgroup: &Path) {
     let (has, gives) = (words("cgroup.controllers"), words("cgroup.subtree_control"));
     let missing =
         |name: &&&str| has.split_whitespace().any(|x| x == **name) && !gives.split_whitespace().any(|x| x == **name);
-    for name in CONTROLLERS.iter().filter(missing) {
+    let missing: Vec<&str> = CONTROLLERS.iter().filter(missing).copied().collect();
+    let all: Vec<String> = missing.iter().map(|name| format!("+{name}")).collect();
+    if missing.is_empty() || fs::write(cgroup.join("cgroup.subtree_control"), all.join(" ")).is_ok() {
+        return;
+    }
+    for name in missing {
         if let Err(error) = fs::write(cgroup.join("cgroup.subtree_control"), format!("+{name}")) {
             tracing::debug!(cgroup = %cgroup.display(), controller = name, %error, "controller is not handed down");
         }
@@ -153,5 +161,38 @@ fn remove(path: &Path) -> io::Result<()> {
             }
             other => return other,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{new_id, on_a_node};
+
+    #[test]
+    fn controllers_are_handed_down_and_nothing_is_left() {
+        on_a_node(|node| async move {
+            let config = &node.config;
+            let words = |path: PathBuf| fs::read_to_string(path.join("cgroup.controllers")).unwrap();
+            let has = words(config.cgroup_root.clone());
+            let expected: Vec<&str> =
+                CONTROLLERS.into_iter().filter(|name| has.split_whitespace().any(|x| x == *name)).collect();
+            println!("the node has {expected:?}");
+            let cgroup = PodCgroup::new(config, "cofferdam-test/deeper/", &new_id()).unwrap();
+            cgroup.create("leaf", true).unwrap();
+            cgroup.create("leaf", true).expect("it may be there already");
+            let leaf = words(cgroup.path().join("leaf"));
+            assert!(expected.iter().all(|name| leaf.split_whitespace().any(|x| x == *name)), "{leaf} of {has}");
+            cgroup.destroy().unwrap();
+            cgroup.destroy().unwrap();
+            assert!(!cgroup.path().exists());
+            let vm = PodCgroup::new(config, "/cofferdam-test/deeper", &new_id()).unwrap();
+            vm.create("leaf", false).unwrap();
+            assert_eq!(words(vm.path().join("leaf")).trim(), "");
+            assert!(expected.iter().all(|name| words(vm.path()).contains(name)), "a VM has no limits");
+            vm.destroy().unwrap();
+            let _ = fs::remove_dir(config.cgroup_root.join("cofferdam-test/deeper"));
+            let _ = fs::remove_dir(config.cgroup_root.join("cofferdam-test"));
+        });
     }
 }

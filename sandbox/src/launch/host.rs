@@ -67,7 +67,7 @@ fn why(stderr: &Path) -> String {
 
 fn spawn(launch: &Launch) -> Result<(Started, OwnedFd), SandboxError> {
     let (dirs, spec) = (&launch.dirs, &launch.spec);
-    let cgroup = launch.cgroup.create("supervisor")?;
+    let cgroup = launch.cgroup.create("supervisor", true)?;
     let (containers, roots) = (dirs.containers(), dirs.roots());
     dirs::make_private(&containers)?;
     dirs::make_private(&roots)?;

@@ -33,7 +33,7 @@ fn open(path: &Path, write: bool) -> Result<OwnedFd, SandboxError> {
 
 fn spawn(launch: &Launch) -> Result<process::Started, SandboxError> {
     let (dirs, spec, config) = (&launch.dirs, &launch.spec, &launch.shared.config.vm);
-    let cgroup = launch.cgroup.create("monitor")?;
+    let cgroup = launch.cgroup.create("monitor", false)?;
     let share = share::create(dirs)?;
     let control = listener(&dirs.control(), SocketType::SEQPACKET)?;
     let vsock = listener(&dirs.vsock(), SocketType::STREAM)?;

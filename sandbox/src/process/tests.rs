@@ -16,7 +16,7 @@ fn script(folder: &Path, text: &str) -> std::path::PathBuf {
 
 fn start(config: &Config, folder: &Path, text: &str) -> (Started, PodCgroup) {
     let cgroup = PodCgroup::new(config, "/cofferdam-test", &new_id()).unwrap();
-    let procs = cgroup.create("leaf").unwrap();
+    let procs = cgroup.create("leaf", true).unwrap();
     let settings = config_fd(&"settings").unwrap();
     let number = settings.as_raw_fd().to_string();
     let program = Program {
