@@ -19,6 +19,9 @@ use crate::logs::Logs;
 use crate::reaper::Reaper;
 use crate::sys;
 
+/// Most open files of a process.
+const MAX_OPEN: u64 = 524_288;
+
 /// Where the agent runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
@@ -130,8 +133,13 @@ impl Agent {
     pub fn new(mode: Mode, dirs: Dirs, node_mounts: OwnedFd, shared: Shared, logs: Logs) -> Result<Arc<Self>> {
         let own_pids = open_namespace("pid")?;
         let before = getrlimit(Resource::Nofile);
-        let nofile = Rlimit { current: Some(1024), maximum: before.maximum.min(Some(524_288)).or(Some(524_288)) };
-        let own = Rlimit { current: before.maximum, maximum: before.maximum };
+        // A guest's kernel starts with a low limit; on a node, whoever started the supervisor has decided.
+        let most = match (mode, before.maximum) {
+            (Mode::Host, Some(most)) if most < MAX_OPEN => most,
+            _ => MAX_OPEN,
+        };
+        let nofile = Rlimit { current: Some(most.min(1024)), maximum: Some(most) };
+        let own = Rlimit { current: Some(most), maximum: Some(most) };
         setrlimit(Resource::Nofile, own).doing("raise the limit on open files")?;
         Ok(Arc::new(Self {
             mode,

@@ -16,7 +16,7 @@ use futures::StreamExt;
 use rustix::fs::CWD;
 use rustix::mount::{MountPropagationFlags, MoveMountFlags, UnmountFlags, mount_change, move_mount, unmount};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener, VsockStream};
+use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
 use tonic::transport::server::Connected;
 
 use crate::agent::{Agent, Dirs, Mode, Shared, open_namespace};
@@ -55,18 +55,28 @@ pub fn run() -> ! {
 }
 
 fn serve() -> Result<()> {
-    mount_all()?;
+    mount_kernel()?;
     sys::write_knob(Path::new("/proc/self/oom_score_adj"), "-1000").doing("be the last one to be killed")?;
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
         .doing("keep containers from looking into the agent")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().doing("start the runtime")?;
     runtime.block_on(async {
+        // The kernel takes the daemon's connection from here on, while the rest is mounted.
+        let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, VSOCK_PORT)).doing("listen on vsock")?;
+        sys::out_byte(GUEST_EVENT_PORT, GUEST_EVENT_AGENT_LISTENING).doing("tell the monitor")?;
+        mount_pod()?;
         let dirs = Dirs { state: PathBuf::from(DISK), run: PathBuf::from(RUN) };
         let agent = Agent::new(Mode::Vm, dirs, open_namespace("mnt")?, Shared::default(), Logs::Vm)?;
-        let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, VSOCK_PORT)).doing("listen on vsock")?;
         network::loopback().await?;
-        sys::out_byte(GUEST_EVENT_PORT, GUEST_EVENT_AGENT_LISTENING).doing("tell the monitor")?;
-        let incoming = listener.incoming().map(|stream| stream.map(Connection));
+        // Only the node may call, not what runs in the guest.
+        let incoming = listener.incoming().filter_map(|stream| async {
+            match stream.map(|s| (s.peer_addr(), s)) {
+                Ok((Ok(peer), stream)) if peer.cid() == VMADDR_CID_HOST => Some(Ok(Connection(stream))),
+                Ok(_) => None,
+                Err(error) => Some(Err(error)),
+            }
+        });
+        let incoming = std::pin::pin!(incoming);
         service::serve(agent, incoming).await.doing("serve the agent's API")
     })
 }
@@ -80,7 +90,8 @@ fn mount_new(kind: &str, place: &str, data: &[(&str, &str)], attributes: u64) ->
     move_mount(&tree, "", CWD, place, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).doing(format!("mount on {place}"))
 }
 
-fn mount_all() -> Result<()> {
+/// What every kernel has to show.
+fn mount_kernel() -> Result<()> {
     // The initramfs cannot be left by pivot_root, which each container does: a file system on top of it can.
     let root = new_mount("tmpfs", &[("mode".to_owned(), Some("755".to_owned()))], 0)?;
     move_mount(&root, "", CWD, "/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).doing("mount the root")?;
@@ -91,7 +102,11 @@ fn mount_all() -> Result<()> {
     mount_new("sysfs", "/sys", &[], NOSUID | NODEV | NOEXEC)?;
     mount_new("devtmpfs", "/dev", &[], NOSUID)?;
     mount_new("cgroup2", "/sys/fs/cgroup", &[], NOSUID | NODEV | NOEXEC)?;
-    fs::create_dir_all(RUN).doing(format!("make {RUN}"))?;
+    fs::create_dir_all(RUN).doing(format!("make {RUN}"))
+}
+
+/// What the node gives to the pod.
+fn mount_pod() -> Result<()> {
     mount_new("virtiofs", GUEST_SHARE, &[("source", SHARE_TAG)], NOSUID | NODEV)?;
     // A mount that one container makes below a shared volume can reach another one.
     mount_change(GUEST_SHARE, MountPropagationFlags::SHARED).doing("share the share")?;

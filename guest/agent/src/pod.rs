@@ -167,7 +167,9 @@ pub async fn shut_down(agent: &Arc<Agent>) -> Result<()> {
     }
     let mut result = Ok(());
     for container in containers {
-        match container.remove().await {
+        // A microVM's disk goes with it.
+        let gone = if agent.mode == Mode::Vm { container.end().await } else { container.remove(agent).await };
+        match gone {
             Ok(()) => agent.forget(&container.spec.id),
             Err(e) => result = Err(e),
         }

@@ -86,7 +86,7 @@ impl Api for Service {
         whole(async move {
             match agent.container(&id) {
                 Ok(container) => {
-                    container.remove().await?;
+                    container.remove(&agent).await?;
                     agent.forget(&id);
                     Ok(())
                 }

@@ -5,7 +5,7 @@ mod support;
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use cofferdam_proto::agent::container_state::Phase;
 use cofferdam_proto::agent::namespaces::Pid as PidMode;
@@ -50,7 +50,7 @@ async fn containers_see_what_was_asked_for() {
         ("exit code", none, "exit 7", 7, ""),
         ("killed by a signal", none, "sh -c 'kill -9 $$'; exit $?", 137, "Killed\n"),
         ("both streams", none, "echo a; echo b >&2", 0, "*"),
-        ("pid 1 of its own", none, "echo $$; ls /proc | grep -c '^[0-9]'", 0, "1\n3\n"),
+        ("pid 1 of its own", none, "echo $$; cat /proc/1/comm", 0, "1\nsh\n"),
         ("three descriptors", none, "ls /proc/self/fd | tr '\\n' ' '", 0, "0 1 2 3 "),
         ("no standard input", none, "cat; stat -L -c %t:%T /proc/self/fd/0", 0, "1:3\n"),
         ("host name", none, "hostname; echo $HOSTNAME; cat /etc/hostname", 0, "my-pod\nmy-pod\nmy-pod\n"),
@@ -70,6 +70,13 @@ async fn containers_see_what_was_asked_for() {
             "id; echo $HOME",
             0,
             "uid=33(www) gid=33(www) groups=33(www),50(staff)\n/home/www\n",
+        ),
+        (
+            "a user opens its own output by name",
+            |r, _| process(r).user = Some(User { uid: Some(5), ..User::default() }),
+            "echo x > /dev/stdout; echo y > /proc/self/fd/2",
+            0,
+            "x\ny\n",
         ),
         (
             "numeric user with groups",
@@ -757,4 +764,83 @@ async fn nothing_outlives_the_supervisor() {
     rustix::process::kill_process(supervisor, rustix::process::Signal::KILL).unwrap();
     until("the end of the container's processes", || pids() == 0);
     assert!(Path::new(&procs).exists());
+}
+
+/// Failures and execs give back all that they took.
+#[tokio::test]
+async fn nothing_leaks() {
+    need_host_pods!();
+    let mut pod = Pod::start().await;
+    pod.run(pod.shell("a", "exec sleep 100000")).await.unwrap();
+    let supervisor = pod.supervisor;
+    let cgroup = support::cgroup_root().join(&pod.cgroup);
+    let count = move || {
+        let entries = |path: &Path| fs::read_dir(path).map(Iterator::count).unwrap_or(0);
+        let proc = PathBuf::from(format!("/proc/{supervisor}"));
+        let mounts = fs::read_to_string(proc.join("mountinfo")).unwrap().lines().count();
+        let children = fs::read_to_string(proc.join(format!("task/{supervisor}/children"))).unwrap();
+        let cgroups = walk(&cgroup);
+        [entries(&proc.join("fd")), entries(&proc.join("task")), mounts, children.split_whitespace().count(), cgroups]
+    };
+    let mut before = None;
+    for round in 0..60 {
+        let missing = ExecStart { args: vec!["no-such".into()], ..sh("a", "") };
+        pod.exec(missing, None).await.unwrap_err();
+        pod.exec(ExecStart { terminal: true, ..sh("a", "true") }, None).await.unwrap();
+        let mut bad = pod.shell("bad", "true");
+        process(&mut bad).user = Some(User { name: "ghost".into(), ..User::default() });
+        pod.client.create_container(bad).await.unwrap_err();
+        pod.client.create_container(pod.request("nothing", &["no-such"])).await.unwrap();
+        pod.client.start_container(StartContainerRequest { id: "nothing".into() }).await.unwrap_err();
+        pod.remove("nothing").await;
+        if round == 5 {
+            before = Some(count());
+        }
+    }
+    let before = before.unwrap();
+    until("descriptors, threads, mounts, children and cgroups to be as before", || {
+        count().iter().zip(before).all(|(now, then)| *now <= then)
+    });
+    pod.end().await;
+}
+
+fn walk(dir: &Path) -> usize {
+    let dirs = fs::read_dir(dir).into_iter().flatten().flatten().filter(|e| e.path().is_dir());
+    dirs.map(|e| 1 + walk(&e.path())).sum()
+}
+
+/// A container exchanges a folder of a shared volume for a link to the node while others mount below it.
+#[tokio::test]
+async fn a_raced_volume_reaches_nothing_of_the_node() {
+    need_host_pods!();
+    let mut pod = Pod::start().await;
+    for name in ["node", "volume"] {
+        fs::create_dir(pod.dir.path().join(name)).unwrap();
+    }
+    let node = pod.path("node");
+    let race = format!(
+        "cd /v; while :; do mkdir d; rm -rf d; ln -s {node} d; rm d; ln -s ../../../..{node} d; rm d; done 2>/dev/null"
+    );
+    let mut racer = pod.shell("racer", &race);
+    racer.mounts = vec![bind(&pod.path("volume"), "/v")];
+    pod.run(racer).await.unwrap();
+    let (mut made, mut refused) = (0, 0);
+    for _ in 0..150 {
+        let mut request = pod.shell("victim", "true");
+        process(&mut request).cwd = "/v/d/cwd".into();
+        request.mounts = vec![
+            bind(&pod.path("volume"), "/v"),
+            bind(&pod.path("image/etc"), "/v/d/deep/folder"),
+            bind(&pod.path("image/etc/group"), "/v/d/file"),
+        ];
+        request.masked_paths = vec!["/v/d/masked".into()];
+        match pod.client.create_container(request).await {
+            Ok(_) => made += 1,
+            Err(_) => refused += 1,
+        }
+        pod.remove("victim").await;
+        assert_eq!(fs::read_dir(&node).unwrap().count(), 0, "something was made on the node");
+    }
+    eprintln!("{made} containers made, {refused} refused");
+    pod.end().await;
 }

@@ -185,7 +185,17 @@ impl Container {
     ///
     /// # Errors
     /// When a process does not end, or something cannot be deleted.
-    pub async fn remove(&self) -> Result<()> {
+    pub async fn remove(&self, agent: &Agent) -> Result<()> {
+        self.end().await?;
+        self.cgroup.remove()?;
+        self.layer.remove_aside(agent).await
+    }
+
+    /// Kills what is left, and waits until it is gone.
+    ///
+    /// # Errors
+    /// When a process does not end.
+    pub async fn end(&self) -> Result<()> {
         self.cgroup.kill();
         let _ = crate::sys::pidfd_kill(&self.pidfd, libc::SIGKILL);
         // Its output must not keep it: whoever removes a container has its log, or does not want it.
@@ -194,8 +204,7 @@ impl Container {
         }
         empty(&self.cgroup).await;
         lock(&self.pump).take();
-        self.cgroup.remove()?;
-        self.layer.remove()
+        Ok(())
     }
 
     /// The next exec's number.

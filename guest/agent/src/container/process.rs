@@ -86,6 +86,13 @@ impl Launch<'_> {
         // Descriptors 0, 1, 2 are open in the agent, so these are higher and none overwrites another.
         sys::dup_to(&stdin, 0).doing("set standard input")?;
         if let Some((stdout, stderr)) = &others {
+            // A program may open its own output again by name (/dev/stdout), which a pipe of root's forbids its user.
+            for pipe in [&stdin, stdout, stderr] {
+                if super::paths::file_type(pipe).doing("look at a pipe")? == rustix::fs::FileType::Fifo {
+                    rustix::fs::fchown(pipe, Some(Uid::from_raw(self.user.uid)), None)
+                        .doing("give a pipe to the user")?;
+                }
+            }
             sys::dup_to(stdout, 1).doing("set standard output")?;
             sys::dup_to(stderr, 2).doing("set standard error")?;
         } else {

@@ -12,6 +12,7 @@ use rustix::mount::{
 };
 use rustix::process::{fchdir, pivot_root};
 
+use crate::agent::Agent;
 use crate::error::{Doing, Result};
 
 /// Longest string that fsconfig takes.
@@ -68,6 +69,23 @@ impl Layer {
     pub fn open(&self) -> Result<OwnedFd> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         rustix::fs::open(&self.dir, flags, Mode::empty()).doing(format!("open {}", self.dir.display()))
+    }
+
+    /// Deletes it in a process of its own: it may be large, and the agent has other things to do. Idempotent.
+    ///
+    /// # Errors
+    /// When something cannot be deleted.
+    pub async fn remove_aside(&self, agent: &Agent) -> Result<()> {
+        // Most containers have written nothing.
+        if fs::remove_dir(self.upper()).is_ok() || !self.dir.exists() {
+            return self.remove();
+        }
+        let child = crate::sys::fork(0, None, || u8::from(self.remove().is_err())).doing("start a process")?;
+        let exit = agent.reaper.watch(child.pid);
+        if exit.await == Ok(0) {
+            return Ok(());
+        }
+        self.remove()
     }
 
     /// Deletes it. Idempotent.
