@@ -9,7 +9,7 @@ use cofferdam_proto::cri;
 use cofferdam_proto::cri::image_service_server::ImageService;
 use tonic::{Request, Response, Status, async_trait};
 
-use crate::error::{CriError, message};
+use crate::error::CriError;
 use crate::ids::now_nanos;
 use crate::node::Node;
 use crate::translate::user;
@@ -85,13 +85,8 @@ impl ImageService for Images {
     async fn pull_image(&self, request: Request<cri::PullImageRequest>) -> Answer<cri::PullImageResponse> {
         let request = request.into_inner();
         let wanted = reference(request.image.as_ref())?;
-        match pull_image::call(&self.0, &wanted, request.auth.as_ref()).await {
-            Ok(image_ref) => Ok(Response::new(cri::PullImageResponse { image_ref })),
-            Err(error) => {
-                tracing::warn!(verb = "PullImage", image = wanted, error = message(&error), "call failed");
-                Err(error.into())
-            }
-        }
+        let image_ref = pull_image::call(&self.0, &wanted, request.auth.as_ref()).await?;
+        Ok(Response::new(cri::PullImageResponse { image_ref }))
     }
 
     async fn remove_image(&self, request: Request<cri::RemoveImageRequest>) -> Answer<cri::RemoveImageResponse> {

@@ -54,10 +54,8 @@ fn check(node: &Node, pod: &Pod, id: &str, config: &cri::ContainerConfig) -> Res
     if reference.is_empty() {
         return Err(CriError::invalid("container config names no image"));
     }
-    let image = node
-        .store
-        .status(reference)?
-        .ok_or_else(|| CriError::NotFound(format!("image {:?} (pull it first)", shorten(reference))))?;
+    let image =
+        node.store.status(reference)?.ok_or_else(|| CriError::NotFound(format!("image {:?}", shorten(reference))))?;
     plan(id, &pod.record(), config, &image, now_nanos())
 }
 
