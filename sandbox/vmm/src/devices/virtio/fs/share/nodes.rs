@@ -3,14 +3,14 @@
 use std::collections::HashMap;
 use std::ffi::CStr;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use fuse_backend_rs::api::filesystem::{Entry, ROOT_ID};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Statx, StatxFlags};
 
-use super::errno;
+use super::{errno, sys};
 
 /// Files that a guest may know at once; the process's limit of descriptors usually comes first.
 const MAX_NODES: usize = 1 << 20;
@@ -24,7 +24,7 @@ const LAYER_VALID: Duration = Duration::from_secs(24 * 3600);
 const VOLUME_VALID: Duration = Duration::from_secs(1);
 
 /// What kind of export a file is in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Class {
     /// None: the share's own directories.
     Share,
@@ -50,9 +50,14 @@ impl Class {
     }
 }
 
-/// What makes a file the same file: in two mounts it is two, as they may differ in what is allowed.
+/// What makes a file the same file.
+///
+/// A volume's is the same however it is reached: containers of a pod share its sockets, pipes, locks and mappings, and what the pod may
+/// write through one mount it may write. A layer's is another in each mount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Identity {
+    class: Class,
+    /// Zero in a volume.
     mount: u64,
     device: (u32, u32),
     inode: u64,
@@ -64,12 +69,16 @@ pub(super) struct Node {
     pub(super) file: OwnedFd,
     pub(super) kind: FileType,
     pub(super) class: Class,
+    /// The mount through which it was found last, or a volume's writable one.
+    mount_writable: bool,
     identity: Identity,
 }
 
 /// All of them.
 pub(super) struct Nodes {
     root: Arc<Node>,
+    /// The mount that the share's own directories are in.
+    root_mount: u64,
     /// Number to node, and how often the guest was told of it.
     by_number: HashMap<u64, (Arc<Node>, u64)>,
     by_identity: HashMap<Identity, u64>,
@@ -85,9 +94,18 @@ impl Nodes {
         if kind != FileType::Directory {
             return Err(errno(libc::ENOTDIR));
         }
-        let root = Arc::new(Node { file: root, kind, class: Class::Share, identity: identity(&stat) });
-        let devices = vec![root.identity.device];
-        Ok(Self { root, by_number: HashMap::new(), by_identity: HashMap::new(), next: ROOT_ID + 1, devices })
+        let identity = identity(&stat, Class::Share);
+        let devices = vec![identity.device];
+        let root = Arc::new(Node { file: root, kind, class: Class::Share, mount_writable: false, identity });
+        let root_mount = stat.stx_mnt_id;
+        Ok(Self {
+            root,
+            root_mount,
+            by_number: HashMap::new(),
+            by_identity: HashMap::new(),
+            next: ROOT_ID + 1,
+            devices,
+        })
     }
 
     /// Forgets all but the root. Numbers go on.
@@ -110,30 +128,35 @@ impl Nodes {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = rustix::fs::openat(&parent.file, name, flags, Mode::empty())?;
         let stat = status(&file)?;
-        let identity = identity(&stat);
         let class = match parent.class {
-            Class::Share if identity.mount == self.root.identity.mount => Class::Share,
+            Class::Share if stat.stx_mnt_id == self.root_mount => Class::Share,
             Class::Share if name.to_bytes().starts_with(b"layer") => Class::Layer,
             Class::Share => Class::Volume,
             inherited => inherited,
         };
         let attr = self.attributes(&stat);
-        let number = self.insert(Node { file, kind: kind(&stat), class, identity })?;
+        let identity = identity(&stat, class);
+        let number = self.insert(Node { file, kind: kind(&stat), class, mount_writable: false, identity })?;
         // A name of the share itself may be another mount at any time.
         let entry_timeout = parent.class.attributes_valid();
         Ok(Entry { inode: number, attr, attr_timeout: class.attributes_valid(), entry_timeout, ..Entry::default() })
     }
 
-    fn insert(&mut self, node: Node) -> io::Result<u64> {
+    fn insert(&mut self, mut node: Node) -> io::Result<u64> {
         if node.identity == self.root.identity {
             return Ok(ROOT_ID);
         }
         if let Some(number) = self.by_identity.get(&node.identity)
-            && let Some((_, known)) = self.by_number.get_mut(number)
+            && let Some((old, known)) = self.by_number.get_mut(number)
         {
             *known = known.saturating_add(1);
+            if node.class == Class::Volume && !old.mount_writable && is_writable(&node.file)? {
+                node.mount_writable = true;
+                *old = Arc::new(node);
+            }
             return Ok(*number);
         }
+        node.mount_writable = node.class == Class::Volume && is_writable(&node.file)?;
         if self.by_number.len() >= MAX_NODES {
             return Err(errno(libc::ENFILE));
         }
@@ -199,8 +222,14 @@ fn kind(stat: &Statx) -> FileType {
     FileType::from_raw_mode(u32::from(stat.stx_mode))
 }
 
-fn identity(stat: &Statx) -> Identity {
-    Identity { mount: stat.stx_mnt_id, device: (stat.stx_dev_major, stat.stx_dev_minor), inode: stat.stx_ino }
+fn identity(stat: &Statx, class: Class) -> Identity {
+    let mount = if class == Class::Volume { 0 } else { stat.stx_mnt_id };
+    Identity { class, mount, device: (stat.stx_dev_major, stat.stx_dev_minor), inode: stat.stx_ino }
+}
+
+/// Whether the mount of an open file may be written.
+fn is_writable(file: &OwnedFd) -> io::Result<bool> {
+    Ok(sys::statvfs(file.as_fd())?.f_flag & libc::ST_RDONLY == 0)
 }
 
 /// A name in a directory: one component, and none that leads elsewhere.

@@ -169,13 +169,24 @@ fn exports_come_and_go_while_it_runs() {
     let Some(mut client) = Client::new() else { return };
     assert_eq!(client.call(op::LOOKUP, ROOT, &name("late")), Err(ENOENT));
     mount(client.dir.path(), "volume", "late", true);
-    let (late, volume) = (client.find("late/file"), client.find("volume/file"));
-    assert_ne!(late, volume, "the same file in two mounts is two: one may be written");
+    let late = client.find("late/file");
     assert_eq!(client.open(op::OPEN, late, O_RDWR), Err(EROFS));
-    client.open(op::OPEN, volume, O_RDWR).unwrap();
-    let (from, to) = (client.find("late"), client.find("volume"));
-    let link = [&late.to_le_bytes()[..], &name("x")].concat();
-    assert_eq!(client.call(op::LINK, to, &link), Err(EXDEV));
+    assert_eq!(
+        client.find("volume/file"),
+        late,
+        "one file in two mounts of a volume is one, for its sockets and locks"
+    );
+    client.open(op::OPEN, late, O_RDWR).unwrap();
+    assert_eq!(client.find("late/file"), late);
+    client.open(op::OPEN, late, O_RDWR).unwrap();
+    mount(client.dir.path(), "volume", "layer1", false);
+    let layered = client.find("layer1/file");
+    assert_ne!(layered, late, "a layer is apart");
+    assert_eq!(client.open(op::OPEN, layered, O_RDWR), Err(EROFS), "and never written, whatever its mount says");
+    let from = client.find("late");
+    let (layer, to) = (client.find("layer0/file"), client.find("config"));
+    let link = [&layer.to_le_bytes()[..], &name("x")].concat();
+    assert!(matches!(client.call(op::LINK, to, &link), Err(EROFS | EXDEV)));
     // Names of the share are asked for each time; a layer is believed for long.
     let valid = |entry: Vec<u8>| (number(&entry[16..]), number(&entry[24..]));
     assert_eq!(valid(client.call(op::LOOKUP, ROOT, &name("late")).unwrap()), (0, 1));
