@@ -18,6 +18,9 @@ use rustix::mount::{
 use crate::dirs::{Dirs, make_private};
 use crate::error::{Doing, SandboxError};
 
+/// Folder of the volumes; no container's id.
+const VOLUMES: &str = "volumes";
+
 /// Makes an empty share; returns its root for the monitor.
 pub(crate) fn create(dirs: &Dirs) -> Result<OwnedFd, SandboxError> {
     let (tree, share) = (dirs.tree(), dirs.share());
@@ -30,36 +33,52 @@ pub(crate) fn create(dirs: &Dirs) -> Result<OwnedFd, SandboxError> {
     path_fd(&share)
 }
 
-/// Mounts `source` for `container`, under the next free number; returns the guest's path.
+/// Shows `source` to the pod for `container`; returns the guest's path.
+///
+/// One source is one mount in a pod, whichever containers see it: to the file server and so to the guest it is one file, and containers
+/// share its sockets, locks and mappings. `tree/<container>/<key>` marks who uses it. A folder's mount stays as long as the pod: a
+/// container may have it read-only that another one, gone by now, had otherwise.
 pub(crate) fn export(dirs: &Dirs, container: &str, source: &Path, read_only: bool) -> Result<String, SandboxError> {
-    export_as(dirs, container, source, read_only, "")
-}
-
-/// As [`export`], for an image's layer, which never changes: the file server lets guests cache what has such a name.
-pub(crate) fn export_layer(dirs: &Dirs, container: &str, source: &Path) -> Result<String, SandboxError> {
-    export_as(dirs, container, source, true, "layer")
-}
-
-fn export_as(
-    dirs: &Dirs,
-    container: &str,
-    source: &Path,
-    read_only: bool,
-    prefix: &str,
-) -> Result<String, SandboxError> {
     plain(container)?;
     let from = path_fd(source)?;
     let step = || format!("make a mount point for {}", source.display());
-    let is_folder = FileType::from_raw_mode(rustix::fs::fstat(&from).doing(step)?.st_mode) == FileType::Directory;
-    let points = dirs.tree().join(container);
-    make_private(&points)?;
-    let number = claim(&points, prefix, is_folder).doing(step)?;
-    let target = dirs.share().join(container).join(&number);
-    if let Err(error) = mount(&from, &target, read_only) {
-        let _ = if is_folder { fs::remove_dir(points.join(&number)) } else { fs::remove_file(points.join(&number)) };
+    let stat = rustix::fs::fstat(&from).doing(step)?;
+    let is_folder = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+    let key = format!("{:x}-{:x}-{}", stat.st_dev, stat.st_ino, if read_only { "ro" } else { "rw" });
+    for folder in [dirs.tree().join(VOLUMES), dirs.tree().join(container)] {
+        make_private(&folder)?;
+    }
+    let point = dirs.tree().join(VOLUMES).join(&key);
+    let made = if is_folder { fs::create_dir(&point) } else { File::create_new(&point).map(drop) };
+    match made {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        other => other.doing(step)?,
+    }
+    let target = dirs.share().join(VOLUMES).join(&key);
+    let there = rustix::fs::stat(&target).doing(step)?;
+    if (there.st_dev, there.st_ino) != (stat.st_dev, stat.st_ino)
+        && let Err(error) = mount(&from, &target, read_only)
+    {
+        let _ = if is_folder { fs::remove_dir(&point) } else { fs::remove_file(&point) };
         return Err(error);
     }
-    Ok(format!("{GUEST_SHARE}/{container}/{number}"))
+    File::create(dirs.tree().join(container).join(&key)).doing(|| format!("mark {} as used", source.display()))?;
+    Ok(format!("{GUEST_SHARE}/{VOLUMES}/{key}"))
+}
+
+/// As [`export`], read-only, for an image's layer, which never changes: the file server lets guests cache what has such a name.
+pub(crate) fn export_layer(dirs: &Dirs, container: &str, source: &Path) -> Result<String, SandboxError> {
+    plain(container)?;
+    let from = path_fd(source)?;
+    let points = dirs.tree().join(container);
+    make_private(&points)?;
+    let name = claim(&points).doing(|| format!("make a mount point for {}", source.display()))?;
+    let target = dirs.share().join(container).join(&name);
+    if let Err(error) = mount(&from, &target, true) {
+        let _ = fs::remove_dir(points.join(&name));
+        return Err(error);
+    }
+    Ok(format!("{GUEST_SHARE}/{container}/{name}"))
 }
 
 /// Takes back all exports of `container`. Idempotent.
@@ -68,12 +87,31 @@ pub(crate) fn unexport(dirs: &Dirs, container: &str) -> Result<(), SandboxError>
     let points = dirs.tree().join(container);
     let Ok(entries) = fs::read_dir(&points) else { return Ok(()) };
     for entry in entries.flatten() {
-        unmount_all(&dirs.share().join(container).join(entry.file_name()))?;
-        let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
-        let removed = if is_folder { fs::remove_dir(entry.path()) } else { fs::remove_file(entry.path()) };
-        removed.doing(|| format!("remove mount point {}", entry.path().display()))?;
+        let path = entry.path();
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            unmount_all(&dirs.share().join(container).join(entry.file_name()))?;
+            fs::remove_dir(&path).doing(|| format!("remove mount point {}", path.display()))?;
+        } else {
+            release(dirs, container, Path::new(&entry.file_name()))?;
+            fs::remove_file(&path).doing(|| format!("remove {}", path.display()))?;
+        }
     }
     fs::remove_dir(&points).doing(|| format!("remove {}", points.display()))
+}
+
+/// `container` uses the volume `key` no more: unmounts it if it is a file and nobody else does.
+fn release(dirs: &Dirs, container: &str, key: &Path) -> Result<(), SandboxError> {
+    let point = dirs.tree().join(VOLUMES).join(key);
+    if !point.is_file() {
+        return Ok(());
+    }
+    let others = fs::read_dir(dirs.tree()).doing(|| format!("list {}", dirs.tree().display()))?;
+    let mut others = others.flatten().filter(|entry| entry.file_name() != container && entry.file_name() != VOLUMES);
+    if others.any(|other| other.path().join(key).exists()) {
+        return Ok(());
+    }
+    unmount_all(&dirs.share().join(VOLUMES).join(key))?;
+    fs::remove_file(&point).doing(|| format!("remove mount point {}", point.display()))
 }
 
 /// Unmounts everything at and below `folder`. Idempotent.
@@ -102,14 +140,12 @@ fn path_fd(path: &Path) -> Result<OwnedFd, SandboxError> {
     rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).doing(|| format!("open {}", path.display()))
 }
 
-/// Makes an empty mount point under the first free number.
-fn claim(points: &Path, prefix: &str, is_folder: bool) -> io::Result<String> {
-    let mut number = fs::read_dir(points)?.count();
+/// Makes an empty mount point for a layer, under the first free number.
+fn claim(points: &Path) -> io::Result<String> {
+    let mut number = 0;
     loop {
-        let name = format!("{prefix}{number}");
-        let path = points.join(&name);
-        let made = if is_folder { fs::create_dir(&path) } else { File::create_new(&path).map(drop) };
-        match made {
+        let name = format!("layer{number}");
+        match fs::create_dir(points.join(&name)) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
             other => return other.map(|()| name),
         }

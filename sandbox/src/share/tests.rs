@@ -16,32 +16,38 @@ fn what_is_exported_is_there_read_only_if_so_and_goes_away() {
         rustix::mount::mount("tmpfs", source.join("sub"), "tmpfs", rustix::mount::MountFlags::empty(), None).unwrap();
 
         let container = new_id();
-        assert_eq!(export(&dirs, &container, &source, true).unwrap(), format!("{GUEST_SHARE}/{container}/0"));
-        assert_eq!(export(&dirs, &container, &source, false).unwrap(), format!("{GUEST_SHARE}/{container}/1"));
-        let file = export(&dirs, &container, &source.join("file"), true).unwrap();
-        assert_eq!(file, format!("{GUEST_SHARE}/{container}/2"));
-        assert_eq!(export_layer(&dirs, &container, &source).unwrap(), format!("{GUEST_SHARE}/{container}/layer3"));
-        let at = |name: &str| dirs.share().join(&container).join(name);
-        assert_eq!(fs::read_to_string(at("2")).unwrap(), "text");
+        let other = new_id();
+        let path = |guest: String| PathBuf::from(guest.replacen(GUEST_SHARE, dirs.share().to_str().unwrap(), 1));
+        let read_only = path(export(&dirs, &container, &source, true).unwrap());
+        let writable = path(export(&dirs, &container, &source, false).unwrap());
+        let file = path(export(&dirs, &container, &source.join("file"), true).unwrap());
+        let layer = export_layer(&dirs, &container, &source).unwrap();
+        assert_eq!(layer, format!("{GUEST_SHARE}/{container}/layer0"));
+        assert_eq!(export_layer(&dirs, &container, &source).unwrap(), format!("{GUEST_SHARE}/{container}/layer1"));
+        let layer = path(layer);
+        // Another container that sees the same sees the same mounts.
+        assert_eq!(path(export(&dirs, &other, &source, false).unwrap()), writable);
+        assert_eq!(path(export(&dirs, &other, &source.join("file"), true).unwrap()), file);
+        assert_eq!(fs::read_to_string(&file).unwrap(), "text");
         let refused = |path: PathBuf| {
             let error = fs::write(&path, "x").unwrap_err();
             assert_eq!(error.raw_os_error(), Some(libc::EROFS), "{}: {error}", path.display());
         };
-        refused(at("0").join("new"));
-        refused(at("0").join("sub/new"));
-        refused(at("2"));
-        refused(at("layer3").join("new"));
+        refused(read_only.join("new"));
+        refused(read_only.join("sub/new"));
+        refused(file.clone());
+        refused(layer.join("new"));
         refused(dirs.share().join("new"));
         refused(dirs.share().join(&container).join("new"));
-        fs::write(at("1").join("sub/new"), "x").unwrap();
+        fs::write(writable.join("sub/new"), "x").unwrap();
         // The monitor's descriptor sees what was mounted after it was opened.
-        let name = format!("{container}/1/sub/new");
-        rustix::fs::openat(&root, &*name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).unwrap();
+        let name = writable.strip_prefix(dirs.share()).unwrap().join("sub/new");
+        rustix::fs::openat(&root, &name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).unwrap();
         // What is mounted on the node later does not get in.
         fs::create_dir(source.join("late")).unwrap();
         rustix::mount::mount("tmpfs", source.join("late"), "tmpfs", rustix::mount::MountFlags::empty(), None).unwrap();
         fs::write(source.join("late/secret"), "x").unwrap();
-        assert!(!at("1").join("late/secret").exists());
+        assert!(!writable.join("late/secret").exists());
 
         assert!(export(&dirs, &container, Path::new("/nowhere"), true).is_err());
         assert!(export(&dirs, "../up", &source, true).is_err());
@@ -51,6 +57,10 @@ fn what_is_exported_is_there_read_only_if_so_and_goes_away() {
         unexport(&dirs, &container).unwrap();
         unexport(&dirs, &container).unwrap();
         assert!(!dirs.tree().join(&container).exists());
+        assert_eq!(fs::read_to_string(&file).unwrap(), "text", "another container has it still");
+        unexport(&dirs, &other).unwrap();
+        assert!(!file.exists());
+        assert!(writable.join("sub/new").exists(), "folders stay as long as the pod");
         assert_eq!(fs::read_to_string(source.join("file")).unwrap(), "text");
 
         export(&dirs, &container, &source, true).unwrap();
