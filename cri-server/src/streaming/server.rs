@@ -115,7 +115,8 @@ async fn accept(listener: TcpListener, sessions: Sessions) {
                 async move { Ok::<_, Infallible>(answer) }
             });
             let mut http = hyper::server::conn::http1::Builder::new();
-            http.timer(hyper_util::rt::TokioTimer::new()).header_read_timeout(REQUEST_TIME).keep_alive(false);
+            // Not keep_alive(false): it puts `Connection: close` into the answer to an upgrade, which clients refuse.
+            http.timer(hyper_util::rt::TokioTimer::new()).header_read_timeout(REQUEST_TIME);
             if let Err(error) = http.serve_connection(TokioIo::new(stream), service).with_upgrades().await {
                 tracing::debug!(%error, "streaming connection failed");
             }
@@ -129,6 +130,7 @@ fn answer(request: Request<Incoming>, sessions: &Sessions, slot: Slot) -> Respon
     let refuse = |status, why: &str| {
         let mut response = Response::new(format!("{why}\n"));
         *response.status_mut() = status;
+        response.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("close"));
         response
     };
     if !upgrades_to_spdy(request.headers()) {
