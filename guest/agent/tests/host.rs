@@ -50,7 +50,7 @@ async fn containers_see_what_was_asked_for() {
         ("exit code", none, "exit 7", 7, ""),
         ("killed by a signal", none, "sh -c 'kill -9 $$'; exit $?", 137, "Killed\n"),
         ("both streams", none, "echo a; echo b >&2", 0, "*"),
-        ("pid 1 of its own", none, "echo $$; cat /proc/1/comm", 0, "1\nsh\n"),
+        ("pid 1 of its own", none, "echo $$; cat /proc/1/comm; :", 0, "1\nsh\n"),
         ("three descriptors", none, "ls /proc/self/fd | tr '\\n' ' '", 0, "0 1 2 3 "),
         ("no standard input", none, "cat; stat -L -c %t:%T /proc/self/fd/0", 0, "1:3\n"),
         ("host name", none, "hostname; echo $HOSTNAME; cat /etc/hostname", 0, "my-pod\nmy-pod\nmy-pod\n"),

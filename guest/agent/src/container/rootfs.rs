@@ -122,6 +122,7 @@ pub fn mount_overlay(lower: &[PathBuf], layer: &Layer, place: &Path) -> Result<O
         }
     }
     let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).doing("open an overlay")?;
+    fsconfig_set_string(&context, "source", "overlay").doing("name the overlay")?;
     for name in &names {
         match fsconfig_set_string(&context, "lowerdir+", name) {
             Ok(()) => {}
@@ -205,6 +206,10 @@ pub fn attach(tree: impl AsFd, target: impl AsFd, name: &Path) -> Result<()> {
 /// When the kernel refuses.
 pub fn new_mount(kind: &str, data: &[(String, Option<String>)], attributes: u64) -> Result<OwnedFd> {
     let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).doing(format!("open a {kind}"))?;
+    if !data.iter().any(|(key, _)| key == "source") {
+        // What `mount` shows in the first column.
+        fsconfig_set_string(&context, "source", kind).doing(format!("name a {kind}"))?;
+    }
     for (key, value) in data {
         let result = match value {
             Some(value) => fsconfig_set_string(&context, key.as_str(), value.as_str()),
