@@ -70,6 +70,9 @@ pub(crate) struct Entry {
 }
 
 /// Puts the kernel, the initramfs and all boot records in `memory`.
+///
+/// The files are copied. Mapping them instead was tried: 30 times faster here, and yet a start took more than twice as long, since the guest then
+/// takes a fault for each small page of its kernel, where copies lie in huge pages.
 pub(crate) fn load(
     memory: &GuestMemoryMmap,
     kernel: OwnedFd,
