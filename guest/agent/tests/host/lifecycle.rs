@@ -1,0 +1,130 @@
+//! Phases, events, limits and ends.
+
+use std::fs;
+use std::path::Path;
+
+use cofferdam_proto::agent::container_state::Phase;
+use cofferdam_proto::agent::*;
+use tonic::Code;
+
+use crate::support::{self, Pod, has_controllers, need_host_pods, sh, until};
+
+#[tokio::test]
+async fn phases_and_their_errors() {
+    need_host_pods!();
+    let mut pod = Pod::start().await;
+    let start = |id: &str| StartContainerRequest { id: id.into() };
+    assert_eq!(pod.client.start_container(start("none")).await.unwrap_err().code(), Code::NotFound);
+
+    let created = pod.client.create_container(pod.shell("a", "exec sleep 100000")).await.unwrap().into_inner();
+    assert_eq!(created.user.unwrap().groups, [0]);
+    assert_eq!(pod.state("a").await.unwrap().phase(), Phase::Created);
+    assert_eq!(pod.client.create_container(pod.shell("a", "true")).await.unwrap_err().code(), Code::AlreadyExists);
+    assert_eq!(pod.exec(sh("a", "true"), None).await.unwrap_err().code(), Code::FailedPrecondition);
+    pod.client.start_container(start("a")).await.unwrap();
+    assert_eq!(pod.state("a").await.unwrap().phase(), Phase::Running);
+    assert_eq!(pod.client.start_container(start("a")).await.unwrap_err().code(), Code::FailedPrecondition);
+    let signal = |signal, all| SignalContainerRequest { id: "a".into(), signal, all };
+    assert_eq!(pod.client.signal_container(signal(99, false)).await.unwrap_err().code(), Code::InvalidArgument);
+    pod.client.signal_container(signal(9, false)).await.unwrap();
+    let ended = pod.ended("a").await;
+    assert_eq!((ended.exit_code, ended.oom_killed), (137, false));
+    pod.client.signal_container(signal(9, false)).await.unwrap();
+    pod.client.signal_container(signal(15, true)).await.unwrap();
+
+    for (id, args, words) in [
+        ("m", &["no-such-command"][..], "not found"),
+        ("n", &["/no/such/program"][..], "not found"),
+        ("o", &["/etc/passwd"][..], "permission denied"),
+    ] {
+        pod.client.create_container(pod.request(id, args)).await.unwrap();
+        let status = pod.client.start_container(start(id)).await.expect_err(id);
+        assert!(status.message().contains(args[0]) && status.message().contains(words), "{status}");
+        let state = pod.state(id).await.unwrap();
+        assert_eq!((state.phase(), state.exit_code), (Phase::Exited, 128), "{id}");
+        assert!(state.message.contains(args[0]), "{id}: {state:?}");
+    }
+    // Removed while CREATED and while RUNNING.
+    pod.client.create_container(pod.shell("c", "true")).await.unwrap();
+    pod.remove("c").await;
+    pod.run(pod.shell("d", "trap '' TERM; while :; do sleep 1; done")).await.unwrap();
+    pod.remove("d").await;
+    assert!(pod.state("c").await.is_none() && pod.state("d").await.is_none());
+    pod.end().await;
+}
+
+#[tokio::test]
+async fn limits_and_stats() {
+    need_host_pods!();
+    let mut pod = Pod::start().await;
+    pod.run(pod.shell("s", "head -c 3000000 /dev/zero > /big; exec sleep 100000")).await.unwrap();
+    for _ in 0..1000 {
+        if pod.exec(sh("s", "ps -o comm | grep -c sleep"), None).await.unwrap().stdout.trim() == "1" {
+            break;
+        }
+    }
+    let stats = pod.client.container_stats(ContainerStatsRequest { id: "s".into() }).await.unwrap().into_inner();
+    assert!(stats.writable_bytes >= 3_000_000 && stats.writable_inodes >= 1, "{stats:?}");
+    assert!(stats.cpu_usage_nanos > 0 && stats.pids >= 1, "{stats:?}");
+    if !has_controllers() {
+        let mut request = pod.shell("m", "true");
+        request.resources = Some(Resources { memory_limit_bytes: 1 << 25, ..Resources::default() });
+        let status = pod.client.create_container(request).await.unwrap_err();
+        assert_eq!(status.code(), Code::FailedPrecondition, "{status}");
+        eprintln!("limits are skipped: this machine's cgroup v2 has no memory and pids controllers");
+        pod.end().await;
+        return;
+    }
+    let mut request = pod.shell("m", "dd if=/dev/zero of=/dev/null bs=64M count=4; echo survived");
+    request.resources =
+        Some(Resources { memory_limit_bytes: 32 << 20, memory_swap_bytes: 32 << 20, ..Resources::default() });
+    pod.run(request).await.unwrap();
+    pod.open_log("m", "m");
+    assert!(pod.ended("m").await.oom_killed);
+    let mut request = pod.shell(
+        "p",
+        "cat /sys/fs/cgroup/pids.max /sys/fs/cgroup/cpu.weight /sys/fs/cgroup/cpu.max /sys/fs/cgroup/memory.high",
+    );
+    request.resources = Some(Resources {
+        pids_limit: 17,
+        cpu_shares: 1024,
+        cpu_quota_us: 50_000,
+        unified: [("memory.high".to_owned(), "33554432".to_owned()), ("no.such".to_owned(), "1".to_owned())].into(),
+        ..Resources::default()
+    });
+    let (_, text) = pod.output(request).await;
+    assert_eq!(text, "17\n100\n50000 100000\n33554432\n");
+    pod.end().await;
+}
+
+#[tokio::test]
+async fn events_tell_of_every_change() {
+    need_host_pods!();
+    let mut pod = Pod::start().await;
+    let mut events = pod.client.events(EventsRequest {}).await.unwrap().into_inner();
+    pod.open_log("e", "e");
+    pod.run(pod.shell("e", "exit 5")).await.unwrap();
+    let mut phases = Vec::new();
+    while phases.last() != Some(&Phase::Exited) {
+        phases.push(events.message().await.unwrap().unwrap().phase());
+    }
+    pod.remove("e").await;
+    phases.push(events.message().await.unwrap().unwrap().phase());
+    assert_eq!(phases, [Phase::Created, Phase::Running, Phase::Exited, Phase::Removed]);
+    pod.end().await;
+}
+
+/// The supervisor dies: so does everything of the pod.
+#[tokio::test]
+async fn nothing_outlives_the_supervisor() {
+    need_host_pods!();
+    let mut pod = Pod::start().await;
+    pod.run(pod.shell("a", "sleep 4900 & exec sleep 4901")).await.unwrap();
+    let procs = support::cgroup_root().join(&pod.cgroup).join("a/cgroup.procs");
+    let pids = || fs::read_to_string(&procs).unwrap().lines().count();
+    until("the container's processes", || pids() == 2);
+    let supervisor = rustix::process::Pid::from_raw(pod.supervisor as i32).unwrap();
+    rustix::process::kill_process(supervisor, rustix::process::Signal::KILL).unwrap();
+    until("the end of the container's processes", || pids() == 0);
+    assert!(Path::new(&procs).exists());
+}
