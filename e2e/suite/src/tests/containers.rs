@@ -145,7 +145,10 @@ fn zombies(handler: &'static str) -> Outcome {
     // The orphans' parent is the container's init: a shell that never waits for them, as many images' is.
     let log = output(
         handler,
-        &Container::shell("z", "for i in 1 2 3 4 5; do (sh -c 'exit 0' &) ; done; sleep 2; ps -o stat | grep -c '^Z'; true"),
+        &Container::shell(
+            "z",
+            "for i in 1 2 3 4 5; do (sh -c 'exit 0' &) ; done; sleep 2; ps -o stat | grep -c '^Z'; true",
+        ),
     )?;
     let count: u32 = log.split_whitespace().next().unwrap_or("").parse().unwrap_or(99);
     ensure!(count == 0, "{count} zombies: {log}");
