@@ -20,6 +20,8 @@ use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, Vso
 use tonic::transport::server::Connected;
 
 use crate::agent::{Agent, Dirs, Mode, Shared, open_namespace};
+use crate::container::cgroup;
+use crate::container::create::GUEST_PARENT;
 use crate::container::rootfs::new_mount;
 use crate::error::{Doing, Result};
 use crate::logs::Logs;
@@ -68,6 +70,11 @@ fn serve() -> Result<()> {
         let dirs = Dirs { state: PathBuf::from(DISK), run: PathBuf::from(RUN) };
         let agent = Agent::new(Mode::Vm, dirs, open_namespace("mnt")?, Shared::default(), Logs::Vm)?;
         network::loopback().await?;
+        // The kernel takes its time to switch controllers on, and the first container comes only when the network is there:
+        // another process waits for it meanwhile.
+        let cgroups = agent.cgroup_root.clone();
+        sys::fork(0, None, || u8::from(cgroup::prepare(&cgroups, Path::new(GUEST_PARENT)).is_err()))
+            .doing("start a process")?;
         // Only the node may call, not what runs in the guest.
         let incoming = listener.incoming().filter_map(|stream| async {
             match stream.map(|s| (s.peer_addr(), s)) {

@@ -35,21 +35,7 @@ impl Cgroup {
     /// # Errors
     /// When it is there already, or cannot be made.
     pub fn create(root: &Path, parent: &Path, id: &str) -> Result<Self> {
-        let parent = parent.strip_prefix("/").unwrap_or(parent);
-        if parent.components().any(|c| !matches!(c, std::path::Component::Normal(_))) {
-            return Err(Error::invalid(format!("{} is not a cgroup's path", parent.display())));
-        }
-        let mut at = root.to_owned();
-        delegate(&at);
-        for part in parent {
-            at.push(part);
-            match fs::create_dir(&at) {
-                Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
-                    return Err(e).doing(format!("make cgroup {}", at.display()));
-                }
-                _ => delegate(&at),
-            }
-        }
+        let mut at = prepare(root, parent)?;
         at.push(id);
         match fs::create_dir(&at) {
             // Left by a supervisor that was killed: nothing lives in it, or it would be busy.
@@ -186,6 +172,29 @@ impl Cgroup {
         let text = read(&self.path.join("pids.current"));
         text.trim().parse().unwrap_or_else(|_| self.pids().len() as u64)
     }
+}
+
+/// Makes the cgroup `parent` and hands all controllers down to what will be in it.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn prepare(root: &Path, parent: &Path) -> Result<PathBuf> {
+    let parent = parent.strip_prefix("/").unwrap_or(parent);
+    if parent.components().any(|c| !matches!(c, std::path::Component::Normal(_))) {
+        return Err(Error::invalid(format!("{} is not a cgroup's path", parent.display())));
+    }
+    let mut at = root.to_owned();
+    delegate(&at);
+    for part in parent {
+        at.push(part);
+        match fs::create_dir(&at) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(e).doing(format!("make cgroup {}", at.display()));
+            }
+            _ => delegate(&at),
+        }
+    }
+    Ok(at)
 }
 
 fn is_knob(name: &str) -> bool {

@@ -20,7 +20,7 @@ use crate::agent::{Agent, Mode};
 use crate::error::{Error, Kind, Result};
 
 /// Where containers' cgroups are in a microVM.
-const GUEST_PARENT: &str = "pod";
+pub const GUEST_PARENT: &str = "pod";
 
 /// Creates a container.
 ///
