@@ -137,7 +137,7 @@ fn exec(tour: &mut Tour) -> Outcome {
         tour.crictl.attempt(&["exec", &tour.hello, "sh", "-c", "echo to stdout; echo to stderr >&2; exit 3"])?;
     ensure!(output.stdout.contains("to stdout"), "exec lost stdout: {output:?}");
     ensure!(output.stderr.contains("to stderr"), "exec lost stderr: {output:?}");
-    ensure!(output.stderr.contains("exit status 3") || output.code == 3, "exec lost the exit code 3: {output:?}");
+    ensure!(output.stderr.contains("exit code 3") || output.code == 3, "exec lost the exit code 3: {output:?}");
     let terminal = format!("crictl -r unix://{} exec -it {} tty", crictl::SOCKET, tour.hello);
     let mut command = Command::new("script");
     command.args(["-qec", &terminal, "/dev/null"]);
