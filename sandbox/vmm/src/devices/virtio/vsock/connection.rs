@@ -194,7 +194,13 @@ impl Connection {
             Peer::Socket(socket) => {
                 let _ = rustix::net::shutdown(&*socket, Shutdown::Write);
             }
-            Peer::Log(log) => log.finish(),
+            Peer::Log(log) => {
+                log.finish();
+                // The agent waits for this end: a container has ended when its log is whole.
+                if self.phase == Phase::Open && !std::mem::replace(&mut self.read_done, true) {
+                    self.send_shutdown |= SHUTDOWN_SEND;
+                }
+            }
         }
         self.phase == Phase::Draining
     }

@@ -320,6 +320,24 @@ fn a_log_waits_for_its_file_and_survives_its_connection() {
 }
 
 #[test]
+fn a_guest_learns_that_its_log_is_whole() {
+    let mut bench = Bench::new();
+    bench.offer(8);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let key = bench.log();
+    bench.send(key, op::RW, 0, &frame(b"one\ntwo"));
+    bench.send(key, op::SHUTDOWN, SHUTDOWN_SEND, &[]);
+    assert_eq!(std::fs::read_to_string(file.path()).unwrap(), "");
+    bench.open_sink(&file.reopen().unwrap());
+    let (shutdown, _) = bench.packet();
+    assert_eq!((shutdown.op, shutdown.flags), (op::SHUTDOWN, SHUTDOWN_SEND));
+    assert!(std::fs::read_to_string(file.path()).unwrap().ends_with(" stdout P two\n"));
+    bench.send(key, op::SHUTDOWN, SHUTDOWN_SEND | SHUTDOWN_RECEIVE, &[]);
+    assert_eq!(bench.packet().0.op, op::RST);
+    assert_eq!(bench.connections(), 0);
+}
+
+#[test]
 fn a_long_log_keeps_to_its_credit() {
     let mut bench = Bench::new();
     bench.offer(8);
