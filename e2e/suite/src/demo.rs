@@ -182,6 +182,11 @@ fn list(tour: &mut Tour) -> Outcome {
     for name in ["hello", "web", "native"] {
         ensure!(listed.contains(name), "{name} is not listed as running");
     }
+    // The last step's "nothing" means something only if the census sees what runs now.
+    let running = Census::take()?;
+    let before = tour.baseline.as_ref().map_or(0, Census::len);
+    ensure!(running.len() > before, "the census does not see what runs");
+    println!("  {} things of theirs are on the node now", running.len() - before);
     Ok(())
 }
 
