@@ -1,6 +1,7 @@
-//! CRI v1.
-//!
-//! Users name everything through this module, never `k8s_cri` itself: what that crate lacks of the
-//! newest CRI is defined here, under the names the specification gives it, and its users do not change.
+//! CRI v1 of Kubernetes 1.37. Defined in `proto/cri.proto`.
 
-pub use k8s_cri::v1::*;
+mod generated {
+    #![allow(missing_docs, clippy::all)]
+    tonic::include_proto!("runtime.v1");
+}
+pub use generated::*;

@@ -7,11 +7,13 @@ use std::sync::Arc;
 use cofferdam_image_store::Image;
 use cofferdam_proto::cri;
 use cofferdam_proto::cri::image_service_server::ImageService;
+use futures::stream::BoxStream;
 use tonic::{Request, Response, Status, async_trait};
 
 use crate::error::CriError;
 use crate::ids::now_nanos;
 use crate::node::Node;
+use crate::runtime_service::streamed;
 use crate::translate::user;
 
 /// Serves the image service.
@@ -29,6 +31,17 @@ impl Images {
         tokio::task::spawn_blocking(move || ask(&node))
             .await
             .map_err(|e| CriError::internal("ask the image store", e))?
+    }
+
+    async fn list(&self, filter: Option<cri::ImageFilter>) -> Result<Vec<cri::Image>, CriError> {
+        let wanted = filter.and_then(|f| f.image).map(|i| i.image).filter(|i| !i.is_empty());
+        let images: Vec<Image> = self
+            .ask(move |node| match wanted {
+                Some(wanted) => Ok(node.store.status(&wanted)?.into_iter().collect()),
+                None => Ok(node.store.list()?),
+            })
+            .await?;
+        Ok(images.into_iter().map(show).collect())
     }
 }
 
@@ -57,14 +70,14 @@ fn show(image: Image) -> cri::Image {
 #[async_trait]
 impl ImageService for Images {
     async fn list_images(&self, request: Request<cri::ListImagesRequest>) -> Answer<cri::ListImagesResponse> {
-        let wanted = request.into_inner().filter.and_then(|f| f.image).map(|i| i.image).filter(|i| !i.is_empty());
-        let images = self
-            .ask(move |node| match wanted {
-                Some(wanted) => Ok(node.store.status(&wanted)?.into_iter().collect()),
-                None => Ok(node.store.list()?),
-            })
-            .await?;
-        Ok(Response::new(cri::ListImagesResponse { images: images.into_iter().map(show).collect() }))
+        Ok(Response::new(cri::ListImagesResponse { images: self.list(request.into_inner().filter).await? }))
+    }
+
+    type StreamImagesStream = BoxStream<'static, Result<cri::StreamImagesResponse, Status>>;
+
+    async fn stream_images(&self, request: Request<cri::StreamImagesRequest>) -> Answer<Self::StreamImagesStream> {
+        let all = self.list(request.into_inner().filter).await?;
+        Ok(Response::new(streamed::stream(all, |images| cri::StreamImagesResponse { images })))
     }
 
     async fn image_status(&self, request: Request<cri::ImageStatusRequest>) -> Answer<cri::ImageStatusResponse> {

@@ -16,6 +16,7 @@ mod start_container;
 mod status;
 mod stop_container;
 mod stop_pod_sandbox;
+pub(crate) mod streamed;
 
 use std::sync::Arc;
 
@@ -212,6 +213,70 @@ impl RuntimeService for Runtime {
         _: Request<cri::CheckpointContainerRequest>,
     ) -> Answer<cri::CheckpointContainerResponse> {
         missing("checkpoints are not supported")
+    }
+
+    async fn checkpoint_pod(&self, _: Request<cri::CheckpointPodRequest>) -> Answer<cri::CheckpointPodResponse> {
+        missing("checkpoints are not supported")
+    }
+
+    async fn restore_pod(&self, _: Request<cri::RestorePodRequest>) -> Answer<cri::RestorePodResponse> {
+        missing("checkpoints are not supported")
+    }
+
+    async fn update_pod_sandbox_resources(
+        &self,
+        _: Request<cri::UpdatePodSandboxResourcesRequest>,
+    ) -> Answer<cri::UpdatePodSandboxResourcesResponse> {
+        missing("resources of a pod cannot be changed yet: remove it and create it anew")
+    }
+
+    type StreamPodSandboxesStream = BoxStream<'static, Result<cri::StreamPodSandboxesResponse, Status>>;
+
+    async fn stream_pod_sandboxes(
+        &self,
+        request: Request<cri::StreamPodSandboxesRequest>,
+    ) -> Answer<Self::StreamPodSandboxesStream> {
+        let request = cri::ListPodSandboxRequest { filter: request.into_inner().filter };
+        let all = list_pod_sandbox::call(&self.0, request)?.items;
+        answer(Ok(streamed::stream(all, |pod_sandboxes| cri::StreamPodSandboxesResponse { pod_sandboxes })))
+    }
+
+    type StreamContainersStream = BoxStream<'static, Result<cri::StreamContainersResponse, Status>>;
+
+    async fn stream_containers(
+        &self,
+        request: Request<cri::StreamContainersRequest>,
+    ) -> Answer<Self::StreamContainersStream> {
+        let request = cri::ListContainersRequest { filter: request.into_inner().filter };
+        let all = list_containers::call(&self.0, request)?.containers;
+        answer(Ok(streamed::stream(all, |containers| cri::StreamContainersResponse { containers })))
+    }
+
+    type StreamContainerStatsStream = BoxStream<'static, Result<cri::StreamContainerStatsResponse, Status>>;
+
+    async fn stream_container_stats(
+        &self,
+        _: Request<cri::StreamContainerStatsRequest>,
+    ) -> Answer<Self::StreamContainerStatsStream> {
+        missing(NO_STATS)
+    }
+
+    type StreamPodSandboxStatsStream = BoxStream<'static, Result<cri::StreamPodSandboxStatsResponse, Status>>;
+
+    async fn stream_pod_sandbox_stats(
+        &self,
+        _: Request<cri::StreamPodSandboxStatsRequest>,
+    ) -> Answer<Self::StreamPodSandboxStatsStream> {
+        missing(NO_STATS)
+    }
+
+    type StreamPodSandboxMetricsStream = BoxStream<'static, Result<cri::StreamPodSandboxMetricsResponse, Status>>;
+
+    async fn stream_pod_sandbox_metrics(
+        &self,
+        _: Request<cri::StreamPodSandboxMetricsRequest>,
+    ) -> Answer<Self::StreamPodSandboxMetricsStream> {
+        missing(NO_STATS)
     }
 
     type GetContainerEventsStream = BoxStream<'static, Result<cri::ContainerEventResponse, Status>>;

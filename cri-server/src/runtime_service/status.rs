@@ -55,7 +55,7 @@ pub(super) fn status(node: &Node, request: &cri::StatusRequest) -> cri::StatusRe
         status: Some(cri::RuntimeStatus { conditions }),
         info,
         runtime_handlers,
-        features: Some(cri::RuntimeFeatures { supplemental_groups_policy: true }),
+        features: Some(cri::RuntimeFeatures { supplemental_groups_policy: true, ..Default::default() }),
     }
 }
 

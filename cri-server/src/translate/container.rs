@@ -50,7 +50,10 @@ pub(crate) fn plan(
     }
     let limits = linux.resources.clone().unwrap_or_default();
     let spec = asked.image.clone().unwrap_or_default();
-    let stop_signal = image.config.stop_signal.as_deref().and_then(signal::parse).unwrap_or(signal::TERM);
+    let stop_signal = signal::of_cri(asked.stop_signal)
+        .ok_or_else(|| CriError::invalid(format!("unknown stop signal {}", asked.stop_signal)))?
+        .or_else(|| image.config.stop_signal.as_deref().and_then(signal::parse))
+        .unwrap_or(signal::TERM);
     let request = agent::CreateContainerRequest {
         id: id.to_owned(),
         readonly_rootfs: context.readonly_rootfs,
@@ -157,29 +160,33 @@ fn check_strings(what: &str, list: &[String]) -> Result<(), CriError> {
 }
 
 /// The image's variables, in its order, then the container's own; a later one takes the place of an earlier one of its name.
+/// Values are bytes: a Secret's need not be text.
 fn env(pod: &PodRecord, asked: &ContainerConfig, image: &Image) -> Result<Vec<Vec<u8>>, CriError> {
-    let mut env: Vec<(String, String)> = vec![("PATH".into(), DEFAULT_PATH.into())];
+    let mut env: Vec<(&str, &[u8])> = vec![("PATH", DEFAULT_PATH.as_bytes())];
     if !pod.hostname.is_empty() {
-        env.push(("HOSTNAME".into(), pod.hostname.clone()));
+        env.push(("HOSTNAME", pod.hostname.as_bytes()));
     }
     if asked.tty {
-        env.push(("TERM".into(), "xterm".into()));
+        env.push(("TERM", b"xterm"));
     }
     let image = image.config.env.iter().map(|e| e.split_once('=').unwrap_or((e, "")));
-    let own = asked.envs.iter().map(|e| (e.key.as_str(), e.value.as_str()));
-    for (key, value) in image.chain(own) {
-        if key.is_empty() || key.contains('=') || key.contains('\0') || value.contains('\0') {
+    let own = asked.envs.iter().map(|e| (e.key.as_str(), e.value.as_slice()));
+    for (key, value) in image.map(|(key, value)| (key, value.as_bytes())).chain(own) {
+        if key.is_empty() || key.contains(['=', '\0']) || value.contains(&0) || key.len() + value.len() > MAX_STRING {
             let shown = crate::node::shorten(key);
-            return Err(CriError::invalid(format!("environment variable {shown:?} has no name, an = in it, or a NUL")));
+            return Err(CriError::invalid(format!(
+                "environment variable {shown:?} has no name, an = in it, a NUL, or is longer than {MAX_STRING} bytes"
+            )));
         }
-        match env.iter_mut().find(|(known, _)| known == key) {
-            Some(entry) => entry.1 = value.to_owned(),
-            None => env.push((key.to_owned(), value.to_owned())),
+        match env.iter_mut().find(|(known, _)| *known == key) {
+            Some(entry) => entry.1 = value,
+            None => env.push((key, value)),
         }
     }
-    let lines: Vec<String> = env.into_iter().map(|(key, value)| format!("{key}={value}")).collect();
-    check_strings("environment variable", &lines)?;
-    Ok(lines.into_iter().map(String::into_bytes).collect())
+    if env.len() > MAX_ITEMS {
+        return Err(CriError::invalid(format!("more than {MAX_ITEMS} environment variables")));
+    }
+    Ok(env.into_iter().map(|(key, value)| [key.as_bytes(), b"=", value].concat()).collect())
 }
 
 fn namespaces(pod: &PodRecord, context: &LinuxContainerSecurityContext) -> Result<Namespaces, CriError> {

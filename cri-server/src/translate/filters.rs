@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use cofferdam_proto::cri;
 
-use super::{mounts, resources};
+use super::{mounts, resources, signal};
 use crate::records::{ContainerPhase, ContainerRecord, PodPhase, PodRecord};
 
 /// Whether an object has every label that a selector names.
@@ -151,6 +151,7 @@ pub(crate) fn container_status(r: &ContainerRecord, log_directory: &str) -> Opti
         }),
         image_id: r.image_id.clone(),
         user: Some(cri::ContainerUser { linux: Some(user) }),
+        stop_signal: signal::to_cri(r.stop_signal).into(),
     })
 }
 

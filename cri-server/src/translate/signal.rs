@@ -1,4 +1,6 @@
-//! Signals by name, as images write them.
+//! Signals by name, as images write them, and by CRI's numbering.
+
+use cofferdam_proto::cri::Signal;
 
 /// SIGTERM.
 pub(crate) const TERM: u32 = 15;
@@ -34,9 +36,44 @@ pub(crate) fn parse(text: &str) -> Option<u32> {
     (RTMIN..=RTMAX).contains(&number).then_some(number)
 }
 
+/// CRI numbers signals by their names' alphabet; zero leaves the choice to the image. `None` for what is no signal of Linux.
+pub(crate) fn of_cri(asked: i32) -> Option<Option<u32>> {
+    match Signal::try_from(asked).ok()? {
+        Signal::RuntimeDefault => Some(None),
+        // Names that have another of the same number.
+        Signal::Sigcld => Some(Some(17)),
+        Signal::Sigiot => Some(Some(6)),
+        Signal::Sigpoll => Some(Some(29)),
+        other => {
+            let name = other.as_str_name().strip_prefix("SIGNAL_")?.replace("PLUS", "+").replace("MINUS", "-");
+            parse(&name).map(Some)
+        }
+    }
+}
+
+/// And back, for a status.
+pub(crate) fn to_cri(number: u32) -> Signal {
+    let mut all = (1..=Signal::Sigrtmax.into()).filter_map(|n| Signal::try_from(n).ok());
+    all.find(|s| of_cri((*s).into()) == Some(Some(number))).unwrap_or(Signal::RuntimeDefault)
+}
+
 #[cfg(test)]
 mod tests {
-    use super::parse;
+    use super::*;
+
+    #[test]
+    fn each_signal_of_cri_is_one_of_linux() {
+        for number in 1..=i32::from(Signal::Sigrtmax) {
+            let linux = of_cri(number).flatten();
+            assert!(linux.is_some(), "{:?}", Signal::try_from(number));
+            assert_eq!(of_cri(to_cri(linux.unwrap()).into()).flatten(), linux, "{number}");
+        }
+        assert_eq!(of_cri(0), Some(None));
+        assert_eq!(of_cri(Signal::Sigrtminplus3.into()), Some(Some(37)));
+        assert_eq!(of_cri(Signal::Sigusr1.into()), Some(Some(10)));
+        assert_eq!(of_cri(1000), None);
+        assert_eq!(to_cri(15), Signal::Sigterm);
+    }
 
     #[test]
     fn names_and_numbers() {

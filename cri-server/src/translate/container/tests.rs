@@ -161,7 +161,7 @@ fn crooked_containers_are_refused() {
         ("long argument", |c| c.args = vec!["a".repeat(200_000)]),
         ("many arguments", |c| c.args = vec!["a".into(); 20_000]),
         ("variable without a name", |c| c.envs.push(KeyValue::default())),
-        ("variable with =", |c| c.envs.push(KeyValue { key: "A=B".into(), value: String::new() })),
+        ("variable with =", |c| c.envs.push(KeyValue { key: "A=B".into(), value: Vec::new() })),
         ("NUL in a variable", |c| c.envs.push(KeyValue { key: "A".into(), value: "\0".into() })),
         ("CDI", |c| c.cdi_devices.push(CdiDevice { name: "v/c=d".into() })),
         ("relative masked path", |c| context(c).masked_paths = vec!["proc".into()]),
