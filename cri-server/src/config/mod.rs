@@ -37,6 +37,8 @@ pub(crate) struct Config {
     pub(crate) state_dir: PathBuf,
     /// What a pod without a handler runs in.
     pub(crate) default_kind: Kind,
+    /// Kubernetes namespaces whose pods may have the node's namespaces without naming a handler.
+    pub(crate) host_namespaces_in: Vec<String>,
     /// Parent cgroup of pods that name none.
     pub(crate) cgroup_parent: CgroupPath,
     /// Least severe events that are written.

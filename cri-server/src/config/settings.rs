@@ -21,12 +21,19 @@ pub(crate) struct Settings {
     pub(super) default_handler: String,
     pub(super) cgroup_parent: String,
     pub(super) log_level: String,
+    pub(super) pods: Pods,
     pub(super) vm: Vm,
     pub(super) host: Host,
     pub(super) cni: Cni,
     pub(super) streaming: Streaming,
     pub(super) images: Images,
     pub(super) registries: BTreeMap<String, Registry>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Pods {
+    host_namespaces_in: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,6 +93,7 @@ impl Default for Settings {
             default_handler: "vm".into(),
             cgroup_parent: "/cofferdam".into(),
             log_level: "info".into(),
+            pods: Pods::default(),
             vm: Vm::default(),
             host: Host::default(),
             cni: Cni::default(),
@@ -93,6 +101,12 @@ impl Default for Settings {
             images: Images::default(),
             registries: BTreeMap::new(),
         }
+    }
+}
+
+impl Default for Pods {
+    fn default() -> Self {
+        Self { host_namespaces_in: vec!["kube-system".into()] }
     }
 }
 
@@ -184,6 +198,12 @@ impl Settings {
                 return Err((key, format!("is {path:?}, not an absolute path without \"..\"")));
             }
         }
+        for name in &self.pods.host_namespaces_in {
+            let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+            if name.is_empty() || name.len() > 63 || !name.bytes().all(plain) {
+                return Err(("pods.host_namespaces_in", format!("has {name:?}, which is not a Kubernetes namespace")));
+            }
+        }
         // sockaddr_un holds 107 bytes and a NUL.
         if self.socket.as_os_str().len() > 107 {
             return Err(("socket", "is longer than the 107 bytes of a unix socket's path".into()));
@@ -194,6 +214,7 @@ impl Settings {
             state_dir: self.state_dir.clone(),
             default_kind: kind
                 .ok_or_else(|| ("default_handler", format!("is {:?}, neither vm nor host", self.default_handler)))?,
+            host_namespaces_in: self.pods.host_namespaces_in.clone(),
             cgroup_parent: CgroupPath::parse(&self.cgroup_parent).map_err(|e| ("cgroup_parent", e.to_owned()))?,
             log_level: level.ok_or_else(|| {
                 ("log_level", format!("is {:?}, not error, warn, info, debug or trace", self.log_level))

@@ -47,6 +47,7 @@ fn bad_values_name_the_key_and_the_file() {
         ("cgroup_parent = \"a/../b\"\n", "cgroup_parent"),
         ("run_dir = \"run\"\n", "run_dir"),
         ("state_dir = \"/a/../b\"\n", "state_dir"),
+        ("[pods]\nhost_namespaces_in = [\"*\"]\n", "pods.host_namespaces_in"),
         ("[vm]\nvcpus = 0\n", "vm.vcpus"),
         ("[vm]\nmemory_mib = 1\n", "vm.memory_mib"),
         ("[vm]\nkernel_args = \"a\\nb\"\n", "vm.kernel_args"),

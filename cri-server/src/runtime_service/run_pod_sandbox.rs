@@ -25,6 +25,15 @@ pub(super) async fn call(
     let config = request.config.ok_or_else(|| CriError::invalid("there is no pod sandbox config"))?;
     let id = new_id()?;
     let mut plan = plan(&node.config, &id, &request.runtime_handler, &config, now_nanos())?;
+    if plan.moved {
+        let name = format!("{}/{}", plan.record.namespace, plan.record.name);
+        tracing::info!(
+            pod = %id,
+            name,
+            namespaces = ?plan.record.namespaces,
+            "pod asks for the node's namespaces and runs as a host pod: pods.host_namespaces_in lists its Kubernetes namespace"
+        );
+    }
     node.probe(plan.spec.kind).await?;
     if plan.node_dns {
         plan.spec.resolv_conf = node_resolv_conf().await;

@@ -5,6 +5,7 @@ pub(crate) mod container;
 pub(crate) mod dns;
 pub(crate) mod filters;
 pub(crate) mod mounts;
+pub(crate) mod namespaces;
 pub(crate) mod pod;
 pub(crate) mod resources;
 pub(crate) mod seccomp;

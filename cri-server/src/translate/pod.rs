@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use cofferdam_proto::cri::{NamespaceMode, NamespaceOption, PodSandboxConfig, PortMapping, Protocol};
 use cofferdam_sandbox::{Kind, NetworkSpec, PodSpec};
 
-use super::{dns, resources, sysctls, text};
+use super::{dns, namespaces, resources, sysctls, text};
 use crate::config::{CgroupPath, Config};
 use crate::error::CriError;
 use crate::node::names::Name;
@@ -27,13 +27,8 @@ pub(crate) struct PodPlan {
     pub(crate) spec: PodSpec,
     /// The kubelet sent no DNS configuration.
     pub(crate) node_dns: bool,
-}
-
-/// What a namespace of the pod is shared with.
-struct Namespaces {
-    node_network: bool,
-    node_pid: bool,
-    node_ipc: bool,
+    /// It runs on the node because the configuration lets its Kubernetes namespace have the node's namespaces.
+    pub(crate) moved: bool,
 }
 
 /// Checks the configuration of a pod that gets `id`.
@@ -44,12 +39,6 @@ pub(crate) fn plan(
     asked: &PodSandboxConfig,
     now: i64,
 ) -> Result<PodPlan, CriError> {
-    let kind = config.kind(handler).ok_or_else(|| {
-        CriError::invalid(format!(
-            "unknown runtime handler {:?}: this node has \"vm\" and \"host\"",
-            crate::node::shorten(handler)
-        ))
-    })?;
     let metadata = asked.metadata.as_ref().ok_or_else(|| CriError::invalid("pod sandbox config has no metadata"))?;
     for (what, value) in
         [("pod name", &metadata.name), ("pod namespace", &metadata.namespace), ("pod uid", &metadata.uid)]
@@ -63,7 +52,9 @@ pub(crate) fn plan(
     let linux = asked.linux.clone().unwrap_or_default();
     let context = linux.security_context.clone().unwrap_or_default();
     let options = context.namespace_options.clone().unwrap_or_default();
-    let shared = namespaces(kind, &options)?;
+    let shared = namespaces::place(config, handler, &metadata.namespace, &options)?;
+    let kind = shared.kind;
+    users(&options)?;
     hostname(&asked.hostname)?;
     log_directory(&asked.log_directory)?;
     let cgroup_parent = match linux.cgroup_parent.as_str() {
@@ -115,35 +106,17 @@ pub(crate) fn plan(
         uid: metadata.uid.clone(),
         attempt: metadata.attempt,
     };
-    Ok(PodPlan { name, record, spec, node_dns: resolv_conf.is_none() })
+    Ok(PodPlan { name, record, spec, node_dns: resolv_conf.is_none(), moved: shared.moved })
 }
 
-fn namespaces(kind: Kind, options: &NamespaceOption) -> Result<Namespaces, CriError> {
-    let mode = |what: &str, value: i32| {
-        NamespaceMode::try_from(value).map_err(|_| CriError::invalid(format!("unknown {what} namespace mode {value}")))
-    };
-    let (network, pid, ipc) = (mode("network", options.network)?, mode("pid", options.pid)?, mode("ipc", options.ipc)?);
-    for (what, mode) in [("network", network), ("ipc", ipc)] {
-        if !matches!(mode, NamespaceMode::Pod | NamespaceMode::Node) {
-            return Err(CriError::invalid(format!("a pod's {what} namespace is its own or the node's, not {mode:?}")));
-        }
-        if kind == Kind::Vm && mode == NamespaceMode::Node {
-            return Err(CriError::invalid(format!(
-                "a microVM cannot share the node's {what} namespace (the pod wants the host's): use the runtime handler \"host\""
-            )));
-        }
-    }
+/// A user namespace of the pod's own.
+fn users(options: &NamespaceOption) -> Result<(), CriError> {
     if let Some(users) = &options.userns_options
         && users.mode != i32::from(NamespaceMode::Node)
     {
         return Err(CriError::invalid("user namespaces are not supported"));
     }
-    Ok(Namespaces {
-        node_network: network == NamespaceMode::Node,
-        // In a microVM the node of a container is the guest: it sees all processes of its pod.
-        node_pid: pid == NamespaceMode::Node,
-        node_ipc: ipc == NamespaceMode::Node,
-    })
+    Ok(())
 }
 
 fn hostname(name: &str) -> Result<(), CriError> {

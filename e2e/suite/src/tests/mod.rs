@@ -6,6 +6,7 @@ mod disk;
 mod images;
 mod network;
 mod records;
+mod security;
 mod tour;
 
 use std::time::Instant;
@@ -21,8 +22,17 @@ pub(crate) type Test = (&'static str, fn() -> Outcome);
 const HANDLERS: [&str; 2] = ["vm", "host"];
 
 fn all() -> Vec<Test> {
-    [tour::TESTS, containers::TESTS, images::TESTS, network::TESTS, disk::TESTS, records::TESTS, bad_input::TESTS]
-        .concat()
+    [
+        tour::TESTS,
+        containers::TESTS,
+        images::TESTS,
+        network::TESTS,
+        disk::TESTS,
+        records::TESTS,
+        bad_input::TESTS,
+        security::TESTS,
+    ]
+    .concat()
 }
 
 /// Runs the tests whose names contain `filter`, says how each ended, and counts.

@@ -1,0 +1,70 @@
+//! What a pod may share with the node, and what confines it there.
+
+use std::fs;
+
+use serde_json::{Value, json};
+
+use super::Test;
+use crate::crictl::{Container, Crictl, Pod, wait_for};
+use crate::failure::{Doing, Failure, Outcome, ensure};
+
+pub(super) const TESTS: &[Test] = &[("host_namespaces_policy", host_namespaces_policy)];
+
+/// A pod of `namespace` with these namespace options.
+fn pod(name: &str, namespace: &str, options: &Value) -> Pod {
+    let mut pod = Pod::new(name).with("linux", json!({"security_context": {"namespace_options": options}}));
+    pod.0["metadata"]["namespace"] = json!(namespace);
+    pod
+}
+
+fn own(namespace: &str) -> Outcome<String> {
+    let path = format!("/proc/self/ns/{namespace}");
+    Ok(fs::read_link(&path).doing(&format!("read {path}"))?.display().to_string())
+}
+
+/// The default handler is vm: who asks for the node's namespaces is refused, but in kube-system.
+fn host_namespaces_policy() -> Outcome {
+    let crictl = Crictl::default();
+    for (key, mode, word) in [("network", 2, "network"), ("pid", 2, "PID"), ("ipc", 2, "IPC")] {
+        let asked = pod("policy", "default", &json!({key: mode}));
+        let wanted = ["code = InvalidArgument", word, "handler \"host\"", "pods.host_namespaces_in"];
+        // crictl quotes what it prints.
+        let wanted: Vec<String> = wanted.iter().map(|w| w.replace('"', "\\\"")).collect();
+        let wanted: Vec<&str> = wanted.iter().map(String::as_str).collect();
+        crictl.refused(&["runp", &asked.file()?], &wanted)?;
+    }
+    let asked = pod("policy", "kube-system", &json!({"network": 2}));
+    crictl.refused(&["runp", "--runtime", "vm", &asked.file()?], &["code = InvalidArgument", "network"])?;
+    ensure!(crictl.run(&["pods", "-q"])?.is_empty(), "a refused pod is listed");
+
+    let asked = pod("policy", "kube-system", &json!({"network": 2, "pid": 2, "ipc": 2})).with("hostname", json!(""));
+    let id = crictl.run(&["runp", &asked.file()?])?;
+    let script = "for n in net pid ipc mnt; do readlink /proc/self/ns/$n; done; echo whole";
+    let mut container = Container::shell("policy", script);
+    container.0["linux"] = json!({"security_context": {"namespace_options": {"network": 2, "pid": 2, "ipc": 2}}});
+    let container = crictl.run_container(&id, &asked, &container)?;
+    let log = crictl.wait_log(&container, "whole")?;
+    for namespace in ["net", "pid", "ipc"] {
+        ensure!(log.contains(&own(namespace)?), "the {namespace} namespace is not the node's: {log}");
+    }
+    ensure!(!log.contains(&own("mnt")?), "the mounts are the node's: {log}");
+    let status = crictl.json(&["inspectp", "-o", "json", &id])?;
+    let field = |pointer: &str| -> Outcome<String> {
+        let value = status.pointer(pointer).ok_or_else(|| Failure(format!("status has no {pointer}: {status}")))?;
+        Ok(value.as_str().map_or_else(|| value.to_string(), str::to_owned))
+    };
+    ensure!(field("/info/kind")? == "host", "kind in the status: {status}");
+    ensure!(field("/status/runtimeHandler")?.is_empty(), "handler in the status is not what was asked: {status}");
+    ensure!(field("/status/linux/namespaces/options/network")? == "NODE", "network in the status: {status}");
+    let journal = || -> Outcome<String> {
+        let output = std::process::Command::new("journalctl")
+            .args(["-u", "cofferdam", "-o", "cat", "--no-pager", "-n", "400"])
+            .output()
+            .doing("read the journal")?;
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    wait_for("the log to say that the pod runs on the node", || {
+        Ok(journal()?.lines().any(|l| l.contains(&id) && l.contains("runs as a host pod")))
+    })?;
+    crictl.remove_pod(&id)
+}
