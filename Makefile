@@ -7,7 +7,7 @@ export CARGO_TERM_PROGRESS_WHEN ?= never
 DIST := target/dist
 say = @printf '\033[1m[make] %s\033[0m\n' "$(1)"
 
-.PHONY: help demo test bench node build install setup lint unit e2e guest-kernel clean
+.PHONY: help demo test critest bench node build install setup lint unit e2e guest-kernel clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,6 +22,10 @@ demo: setup ## Show a pod in a microVM, from pull to nothing left (does all its 
 test: setup ## Run every check and every test (does all its set-up); what CI runs
 	@$(BESIDE) lint unit build
 	@e2e/in-node.sh test
+
+critest: setup ## Kubernetes' own CRI tests: HANDLER=host or vm; FOCUS=regexp for some of them; writes docs/conformance.md
+	@$(BESIDE) build
+	@e2e/in-node.sh critest $(HANDLER)
 
 bench: setup ## Measure beside containerd + runc; writes docs/benchmarks.md and docs/benchmarks.json
 	@$(BESIDE) build

@@ -1,24 +1,33 @@
 #!/usr/bin/env bash
 # Runs something in a fresh node VM with Cofferdam installed and running.
 #
-#   e2e/in-node.sh demo | test [NAME] | bench | shell
+#   e2e/in-node.sh demo | test [NAME] | critest host|vm | bench | shell
 set -euo pipefail
 cd "$(dirname "$0")/.."
-what=${1:?usage: e2e/in-node.sh demo|test|bench|shell}
+what=${1:?usage: e2e/in-node.sh demo|test|critest|bench|shell}
 shift
+journal=target/e2e/cofferdam.log
+if [ "$what" = critest ]; then
+    VM=${VM:-critest-${1:-}} journal=target/critest/${1:-}-daemon.log
+    case ${1:-} in host | vm) ;; *) echo "critest wants a handler: make critest HANDLER=host, or HANDLER=vm" >&2; exit 2 ;; esac
+fi
 export VM=${VM:-$what}
 node=e2e/node/vm
-product=target/product
+product=target/product-$VM
 say() { printf '\033[1m[%s] %s\033[0m\n' "$what" "$*"; }
 
 say "preparing the node's image (minutes the first time, then cached in ${COFFERDAM_CACHE:-$HOME/.cache/cofferdam})"
-e2e/node/build-image.sh >/dev/null
+image=$(e2e/node/build-image.sh)
 
 rm -rf "$product"
 mkdir -p "$product"
 cp -a --sparse=always target/dist/. "$product/"
 install -D -m 755 "${CARGO_TARGET_DIR:-target}/release/cofferdam-e2e" "$product/usr/local/bin/cofferdam-e2e"
 install -D -m 644 e2e/node-config.toml "$product/etc/cofferdam/conf.d/50-e2e.toml"
+if [ "$what" = critest ]; then
+    critest=$(e2e/node/build-critest.sh "$image")
+    install -D -m 755 "$critest" "$product/usr/local/bin/critest"
+fi
 
 say "starting the node VM"
 trap '"$node" stop >/dev/null 2>&1 || true' EXIT
@@ -34,6 +43,7 @@ status=0
 case $what in
 demo) "$node" run 'cofferdam-e2e demo' || status=$? ;;
 test) "$node" run "cofferdam-e2e test ${1:-}" || status=$? ;;
+critest) e2e/critest/run.sh "$1" || status=$? ;;
 bench)
     machine="$(nproc) cores of $(awk -F': ' '/model name/ {print $2; exit}' /proc/cpuinfo), node VM with 2 vCPUs under $("$node" accel 2>/dev/null || echo 'QEMU')"
     "$node" run "cofferdam-e2e bench --out /root/bench --machine '$machine' ${BENCH_ARGS:-}" || status=$?
@@ -43,8 +53,8 @@ shell) "$node" shell || true ;;
 *) say "unknown: $what"; exit 2 ;;
 esac
 if [ $status != 0 ]; then
-    mkdir -p target/e2e
-    "$node" run 'journalctl -u cofferdam -o short-precise --no-pager' >target/e2e/cofferdam.log 2>&1 || true
-    say "failed; the daemon's journal is in target/e2e/cofferdam.log; 'make node' gives a shell on such a node"
+    mkdir -p "$(dirname "$journal")"
+    "$node" run 'journalctl -u cofferdam -o short-precise --no-pager' >"$journal" 2>&1 || true
+    say "failed; the daemon's journal is in $journal; 'make node' gives a shell on such a node"
 fi
 exit $status

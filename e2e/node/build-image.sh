@@ -61,7 +61,7 @@ if [ ! -f "$image/disk.img" ]; then
         gcc -Os -static -s -o "$image.new/programs/$program" "$source" || die "cannot compile $source; run e2e/node/setup-host.sh"
     done
     in_time "building the test images into the node's registry" "$cache/test-images.log" \
-        python3 make-images.py "$busybox" "$image.new/programs" "$node/var/lib/docker-registry" || die "make-images.py"
+        python3 make-images.py "$busybox" "$image.new/programs" "$node/var/lib/docker-registry" "$image.new/images" || die "make-images.py"
     rm -r "$image.new/programs"
     chroot "$node" chown -R docker-registry: /var/lib/docker-registry
 

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Builds the test images and writes them straight into a docker-registry's storage folder.
 
-    e2e/node/make-images.py BUSYBOX PROGRAMS STORAGE
+    e2e/node/make-images.py BUSYBOX PROGRAMS STORAGE LIST
 
-PROGRAMS is a folder with the compiled programs/*.c. Deterministic: the same programs give the same digests. The suites (e2e/suite) say what they expect of each image.
+PROGRAMS is a folder with the compiled programs/*.c. LIST gets a line "REPOSITORY:TAG DIGEST" for each image. Deterministic: the same
+programs give the same digests. The suites (e2e/suite, critest) say what they expect of each image.
 """
 import gzip
 import hashlib
@@ -272,18 +273,63 @@ def big_layer(seed, packed_mb, text_mb):
     return layer.raw()
 
 
+def critest_images(image, base, programs):
+    """What critest pulls, under its names less the registries' (which are mirrored). Its specs say what each must be."""
+    shell = {"Cmd": ["sh"]}
+
+    def with_file(name, data=b"", mode=0o644):
+        layer = Layer()
+        layer.file(name, data, mode)
+        return [base, layer.raw()]
+
+    image("e2e-test-images/busybox", "1.29-2", [base], shell)
+    web = (programs / "web").read_bytes()
+    for name, tag, path, port in [
+        ("e2e-test-images/nginx", "1.14-2", "usr/sbin/nginx", 80),
+        ("e2e-test-images/httpd", "2.4.39-4", "usr/bin/httpd", 80),
+        ("k8s-staging-cri-tools/hostnet-nginx-amd64", "latest", "usr/sbin/nginx", 12003),
+    ]:
+        image(name, tag, with_file(path, web, 0o755), {"Cmd": ["/" + path, str(port)], "ExposedPorts": {f"{port}/tcp": {}}})
+    image("e2e-test-images/nonewprivs", "1.3", with_file("nnp", (programs / "nnp").read_bytes(), 0o4755), {"Entrypoint": ["/nnp"]})
+
+    # Pulled from two registries as one image.
+    pause = Layer()
+    pause.file("pause", (programs / "pause").read_bytes(), 0o755)
+    image("pause", "3.9", [pause.raw()], {"Entrypoint": ["/pause"], "User": "65535:65535"})
+
+    tools = "k8s-staging-cri-tools/test-image-"
+    for name, user in [("uid", "1002"), ("username", "www-data"), ("uid-group", "1003:1004"), ("username-group", "www-data:1004")]:
+        image(f"{tools}user-{name}", "latest", [base], {**shell, "User": user})
+    users = Layer()
+    users.file("etc/passwd", PASSWD + "default-user:x:1000:1000::/home/default-user:/bin/sh\n")
+    users.file("etc/group", GROUP + "default-user:x:1000:\ngroup-defined-in-image:x:50000:default-user\n")
+    users.folder("home/default-user", uid=1000, gid=1000)
+    image(f"{tools}predefined-group", "latest", [base, users.raw()], {**shell, "User": "1000"})
+
+    for name in ["1", "2", "3", "latest", "digest"]:
+        image(tools + name, "latest", with_file("test-image-" + name), shell)
+    for name, tags in [("tags", ["1", "2", "3"]), ("tag", ["test", "all"])]:
+        for tag in tags:
+            image(tools + name, tag, with_file("test-image-" + name), shell)
+
+
 def main():
-    busybox_path, programs, storage = sys.argv[1:]
+    busybox_path, programs, storage, list_file = sys.argv[1:]
     programs = Path(programs)
     busybox = Path(busybox_path).read_bytes()
     listed = subprocess.run([busybox_path, "--list"], stdout=subprocess.PIPE, check=True, text=True).stdout
     base = base_layer(busybox, [applet for applet in listed.split() if applet != "busybox"])
     registry = Registry(storage)
     shell = {"Cmd": ["sh"]}
+    listed_images = []
+
+    def critest_image(name, tag, layers, settings):
+        listed_images.append(f"{name}:{tag} {push(registry, name, tag, layers, settings)['digest']}\n")
 
     def image(name, layers, settings=None, **options):
         settings = {"Labels": {"cofferdam.image": name}, **(settings or shell)}
-        return push(registry, f"cofferdam/{name}", "1", layers, settings, **options)
+        descriptor = push(registry, f"cofferdam/{name}", "1", layers, settings, **options)
+        listed_images.append(f"cofferdam/{name}:1 {descriptor['digest']}\n")
 
     def with_name(name):
         """The base and a layer that no other image has: one that is shared is not unpacked again."""
@@ -314,6 +360,9 @@ def main():
         descriptor = push(registry, "cofferdam/multi", None, layers, shell, architecture=architecture)
         entries.append({**descriptor, "platform": {"architecture": architecture, "os": "linux"}})
     registry.push_manifest("cofferdam/multi", "1", {"schemaVersion": 2, "mediaType": OCI + "index.v1+json", "manifests": entries})
+
+    critest_images(critest_image, base, programs)
+    Path(list_file).write_text("".join(listed_images))
 
 
 main()
