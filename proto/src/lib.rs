@@ -1,6 +1,7 @@
 //! Every message that crosses a process boundary of Cofferdam.
 //!
 //! - [`cri`]: CRI v1, as the kubelet speaks it (feature `cri`).
+//! - [`legal`]: what a runtime may tell the kubelet, for tests.
 //! - [`agent`]: the daemon to the agent, gRPC (feature `agent`).
 //! - [`monitor`]: the daemon to the monitor, JSON over a unix seqpacket socket.
 //! - [`sink`]: the daemon to whatever writes container logs on the node.
@@ -13,6 +14,8 @@
 pub mod agent;
 #[cfg(feature = "cri")]
 pub mod cri;
+#[cfg(feature = "cri")]
+pub mod legal;
 pub mod logline;
 pub mod monitor;
 pub mod packet;

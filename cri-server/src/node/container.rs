@@ -81,10 +81,7 @@ impl Container {
             return Ok(());
         }
         self.change(|r| {
-            if r.is_live() {
-                r.end(137, "Error", "the container was removed", crate::ids::now_nanos());
-            }
-            r.phase = ContainerPhase::Removing;
+            r.begin_removal(crate::ids::now_nanos());
             true
         });
         self.save(node).await?;

@@ -12,6 +12,8 @@ pub(crate) mod container;
 pub(crate) mod names;
 pub(crate) mod pod;
 pub(crate) mod restore;
+#[cfg(test)]
+mod states;
 pub(crate) mod watch;
 
 use std::collections::HashMap;

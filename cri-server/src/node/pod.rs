@@ -49,8 +49,8 @@ impl Pod {
     }
 
     /// Changes the record; [`Pod::save`] keeps it.
-    pub(crate) fn change(&self, change: impl FnOnce(&mut PodRecord)) {
-        change(&mut lock(&self.record));
+    pub(crate) fn change<T>(&self, change: impl FnOnce(&mut PodRecord) -> T) -> T {
+        change(&mut lock(&self.record))
     }
 
     /// What it runs in.
@@ -93,13 +93,8 @@ impl Pod {
 
     /// The pod's process ended without having been asked to.
     pub(crate) async fn died(self: &Arc<Self>, node: &Node, detail: &str, at: i64) {
-        let was_ready = self.with(|r| r.phase == PodPhase::Ready);
-        if was_ready {
+        if self.change(|r| r.not_ready(detail)) {
             tracing::warn!(pod = %self.id, detail, "pod died");
-            self.change(|r| {
-                r.phase = PodPhase::NotReady;
-                r.ended = detail.to_owned();
-            });
         }
         self.end_containers(node, detail, at).await;
         if let Err(error) = self.save(node).await {
@@ -133,11 +128,7 @@ impl Pod {
         if self.with(|r| r.freed) {
             return Ok(());
         }
-        self.change(|r| {
-            if r.phase == PodPhase::Ready {
-                r.phase = PodPhase::NotReady;
-            }
-        });
+        self.change(|r| r.not_ready(""));
         self.save(node).await?;
         match self.sandbox_or_rest() {
             Some(sandbox) => sandbox.stop().await.during(|| format!("stop pod {}", self.id))?,

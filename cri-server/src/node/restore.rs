@@ -134,11 +134,7 @@ async fn catch_up(node: &Node, pod: &Arc<Pod>, sandbox: &Sandbox) -> Result<(), 
                 return true;
             }
             // Neither running nor ended by what the agent said: the start had not been asked for.
-            if r.phase == ContainerPhase::Starting {
-                r.phase = ContainerPhase::Created;
-                return true;
-            }
-            false
+            r.start_was_not_asked()
         });
         if changed {
             container.save_or_log(node).await;

@@ -83,15 +83,9 @@ pub(crate) async fn take(node: &Node, pod: &Arc<Pod>, state: &ContainerState) {
 const MAX_MESSAGE: usize = 1024;
 
 /// Moves the record forward, never back; answers whether it changed.
-fn apply(container: &Container, state: &ContainerState, now: i64) -> bool {
+pub(super) fn apply(container: &Container, state: &ContainerState, now: i64) -> bool {
     container.change(|record| match state.phase() {
-        Phase::Running if matches!(record.phase, ContainerPhase::Created | ContainerPhase::Starting) => {
-            record.phase = ContainerPhase::Running;
-            if record.started_at == 0 {
-                record.started_at = now;
-            }
-            true
-        }
+        Phase::Running => record.running(now),
         Phase::Exited if record.is_live() => {
             let ago = i64::try_from(state.exited_ago_nanos).unwrap_or(0);
             // A guest that says "before it was created" is not believed.

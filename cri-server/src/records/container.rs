@@ -103,6 +103,52 @@ pub(crate) struct ContainerRecord {
 }
 
 impl ContainerRecord {
+    /// It was made and can be started.
+    pub(crate) fn made(&mut self, user: UserRecord) -> bool {
+        let creating = self.phase == ContainerPhase::Creating;
+        if creating {
+            self.phase = ContainerPhase::Created;
+            self.user = user;
+        }
+        creating
+    }
+
+    /// Claims the one start that a container has; false: it was claimed, or has ended.
+    pub(crate) fn begin_start(&mut self) -> bool {
+        let created = self.phase == ContainerPhase::Created;
+        if created {
+            self.phase = ContainerPhase::Starting;
+        }
+        created
+    }
+
+    /// It runs, by the answer to the start or by what the agent tells, whichever comes first. Never back from an end.
+    pub(crate) fn running(&mut self, now: i64) -> bool {
+        let before = matches!(self.phase, ContainerPhase::Created | ContainerPhase::Starting);
+        if before {
+            self.phase = ContainerPhase::Running;
+            self.started_at = now.max(self.created_at);
+        }
+        before
+    }
+
+    /// After a restart: the agent was never asked to start it.
+    pub(crate) fn start_was_not_asked(&mut self) -> bool {
+        let starting = self.phase == ContainerPhase::Starting;
+        if starting {
+            self.phase = ContainerPhase::Created;
+        }
+        starting
+    }
+
+    /// RemoveContainer begins. What is seen until it is gone is a container that has ended.
+    pub(crate) fn begin_removal(&mut self, now: i64) {
+        if self.is_live() || self.phase == ContainerPhase::Creating {
+            self.end(137, "Error", "the container was removed", now);
+        }
+        self.phase = ContainerPhase::Removing;
+    }
+
     /// Marks the end. Only the first end counts.
     pub(crate) fn end(&mut self, code: i32, reason: &str, message: &str, finished_at: i64) {
         if matches!(self.phase, ContainerPhase::Exited | ContainerPhase::Removing) {
@@ -112,7 +158,8 @@ impl ContainerRecord {
         self.exit_code = code;
         self.reason = reason.to_owned();
         self.message = message.to_owned();
-        self.finished_at = finished_at.max(self.created_at);
+        // The agent's "so long ago" and the moment at which its answer to the start came here are two clocks' readings.
+        self.finished_at = finished_at.max(self.created_at).max(self.started_at);
         // A start of 0 would mean "never started" to the kubelet, which then waits for it.
         if self.started_at == 0 {
             self.started_at = self.finished_at;

@@ -88,6 +88,12 @@ pub(crate) fn encode<T: Serialize>(record: &T) -> Vec<u8> {
     serde_json::to_vec(&Versioned { v: VERSION, record }).unwrap_or_default()
 }
 
+/// A record as the next daemon reads it.
+#[cfg(test)]
+pub(crate) fn reread<T: Serialize + DeserializeOwned>(record: &T) -> T {
+    decode("reread", &encode(record)).expect("a record that was written can be read")
+}
+
 fn decode<T: DeserializeOwned>(id: &str, bytes: &[u8]) -> Result<T, RecordError> {
     #[derive(Deserialize)]
     struct Version {

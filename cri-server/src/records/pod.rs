@@ -66,6 +66,22 @@ pub(crate) struct PodRecord {
 }
 
 impl PodRecord {
+    /// It runs.
+    pub(crate) fn launched(&mut self, addresses: Vec<IpAddr>) {
+        self.phase = PodPhase::Ready;
+        self.addresses = addresses;
+    }
+
+    /// It runs no longer, for `why` if nobody asked for that; false: that was known.
+    pub(crate) fn not_ready(&mut self, why: &str) -> bool {
+        let first = matches!(self.phase, PodPhase::Creating | PodPhase::Ready);
+        if first {
+            self.phase = PodPhase::NotReady;
+            self.ended = why.to_owned();
+        }
+        first
+    }
+
     /// The pod as people know it, for error texts.
     pub(crate) fn title(&self) -> String {
         format!("pod {}/{} (uid {}, attempt {})", self.namespace, self.name, self.uid, self.attempt)

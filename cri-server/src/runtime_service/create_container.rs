@@ -14,7 +14,7 @@ use crate::ids::{new_id, now_nanos};
 use crate::node::agent::WORK;
 use crate::node::names::Name;
 use crate::node::{Container, Node, Pod, shorten};
-use crate::records::{ContainerPhase, UserRecord};
+use crate::records::UserRecord;
 use crate::translate::container::{ContainerPlan, plan};
 use crate::translate::mounts;
 
@@ -137,11 +137,10 @@ async fn build(
         })
         .await?;
     let user = reply.user.unwrap_or_default();
-    container.change(|r| {
-        r.phase = ContainerPhase::Created;
-        r.user = UserRecord { uid: user.uid, gid: user.gid, groups: user.groups.into_iter().take(65_536).collect() };
-        true
-    });
+    let groups = user.groups.into_iter().take(65_536).collect();
+    container.change(|r| r.made(UserRecord { uid: user.uid, gid: user.gid, groups }));
+    // A pod that died before this line did not end a container that was only being made.
+    container.pod.sandbox()?;
     container.save(node).await?;
     let handler = if container.pod.with(|r| r.kind) == Kind::Vm { "vm" } else { "host" };
     let ms = |d: std::time::Duration| d.as_micros() as f64 / 1000.0;

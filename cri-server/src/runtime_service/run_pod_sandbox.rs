@@ -11,7 +11,6 @@ use super::detached;
 use crate::error::{CriError, During, chain, message};
 use crate::ids::{new_id, now_nanos};
 use crate::node::{Node, Pod, watch};
-use crate::records::PodPhase;
 use crate::translate::pod::{PodPlan, plan};
 
 /// Longest `/etc/resolv.conf` of the node that is taken over.
@@ -68,10 +67,7 @@ async fn run(node: &Arc<Node>, plan: PodPlan, began: Instant) -> Result<Arc<Pod>
         }
     };
     pod.attach(sandbox.clone());
-    pod.change(|r| {
-        r.phase = PodPhase::Ready;
-        r.addresses = sandbox.network().map(|n| n.addresses.clone()).unwrap_or_default();
-    });
+    pod.change(|r| r.launched(sandbox.network().map(|n| n.addresses.clone()).unwrap_or_default()));
     node.add_pod(pod.clone());
     if let Err(error) = pod.save(node).await {
         pod.remove(node).await.ok();
@@ -86,10 +82,7 @@ async fn run(node: &Arc<Node>, plan: PodPlan, began: Instant) -> Result<Arc<Pod>
 async fn undo_launch(node: &Arc<Node>, pod: &Arc<Pod>) {
     if let Err(error) = node.runtime.remove(&pod.id).await {
         tracing::error!(pod = %pod.id, error = chain(&error), "failed pod not cleaned up");
-        pod.change(|r| {
-            r.phase = PodPhase::NotReady;
-            r.ended = chain(&error);
-        });
+        pod.change(|r| r.not_ready(&chain(&error)));
         node.add_pod(pod.clone());
         pod.save(node).await.ok();
         return;

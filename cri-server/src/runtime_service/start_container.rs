@@ -13,7 +13,7 @@ use crate::error::{CriError, message};
 use crate::ids::now_nanos;
 use crate::node::agent::WORK;
 use crate::node::{Container, Node};
-use crate::records::ContainerPhase;
+use crate::records::ContainerRecord;
 
 pub(super) async fn call(node: &Arc<Node>, id: &str) -> Result<cri::StartContainerResponse, CriError> {
     let container = node.known_container(id)?;
@@ -28,14 +28,7 @@ async fn start(node: &Arc<Node>, container: &Arc<Container>) -> Result<(), CriEr
     let began = Instant::now();
     let _working = container.pod.work.lock().await;
     container.pod.sandbox()?;
-    let begun = container.change(|r| {
-        let created = r.phase == ContainerPhase::Created;
-        if created {
-            r.phase = ContainerPhase::Starting;
-        }
-        created
-    });
-    if !begun {
+    if !container.change(ContainerRecord::begin_start) {
         let phase = container.with(|r| r.phase);
         return Err(CriError::State(format!("container {} is {phase:?}, not Created", container.id)));
     }
@@ -48,15 +41,7 @@ async fn start(node: &Arc<Node>, container: &Arc<Container>) -> Result<(), CriEr
         .await;
     let now = now_nanos();
     match &answer {
-        Ok(_) => container.change(|r| {
-            if r.phase == ContainerPhase::Starting {
-                r.phase = ContainerPhase::Running;
-            }
-            if r.started_at == 0 {
-                r.started_at = now;
-            }
-            true
-        }),
+        Ok(_) => container.change(|r| r.running(now)),
         Err(error) => container.change(|r| {
             r.end(128, "StartError", &message(error), now);
             true
