@@ -17,6 +17,7 @@ mod status;
 mod stop_container;
 mod stop_pod_sandbox;
 pub(crate) mod streamed;
+mod update_container_resources;
 
 use std::sync::Arc;
 
@@ -181,9 +182,11 @@ impl RuntimeService for Runtime {
 
     async fn update_container_resources(
         &self,
-        _: Request<cri::UpdateContainerResourcesRequest>,
+        request: Request<cri::UpdateContainerResourcesRequest>,
     ) -> Answer<cri::UpdateContainerResourcesResponse> {
-        missing("resources of a container cannot be changed yet: remove it and create it anew")
+        let request = request.into_inner();
+        let id = request.container_id.clone();
+        done("UpdateContainerResources", &id, update_container_resources::call(&self.0, request).await)
     }
 
     async fn container_stats(&self, _: Request<cri::ContainerStatsRequest>) -> Answer<cri::ContainerStatsResponse> {

@@ -1,5 +1,7 @@
 //! Limits of containers, and the size of a microVM from the limits of its pod.
 
+use std::path::Path;
+
 use cofferdam_proto::agent::Resources;
 use cofferdam_proto::cri::LinuxContainerResources;
 use cofferdam_sandbox::{Kind, VmSize};
@@ -71,7 +73,71 @@ pub(crate) fn status(r: &ResourcesRecord) -> LinuxContainerResources {
     }
 }
 
-/// What the agent is asked. Huge page limits are left out: the kubelet sends a zero for each page size of the *node*.
+/// What a container has after an update: what the update names, and what it had. Its oom_score_adj is set once, at its creation.
+pub(crate) fn merge(before: &ResourcesRecord, asked: &LinuxContainerResources) -> ResourcesRecord {
+    let number = |new: i64, old: i64| if new == 0 { old } else { new };
+    let text = |new: &String, old: &String| if new.is_empty() { old.clone() } else { new.clone() };
+    let mut unified = before.unified.clone();
+    unified.extend(asked.unified.iter().map(|(k, v)| (k.clone(), v.clone())));
+    ResourcesRecord {
+        cpu_period: number(asked.cpu_period, before.cpu_period),
+        cpu_quota: number(asked.cpu_quota, before.cpu_quota),
+        cpu_shares: number(asked.cpu_shares, before.cpu_shares),
+        memory_limit: number(asked.memory_limit_in_bytes, before.memory_limit),
+        // Memory and swap together: an old sum says nothing beside a new memory limit.
+        memory_swap_limit: if asked.memory_limit_in_bytes == 0 {
+            number(asked.memory_swap_limit_in_bytes, before.memory_swap_limit)
+        } else {
+            asked.memory_swap_limit_in_bytes
+        },
+        oom_score_adj: before.oom_score_adj,
+        cpuset_cpus: text(&asked.cpuset_cpus, &before.cpuset_cpus),
+        cpuset_mems: text(&asked.cpuset_mems, &before.cpuset_mems),
+        unified,
+    }
+}
+
+/// Limits of huge pages as cgroup files. The kubelet sends a zero for each page size of the *node*: where a size is missing it changes
+/// nothing. More than zero is refused where it could not be kept.
+fn hugepages(r: &LinuxContainerResources, kind: Kind) -> Result<Vec<(String, String)>, CriError> {
+    let mut knobs = Vec::new();
+    for limit in &r.hugepage_limits {
+        let (size, bytes) = (&limit.page_size, limit.limit);
+        let kib = page_kib(size).ok_or_else(|| {
+            CriError::invalid(format!("hugepage limit: {:?} is no page size such as 2MB", crate::node::shorten(size)))
+        })?;
+        if kind == Kind::Vm {
+            if bytes > 0 {
+                return Err(CriError::invalid(format!(
+                    "hugepages of {size} cannot be given: a vm pod's guest has none; ask for none, or use the host handler"
+                )));
+            }
+            continue;
+        }
+        if bytes > 0 && !Path::new(&format!("/sys/kernel/mm/hugepages/hugepages-{kib}kB")).exists() {
+            return Err(CriError::invalid(format!("this node has no hugepages of {size}")));
+        }
+        knobs.extend(
+            [format!("hugetlb.{size}.max"), format!("hugetlb.{size}.rsvd.max")].map(|k| (k, bytes.to_string())),
+        );
+    }
+    Ok(knobs)
+}
+
+/// "2MB" in KiB.
+fn page_kib(size: &str) -> Option<u64> {
+    let (digits, unit) = size.split_at_checked(size.len().checked_sub(2)?)?;
+    let unit = match unit {
+        "KB" => 1,
+        "MB" => 1 << 10,
+        "GB" => 1 << 20,
+        _ => return None,
+    };
+    let number = if digits.bytes().all(|b| b.is_ascii_digit()) { digits.parse::<u64>().ok()? } else { return None };
+    number.checked_mul(unit)
+}
+
+/// What the agent is asked.
 pub(crate) fn agent(r: &LinuxContainerResources, kind: Kind) -> Result<Resources, CriError> {
     let unsigned = |what: &str, value: i64| {
         u64::try_from(value).map_err(|_| CriError::invalid(format!("{what} {value} is negative")))
@@ -90,6 +156,8 @@ pub(crate) fn agent(r: &LinuxContainerResources, kind: Kind) -> Result<Resources
             return Err(CriError::invalid(format!("unified value of {key} has a character that no cgroup file takes")));
         }
     }
+    let mut unified = r.unified.clone();
+    unified.extend(hugepages(r, kind)?);
     // Processors are numbered anew in a guest: the node's sets mean nothing there.
     let set = |text: &String| if kind == Kind::Vm { String::new() } else { text.clone() };
     Ok(Resources {
@@ -101,13 +169,15 @@ pub(crate) fn agent(r: &LinuxContainerResources, kind: Kind) -> Result<Resources
         memory_limit_bytes: r.memory_limit_in_bytes,
         memory_swap_bytes: r.memory_swap_limit_in_bytes,
         pids_limit: 0,
-        unified: r.unified.clone(),
+        unified,
     })
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
+
+    use cofferdam_proto::cri::HugepageLimit;
 
     use super::*;
 
@@ -146,13 +216,61 @@ mod tests {
         asked.memory_swap_limit_in_bytes = 64 * MIB;
         asked.cpuset_cpus = "0-1".into();
         asked.unified = HashMap::from([("memory.min".into(), "0".into()), ("memory.high".into(), "max".into())]);
-        asked.hugepage_limits = vec![Default::default()];
+        asked.hugepage_limits = vec![pages("2MB", 0), pages("16GB", 0)];
         let host = agent(&asked, Kind::Host).unwrap();
         assert_eq!((host.cpu_shares, host.cpu_quota_us, host.cpu_period_us), (512, 20_000, 100_000));
         assert_eq!((host.memory_limit_bytes, host.memory_swap_bytes), (32 * MIB, 64 * MIB));
         assert_eq!((host.cpuset_cpus.as_str(), host.unified["memory.high"].as_str()), ("0-1", "max"));
         assert_eq!(agent(&asked, Kind::Vm).unwrap().cpuset_cpus, "");
+        assert_eq!(host.unified["hugetlb.2MB.max"], "0");
+        assert_eq!(agent(&asked, Kind::Vm).unwrap().unified, asked.unified);
         assert_eq!(status(&record(&asked)).unified, asked.unified);
+    }
+
+    fn pages(size: &str, limit: u64) -> HugepageLimit {
+        HugepageLimit { page_size: size.into(), limit }
+    }
+
+    #[test]
+    fn hugepages_that_are_not_there_are_refused() {
+        for (size, limit, kind, message) in [
+            ("2MB", 1 << 21, Kind::Vm, "a vm pod's guest has none"),
+            ("3MB", 3 << 20, Kind::Host, "this node has no hugepages of 3MB"),
+            ("../x", 0, Kind::Host, "no page size"),
+            ("+2MB", 0, Kind::Vm, "no page size"),
+            ("", 0, Kind::Host, "no page size"),
+            ("MB\u{e9}", 0, Kind::Host, "no page size"),
+            ("18446744073709551615GB", 0, Kind::Host, "no page size"),
+        ] {
+            let asked = LinuxContainerResources { hugepage_limits: vec![pages(size, limit)], ..Default::default() };
+            let error = agent(&asked, kind).unwrap_err().to_string();
+            assert!(error.contains(message), "{size}: {error}");
+        }
+    }
+
+    #[test]
+    fn an_update_keeps_what_it_does_not_name() {
+        let mut had = limits(64, 20_000);
+        had.cpu_shares = 512;
+        had.memory_swap_limit_in_bytes = 64 * MIB;
+        had.cpuset_cpus = "0".into();
+        had.oom_score_adj = 900;
+        had.unified = HashMap::from([("memory.low".into(), "0".into())]);
+        let before = record(&had);
+        assert_eq!(merge(&before, &LinuxContainerResources::default()), before);
+        let mut asked = limits(128, -1);
+        asked.oom_score_adj = -5;
+        asked.unified = HashMap::from([("memory.high".into(), "max".into())]);
+        let after = merge(&before, &asked);
+        assert_eq!((after.cpu_quota, after.cpu_period, after.cpu_shares), (-1, 100_000, 512));
+        assert_eq!(
+            (after.memory_limit, after.memory_swap_limit),
+            (128 * MIB, 0),
+            "64 MiB of memory and swap is no more"
+        );
+        assert_eq!((after.oom_score_adj, after.cpuset_cpus.as_str(), after.unified.len()), (900, "0", 2));
+        let swap = LinuxContainerResources { memory_swap_limit_in_bytes: 99, ..Default::default() };
+        assert_eq!(merge(&before, &swap).memory_swap_limit, 99);
     }
 
     #[test]

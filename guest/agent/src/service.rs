@@ -10,6 +10,7 @@ use proto::{
     CreateContainerReply, CreateContainerRequest, EventsRequest, ExecInput, ExecOutput, HelloReply, HelloRequest,
     ListContainersReply, ListContainersRequest, RemoveContainerReply, RemoveContainerRequest, ShutdownReply,
     ShutdownRequest, SignalContainerReply, SignalContainerRequest, StartContainerReply, StartContainerRequest,
+    UpdateContainerReply, UpdateContainerRequest,
 };
 use tokio::sync::{broadcast, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
@@ -79,6 +80,19 @@ impl Api for Service {
         let r = request.into_inner();
         self.0.container(&r.id).and_then(|c| c.signal(r.signal, r.all))?;
         Ok(Response::new(SignalContainerReply {}))
+    }
+
+    async fn update_container(&self, request: Request<UpdateContainerRequest>) -> Answer<UpdateContainerReply> {
+        let (agent, request) = (self.0.clone(), request.into_inner());
+        // Reclaim blocks: not on the thread that serves the others.
+        let work = tokio::task::spawn_blocking(move || {
+            agent.container(&request.id)?.update(&request.resources.unwrap_or_default())
+        });
+        match work.await {
+            Ok(result) => result?,
+            Err(e) => return Err(Status::internal(format!("the agent failed: {e}"))),
+        }
+        Ok(Response::new(UpdateContainerReply {}))
     }
 
     async fn remove_container(&self, request: Request<RemoveContainerRequest>) -> Answer<RemoveContainerReply> {

@@ -5,10 +5,9 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use cofferdam_proto::agent::Resources;
 use rustix::fs::{Mode, OFlags};
 
-use crate::error::{Doing, Error, Kind, Result};
+use crate::error::{Doing, Error, Result};
 use crate::sys::write_knob;
 
 /// Controllers that are handed down to containers.
@@ -78,40 +77,14 @@ impl Cgroup {
         rustix::fs::open(&self.path, flags, Mode::empty()).doing(format!("open cgroup {}", self.path.display()))
     }
 
-    /// Sets limits.
-    ///
-    /// # Errors
-    /// When the kernel refuses a value, or lacks a controller that is needed.
-    pub fn limit(&self, resources: &Resources) -> Result<()> {
-        for (knob, value) in knobs(resources)? {
-            self.set(knob, &value)?;
-        }
-        let mut unified: Vec<_> = resources.unified.iter().collect();
-        unified.sort();
-        for (knob, value) in unified {
-            if !is_knob(knob) {
-                return Err(Error::invalid(format!("{knob:?} is not a cgroup's file")));
-            }
-            if self.path.join(knob).exists() {
-                self.set(knob, value)?;
-            }
-        }
-        Ok(())
+    /// One of its files.
+    pub(super) fn knob(&self, name: &str) -> PathBuf {
+        self.path.join(name)
     }
 
-    fn set(&self, knob: &str, value: &str) -> Result<()> {
-        match write_knob(&self.path.join(knob), value) {
-            Ok(()) => Ok(()),
-            Err(e) if e.kind() == io::ErrorKind::NotFound && knob == "memory.swap.max" => Ok(()),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Err(Error::new(
-                Kind::Precondition,
-                format!("cannot set {knob}: its controller is not on in {}", self.path.display()),
-            )),
-            Err(e) if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::ERANGE)) => {
-                Err(e).asked(format!("set {knob} to {value:?}"))
-            }
-            Err(e) => Err(e).doing(format!("set {knob} to {value:?}")),
-        }
+    /// What one of its files says; nothing when it is not there.
+    pub(super) fn read(&self, knob: &str) -> String {
+        read(&self.path.join(knob)).trim().to_owned()
     }
 
     /// Kills every process in it and below.
@@ -197,12 +170,6 @@ pub fn prepare(root: &Path, parent: &Path) -> Result<PathBuf> {
     Ok(at)
 }
 
-fn is_knob(name: &str) -> bool {
-    name.contains('.')
-        && !name.starts_with("cgroup.")
-        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
-}
-
 fn read(path: &Path) -> String {
     let bytes = fs::File::open(path).and_then(|f| crate::sys::read_bounded(f, MAX_KNOB)).unwrap_or_default();
     String::from_utf8(bytes).unwrap_or_default()
@@ -244,96 +211,6 @@ fn delegate(dir: &Path) {
     if !list.is_empty() && write_knob(&knob, list.join(" ")).is_err() {
         for one in list {
             let _ = write_knob(&knob, one);
-        }
-    }
-}
-
-/// `cpu.weight` for CPU shares. 1024 shares are weight 100, 2 are 1 and 262144 are 10000, on a parabola of logarithms:
-/// the conversion that runtimes agreed on, so that a request weighs the same on every node.
-fn weight(shares: u64) -> u64 {
-    match shares {
-        0..=2 => 1,
-        262_144.. => 10_000,
-        _ => {
-            let l = (shares as f64).log2();
-            let exponent = (l * l + 125.0 * l) / 612.0 - 7.0 / 34.0;
-            10f64.powf(exponent).ceil() as u64
-        }
-    }
-}
-
-fn knobs(r: &Resources) -> Result<Vec<(&'static str, String)>> {
-    let mut knobs = Vec::new();
-    if r.cpu_shares > 0 {
-        knobs.push(("cpu.weight", weight(r.cpu_shares).to_string()));
-    }
-    if r.cpu_quota_us != 0 || r.cpu_period_us != 0 {
-        let quota = if r.cpu_quota_us > 0 { r.cpu_quota_us.to_string() } else { "max".into() };
-        let period = if r.cpu_period_us == 0 { 100_000 } else { r.cpu_period_us };
-        knobs.push(("cpu.max", format!("{quota} {period}")));
-    }
-    for (knob, value) in [("cpuset.cpus", &r.cpuset_cpus), ("cpuset.mems", &r.cpuset_mems)] {
-        if !value.is_empty() {
-            knobs.push((knob, value.clone()));
-        }
-    }
-    let amount = |n: i64| if n < 0 { "max".to_owned() } else { n.to_string() };
-    if r.memory_swap_bytes > 0 && r.memory_limit_bytes > 0 {
-        let swap = r.memory_swap_bytes.checked_sub(r.memory_limit_bytes).filter(|s| *s >= 0);
-        let swap = swap.ok_or_else(|| Error::invalid("memory and swap together are less than the memory alone"))?;
-        knobs.push(("memory.swap.max", swap.to_string()));
-    } else if r.memory_swap_bytes < 0 {
-        knobs.push(("memory.swap.max", "max".into()));
-    }
-    if r.memory_limit_bytes != 0 {
-        knobs.push(("memory.max", amount(r.memory_limit_bytes)));
-    }
-    if r.pids_limit != 0 {
-        knobs.push(("pids.max", amount(r.pids_limit)));
-    }
-    Ok(knobs)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn weights_have_the_agreed_corners() {
-        for (shares, expected) in [(1, 1), (2, 1), (1024, 100), (262_144, 10_000), (1 << 40, 10_000)] {
-            assert_eq!(weight(shares), expected, "{shares}");
-        }
-        assert!((2..262_144).step_by(997).all(|s| weight(s) <= weight(s + 997)));
-    }
-
-    #[test]
-    fn limits_become_knobs() {
-        let r = Resources {
-            cpu_shares: 1024,
-            cpu_quota_us: 50_000,
-            memory_limit_bytes: 100,
-            memory_swap_bytes: 150,
-            pids_limit: -1,
-            ..Resources::default()
-        };
-        let got = knobs(&r).unwrap();
-        let expected = [
-            ("cpu.weight", "100"),
-            ("cpu.max", "50000 100000"),
-            ("memory.swap.max", "50"),
-            ("memory.max", "100"),
-            ("pids.max", "max"),
-        ];
-        assert_eq!(got, expected.map(|(k, v)| (k, v.to_owned())));
-        assert!(knobs(&Resources { memory_limit_bytes: 2, memory_swap_bytes: 1, ..r }).is_err());
-    }
-
-    #[test]
-    fn a_knob_is_a_name() {
-        for (name, good) in
-            [("memory.high", true), ("../x.y", false), ("cgroup.kill", false), ("hugetlb.2MB.max", true), ("x", false)]
-        {
-            assert_eq!(is_knob(name), good, "{name}");
         }
     }
 }

@@ -165,6 +165,7 @@ fn assemble(
         devpts: parts.devpts,
         execs: 0.into(),
         usage,
+        updating: Mutex::new(()),
         channel: tokio::sync::Mutex::new(Some(parts.channel)),
         phase: watch::Sender::new(State::default()),
         pump: Mutex::new(Some(pump)),

@@ -48,6 +48,8 @@ pub struct Container {
     pub execs: AtomicU32,
     /// What the writable layer holds.
     pub usage: Usage,
+    /// Held by whoever changes limits: one change is whole before the next begins.
+    pub(super) updating: Mutex<()>,
     pub(super) channel: tokio::sync::Mutex<Option<Outer>>,
     pub(super) phase: watch::Sender<State>,
     pub(super) pump: Mutex<Option<Pump>>,
@@ -179,6 +181,21 @@ impl Container {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Changes its limits; blocks.
+    ///
+    /// # Errors
+    /// When it has ended, or a limit is refused: then all are as before.
+    pub fn update(&self, resources: &cofferdam_proto::agent::Resources) -> Result<()> {
+        if self.ended() {
+            return Err(Error::precondition(format!(
+                "container {} has ended: it has no limits any more",
+                self.spec.id
+            )));
+        }
+        let _one = lock(&self.updating);
+        self.cgroup.change_limits(resources)
     }
 
     /// Kills what is left and deletes all that it has. May be repeated after a failure.

@@ -8,6 +8,7 @@ pub mod devices;
 pub mod exec;
 pub mod init;
 pub mod lifecycle;
+mod limits;
 pub mod mounts;
 pub mod paths;
 pub mod process;

@@ -97,6 +97,66 @@ async fn limits_and_stats() {
     pod.end().await;
 }
 
+/// Limits change whole or not at all, before the start and after it, and not after the end.
+#[tokio::test]
+async fn limits_change() {
+    need_host_pods!();
+    let mut pod = Pod::start().await;
+    let update = |id: &str, resources| UpdateContainerRequest { id: id.into(), resources: Some(resources) };
+    let nothing = pod.client.update_container(update("x", Resources::default())).await.unwrap_err();
+    assert_eq!(nothing.code(), Code::NotFound, "{nothing}");
+    pod.run(pod.shell("e", "true")).await.unwrap();
+    pod.ended("e").await;
+    let late = pod.client.update_container(update("e", Resources::default())).await.unwrap_err();
+    assert_eq!(late.code(), Code::FailedPrecondition, "{late}");
+    assert!(late.message().contains("has ended"), "{late}");
+    pod.client
+        .create_container(
+            pod.shell("u", "exec awk 'BEGIN { s = sprintf(\"%50000000s\", \"x\"); while (1) system(\"sleep 1\") }'"),
+        )
+        .await
+        .unwrap();
+    let unknown = Resources { unified: [("no.such".to_owned(), "1".to_owned())].into(), ..Resources::default() };
+    pod.client.update_container(update("u", unknown)).await.expect("unknown files are skipped");
+    if !has_controllers() {
+        let limit = Resources { memory_limit_bytes: 1 << 25, ..Resources::default() };
+        let status = pod.client.update_container(update("u", limit)).await.unwrap_err();
+        assert_eq!(status.code(), Code::FailedPrecondition, "{status}");
+        eprintln!("limits are skipped: this machine's cgroup v2 has no memory and pids controllers");
+        pod.end().await;
+        return;
+    }
+    let wide = Resources {
+        cpu_quota_us: 20_000,
+        cpu_shares: 1024,
+        memory_limit_bytes: 256 << 20,
+        unified: [("memory.oom.group".to_owned(), "1".to_owned())].into(),
+        ..Resources::default()
+    };
+    let cgroup = support::cgroup_root().join(&pod.cgroup).join("u");
+    let read = |knob: &str| fs::read_to_string(cgroup.join(knob)).unwrap().trim().to_owned();
+    let all = || ["cpu.weight", "cpu.max", "memory.max", "memory.oom.group"].map(read);
+    let set = ["100", "20000 100000", "268435456", "1"].map(str::to_owned);
+    pod.client.update_container(update("u", wide)).await.expect("before the start");
+    assert_eq!(all(), set);
+    pod.client.start_container(StartContainerRequest { id: "u".into() }).await.unwrap();
+    until("50 MB in use", || read("memory.current").parse::<u64>().unwrap() > 45_000_000);
+    let small = |weight| Resources { cpu_shares: weight, memory_limit_bytes: 16 << 20, ..Resources::default() };
+    let refused = pod.client.update_container(update("u", small(2))).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+    assert!(refused.message().contains("cannot be 16777216 bytes"), "{refused}");
+    assert_eq!(all(), set, "the weight was put back");
+    let crooked = Resources { cpu_quota_us: 1, cpu_shares: 2, ..Resources::default() };
+    let refused = pod.client.update_container(update("u", crooked)).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+    assert_eq!(all(), set);
+    let smaller = Resources { memory_limit_bytes: 128 << 20, cpu_quota_us: -1, ..Resources::default() };
+    pod.client.update_container(update("u", smaller)).await.expect("while it runs");
+    assert_eq!((read("memory.max").as_str(), read("cpu.max").as_str()), ("134217728", "max 100000"));
+    assert_eq!(pod.state("u").await.unwrap().phase(), Phase::Running, "nothing was killed");
+    pod.end().await;
+}
+
 #[tokio::test]
 async fn events_tell_of_every_change() {
     need_host_pods!();
