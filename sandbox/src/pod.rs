@@ -16,6 +16,7 @@ use crate::dirs::{self, Dirs};
 use crate::error::{SandboxError, blocking};
 use crate::process::{self, Started};
 use crate::runtime::{Shared, Timeline};
+use crate::share::{Access, Exported};
 use crate::spec::{Kind, NetworkStatus, PodSpec};
 use crate::{connect, share, teardown};
 
@@ -167,23 +168,22 @@ impl Pod {
         if self.kind() == Kind::Vm { String::new() } else { self.inner.cgroup.clone() }
     }
 
-    /// Makes a file or directory of the node visible to the agent for `container` under a new name, and returns the path by which the
-    /// agent reaches it. `read_only` is enforced on the node. `Kind::Vm`: a bind mount in the share, made through a descriptor
-    /// that was opened by the caller's path once; `Kind::Host`: `source` itself is returned.
+    /// Makes a file or directory of the node, a path without symlinks, visible to the agent for `container`. `Kind::Vm`: a bind mount in
+    /// the share, where `access` is enforced on the node; `Kind::Host`: `source` itself, whose access is the agent's to shape.
     ///
     /// # Errors
-    /// When the source is not there or cannot be mounted.
-    pub async fn export(&self, container: &str, source: &Path, read_only: bool) -> Result<String, SandboxError> {
+    /// When the source is not there, cannot be mounted, or is of no use in a microVM (a socket, a device).
+    pub async fn export(&self, container: &str, source: &Path, access: Access) -> Result<Exported, SandboxError> {
         if self.kind() == Kind::Host {
             return match source.to_str() {
-                Some(path) => Ok(path.to_owned()),
+                Some(path) => Ok(Exported { path: path.to_owned(), writable_below: Vec::new() }),
                 None => Err(SandboxError::Invalid(format!("path {} is not UTF-8", source.display()))),
             };
         }
         let (inner, container, source) = (Arc::clone(&self.inner), container.to_owned(), source.to_owned());
         let _lock = inner.shared.lock(&inner.spec.id).await;
         self.must_run()?;
-        blocking(move || share::export(&inner.dirs, &container, &source, read_only)).await
+        blocking(move || share::export(&inner.dirs, &container, &source, access)).await
     }
 
     /// As [`Pod::export`], read-only, for a directory that never changes as long as it is there (an image's layer): a microVM may cache
@@ -193,7 +193,7 @@ impl Pod {
     /// As [`Pod::export`].
     pub async fn export_layer(&self, container: &str, source: &Path) -> Result<String, SandboxError> {
         if self.kind() == Kind::Host {
-            return self.export(container, source, true).await;
+            return self.export(container, source, Access::default()).await.map(|exported| exported.path);
         }
         let (inner, container, source) = (Arc::clone(&self.inner), container.to_owned(), source.to_owned());
         let _lock = inner.shared.lock(&inner.spec.id).await;

@@ -17,9 +17,36 @@ use rustix::mount::{
 
 use crate::dirs::{Dirs, make_private};
 use crate::error::{Doing, SandboxError};
+use crate::mountinfo;
+
+mod submounts;
+
+use submounts::Submounts;
 
 /// Folder of the volumes; no container's id.
 const VOLUMES: &str = "volumes";
+/// `HUGETLBFS_MAGIC`
+const HUGETLBFS: i64 = 0x9584_58f6;
+
+/// What a container may do with an export.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Access {
+    /// No writes. Enforced on the node.
+    pub read_only: bool,
+    /// Of read-only: none in what is mounted below either.
+    pub recursive: bool,
+    /// What is mounted below on the node later comes in.
+    pub follow: bool,
+}
+
+/// How the agent reaches an export.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Exported {
+    /// The agent's path.
+    pub path: String,
+    /// Below a read-only `path` that the agent sees as one mount: what stays writable (`agent::Mount.writable_below`).
+    pub writable_below: Vec<PathBuf>,
+}
 
 /// Makes an empty share; returns its root for the monitor.
 pub(crate) fn create(dirs: &Dirs) -> Result<OwnedFd, SandboxError> {
@@ -27,24 +54,37 @@ pub(crate) fn create(dirs: &Dirs) -> Result<OwnedFd, SandboxError> {
     make_private(&tree)?;
     make_private(&share)?;
     let source = path_fd(&tree)?;
-    mount(&source, &share, true)?;
+    mount(&source, &share, Access { read_only: true, ..Access::default() })?;
     // Whatever is attached to a shared mount, as /run is, becomes shared: exports would show up in every mount namespace of the node.
-    mount_change(&share, MountPropagationFlags::PRIVATE).doing(|| format!("make {} private", share.display()))?;
+    // Unbindable is that and more: a pod that has the node's / as a volume gets no copies of other pods' shares, nor of its own.
+    mount_change(&share, MountPropagationFlags::UNBINDABLE).doing(|| format!("make {} private", share.display()))?;
     path_fd(&share)
 }
 
-/// Shows `source` to the pod for `container`; returns the guest's path.
+/// Shows `source`, a path without symlinks, to the pod for `container`.
+///
+/// ```text
+/// volumes/<device>-<inode>-<rw|ro|rro>[-<p|s><view>]
+/// ```
 ///
 /// One source is one mount in a pod, whichever containers see it: to the file server and so to the guest it is one file, and containers
-/// share its sockets, locks and mappings. `tree/<container>/<key>` marks who uses it. A folder's mount stays as long as the pod: a
+/// share its sockets, locks and mappings. A source with mounts below it is another one when those have changed (`p`), and also when
+/// it follows the node's (`s`). `tree/<container>/<key>` marks who uses it. A folder's mount stays as long as the pod: a
 /// container may have it read-only that another one, gone by now, had otherwise.
-pub(crate) fn export(dirs: &Dirs, container: &str, source: &Path, read_only: bool) -> Result<String, SandboxError> {
+pub(crate) fn export(dirs: &Dirs, container: &str, source: &Path, access: Access) -> Result<Exported, SandboxError> {
     plain(container)?;
     let from = path_fd(source)?;
     let step = || format!("make a mount point for {}", source.display());
     let stat = rustix::fs::fstat(&from).doing(step)?;
+    check_kind(&from, FileType::from_raw_mode(stat.st_mode), source)?;
     let is_folder = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
-    let key = format!("{:x}-{:x}-{}", stat.st_dev, stat.st_ino, if read_only { "ro" } else { "rw" });
+    let below = Submounts::below(source)?;
+    let mode = match (access.read_only, access.recursive) {
+        (false, _) => "rw",
+        (true, false) => "ro",
+        (true, true) => "rro",
+    };
+    let key = format!("{:x}-{:x}-{mode}{}", stat.st_dev, stat.st_ino, below.view(access));
     for folder in [dirs.tree().join(VOLUMES), dirs.tree().join(container)] {
         make_private(&folder)?;
     }
@@ -57,13 +97,34 @@ pub(crate) fn export(dirs: &Dirs, container: &str, source: &Path, read_only: boo
     let target = dirs.share().join(VOLUMES).join(&key);
     let there = rustix::fs::stat(&target).doing(step)?;
     if (there.st_dev, there.st_ino) != (stat.st_dev, stat.st_ino)
-        && let Err(error) = mount(&from, &target, read_only)
+        && let Err(error) = mount(&from, &target, access)
     {
         let _ = if is_folder { fs::remove_dir(&point) } else { fs::remove_file(&point) };
         return Err(error);
     }
     File::create(dirs.tree().join(container).join(&key)).doing(|| format!("mark {} as used", source.display()))?;
-    Ok(format!("{GUEST_SHARE}/{VOLUMES}/{key}"))
+    let writable_below = if mode == "ro" { below.writable() } else { Vec::new() };
+    Ok(Exported { path: format!("{GUEST_SHARE}/{VOLUMES}/{key}"), writable_below })
+}
+
+/// What a guest cannot use, though it would see it.
+fn check_kind(from: &OwnedFd, kind: FileType, source: &Path) -> Result<(), SandboxError> {
+    let what = match kind {
+        FileType::Directory | FileType::RegularFile => {
+            let on = rustix::fs::fstatfs(from).doing(|| format!("look at {}", source.display()))?;
+            if on.f_type != HUGETLBFS {
+                return Ok(());
+            }
+            "lies on hugetlbfs, whose pages are the node's"
+        }
+        FileType::Socket => "is a unix socket, which only processes on the same kernel can connect to",
+        FileType::Fifo => "is a named pipe, which only processes on the same kernel can share",
+        _ => "is a device of the node",
+    };
+    Err(SandboxError::Invalid(format!(
+        "{} {what}: it cannot be a volume of a microVM; use the runtime handler \"host\"",
+        source.display()
+    )))
 }
 
 /// As [`export`], read-only, for an image's layer, which never changes: the file server lets guests cache what has such a name.
@@ -74,7 +135,7 @@ pub(crate) fn export_layer(dirs: &Dirs, container: &str, source: &Path) -> Resul
     make_private(&points)?;
     let name = claim(&points).doing(|| format!("make a mount point for {}", source.display()))?;
     let target = dirs.share().join(container).join(&name);
-    if let Err(error) = mount(&from, &target, true) {
+    if let Err(error) = mount(&from, &target, Access { read_only: true, recursive: true, follow: false }) {
         let _ = fs::remove_dir(points.join(&name));
         return Err(error);
     }
@@ -116,13 +177,8 @@ fn release(dirs: &Dirs, container: &str, key: &Path) -> Result<(), SandboxError>
 
 /// Unmounts everything at and below `folder`. Idempotent.
 pub(crate) fn unmount_below(folder: &Path) -> Result<(), SandboxError> {
-    let mounts = fs::read_to_string("/proc/thread-self/mountinfo").doing(|| "read the node's mounts".into())?;
-    let mut points: Vec<PathBuf> = mounts
-        .lines()
-        .filter_map(|line| line.split(' ').nth(4))
-        .map(|point| PathBuf::from(unescape(point)))
-        .filter(|point| point.starts_with(folder))
-        .collect();
+    let mut points: Vec<PathBuf> = mountinfo::read()?.into_iter().map(|mount| mount.point).collect();
+    points.retain(|point| point.starts_with(folder));
     points.reverse(); // what was mounted last goes first
     for point in points {
         unmount_all(&point)?;
@@ -152,23 +208,22 @@ fn claim(points: &Path) -> io::Result<String> {
     }
 }
 
-/// Binds the file or tree that `source` is to `target`, private: nothing that is mounted on the node later gets in.
-fn mount(source: &OwnedFd, target: &Path, read_only: bool) -> Result<(), SandboxError> {
+/// Binds the file or tree that `source` is to `target`: private, or a slave, into which comes what is mounted on the node later.
+fn mount(source: &OwnedFd, target: &Path, access: Access) -> Result<(), SandboxError> {
     let step = || format!("mount {}", target.display());
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     let tree = open_tree(source, "", flags | OpenTreeFlags::AT_RECURSIVE).doing(step)?;
-    set_attributes(&tree, read_only).doing(step)?;
+    let propagation = if access.follow { libc::MS_SLAVE } else { libc::MS_PRIVATE };
+    set_attributes(&tree, 0, propagation, true).doing(step)?;
+    if access.read_only {
+        set_attributes(&tree, libc::MOUNT_ATTR_RDONLY, 0, access.recursive).doing(step)?;
+    }
     move_mount(&tree, "", rustix::fs::CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).doing(step)
 }
 
-fn set_attributes(tree: &OwnedFd, read_only: bool) -> io::Result<()> {
-    let attributes = libc::mount_attr {
-        attr_set: if read_only { libc::MOUNT_ATTR_RDONLY } else { 0 },
-        attr_clr: 0,
-        propagation: libc::MS_PRIVATE,
-        userns_fd: 0,
-    };
-    let flags = libc::AT_EMPTY_PATH | libc::AT_RECURSIVE;
+fn set_attributes(tree: &OwnedFd, set: u64, propagation: u64, recursive: bool) -> io::Result<()> {
+    let attributes = libc::mount_attr { attr_set: set, attr_clr: 0, propagation, userns_fd: 0 };
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the path is a literal, and the kernel reads one mount_attr of the size that is given.
     let result = unsafe {
         libc::syscall(
@@ -192,26 +247,6 @@ fn unmount_all(point: &Path) -> Result<(), SandboxError> {
             Err(error) => return Err(error).doing(|| format!("unmount {}", point.display())),
         }
     }
-}
-
-/// Undoes the octal escapes of mountinfo.
-fn unescape(text: &str) -> String {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let [first, tail @ ..] = rest {
-        let code = tail.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
-        match code.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
-            Some(byte) if *first == b'\\' => {
-                bytes.push(byte);
-                rest = &tail[3..];
-            }
-            _ => {
-                bytes.push(*first);
-                rest = tail;
-            }
-        }
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 #[cfg(test)]

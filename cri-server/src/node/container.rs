@@ -11,6 +11,16 @@ use super::{Node, Pod};
 use crate::error::{CriError, During, message};
 use crate::records::{self, CONTAINERS, ContainerPhase, ContainerRecord};
 
+/// Who holds a lease for an image volume of a container; the lease for its own image is held under its id. `image` is an id.
+pub(crate) fn volume_holder(container: &str, image: &str) -> String {
+    format!("{container}+{image}")
+}
+
+/// The container for which a lease is held.
+pub(crate) fn container_of(holder: &str) -> &str {
+    holder.split('+').next().unwrap_or(holder)
+}
+
 /// A container, running or not.
 pub(crate) struct Container {
     pub(crate) id: String,
@@ -110,8 +120,13 @@ impl Container {
             }
             sandbox.unexport(&self.id).await.during(|| format!("take back what container {} sees", self.id))?;
         }
-        let (store, holder) = (node.store.clone(), self.id.clone());
-        tokio::task::spawn_blocking(move || store.release(&holder))
+        let (store, id) = (node.store.clone(), self.id.clone());
+        let release = move || {
+            let mut holders = store.leases();
+            holders.retain(|holder| container_of(holder) == id);
+            holders.iter().try_for_each(|holder| store.release(holder))
+        };
+        tokio::task::spawn_blocking(release)
             .await
             .map_err(|e| CriError::internal("release image layers", e))?
             .during(|| format!("release the image layers of container {}", self.id))

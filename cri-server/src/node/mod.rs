@@ -26,7 +26,7 @@ use crate::config::Config;
 use crate::error::CriError;
 use crate::records::Records;
 use crate::streaming::StreamingServer;
-pub(crate) use container::Container;
+pub(crate) use container::{Container, container_of, volume_holder};
 pub(crate) use names::Names;
 pub(crate) use pod::Pod;
 

@@ -164,7 +164,7 @@ async fn release_leases(node: &Node) {
     let known: HashSet<String> = node.containers().iter().map(|c| c.id.clone()).collect();
     let store = node.store.clone();
     let released = tokio::task::spawn_blocking(move || {
-        for holder in store.leases().into_iter().filter(|h| !known.contains(h)) {
+        for holder in store.leases().into_iter().filter(|h| !known.contains(super::container_of(h))) {
             if let Err(error) = store.release(&holder) {
                 tracing::warn!(container = %holder, error = error.chain(), "lease not released");
             }

@@ -31,6 +31,24 @@ pub(crate) struct MountRecord {
     pub(crate) readonly: bool,
     pub(crate) selinux_relabel: bool,
     pub(crate) propagation: i32,
+    pub(crate) recursive_read_only: bool,
+    pub(crate) mount_options: Vec<String>,
+    pub(crate) image: Option<ImageVolumeRecord>,
+    pub(crate) image_sub_path: String,
+}
+
+/// The image of an image volume, echoed in the status.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct ImageVolumeRecord {
+    /// As CreateContainer named it.
+    pub(crate) image: String,
+    /// As the pod's author named it.
+    pub(crate) user_image: String,
+    pub(crate) annotations: BTreeMap<String, String>,
+    pub(crate) runtime_handler: String,
+    /// Its id.
+    pub(crate) id: String,
 }
 
 /// Limits, echoed in the status.

@@ -22,7 +22,9 @@ use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-pub(crate) use container::{ContainerPhase, ContainerRecord, MountRecord, ResourcesRecord, UserRecord};
+pub(crate) use container::{
+    ContainerPhase, ContainerRecord, ImageVolumeRecord, MountRecord, ResourcesRecord, UserRecord,
+};
 pub(crate) use pod::{NamespacesRecord, PodPhase, PodRecord};
 
 const VERSION: u32 = 1;

@@ -1,9 +1,10 @@
 //! CreateContainer.
 
+mod volumes;
+
 use std::sync::Arc;
 use std::time::Instant;
 
-use cofferdam_proto::agent;
 use cofferdam_proto::cri;
 use cofferdam_sandbox::{Kind, Pod as Sandbox};
 use futures::FutureExt;
@@ -16,7 +17,6 @@ use crate::node::names::Name;
 use crate::node::{Container, Node, Pod, shorten};
 use crate::records::UserRecord;
 use crate::translate::container::{ContainerPlan, plan};
-use crate::translate::mounts;
 
 pub(super) async fn call(
     node: &Arc<Node>,
@@ -56,7 +56,9 @@ fn check(node: &Node, pod: &Pod, id: &str, config: &cri::ContainerConfig) -> Res
     }
     let image =
         node.store.status(reference)?.ok_or_else(|| CriError::NotFound(format!("image {:?}", shorten(reference))))?;
-    plan(id, &pod.record(), config, &image, now_nanos())
+    let mut plan = plan(id, &pod.record(), config, &image, now_nanos())?;
+    volumes::find_images(node, &mut plan)?;
+    Ok(plan)
 }
 
 async fn create(
@@ -118,14 +120,7 @@ async fn build(
         request.lower.push(seen);
     }
     for volume in plan.volumes {
-        let host_path = volume.host_path.clone();
-        let source = tokio::task::spawn_blocking(move || mounts::source(&host_path)).await;
-        let source = source.map_err(|e| CriError::internal("resolve a volume", e))??;
-        let seen = sandbox
-            .export(id, &source, volume.readonly)
-            .await
-            .during(|| format!("show volume {} to the pod", volume.host_path.display()))?;
-        request.mounts.push(agent::Mount { source: seen, ..volume.mount });
+        request.mounts.push(volumes::show(node, sandbox, id, volume).await?);
     }
     super::reopen_container_log::open(container, sandbox).await?;
     request.cgroup_parent = sandbox.container_cgroup_parent();

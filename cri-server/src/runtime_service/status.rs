@@ -35,7 +35,7 @@ pub(super) fn status(node: &Node, request: &cri::StatusRequest) -> cri::StatusRe
             network.clone().unwrap_or_default(),
         ),
     ];
-    let features = || Some(cri::RuntimeHandlerFeatures { recursive_read_only_mounts: false, user_namespaces: false });
+    let features = || Some(cri::RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: false });
     let names = [""].into_iter().chain(HANDLERS.iter().map(|(name, _)| *name));
     let runtime_handlers = names.map(|name| cri::RuntimeHandler { name: name.into(), features: features() }).collect();
     let mut info = HashMap::new();
@@ -55,7 +55,11 @@ pub(super) fn status(node: &Node, request: &cri::StatusRequest) -> cri::StatusRe
         status: Some(cri::RuntimeStatus { conditions }),
         info,
         runtime_handlers,
-        features: Some(cri::RuntimeFeatures { supplemental_groups_policy: true, ..Default::default() }),
+        features: Some(cri::RuntimeFeatures {
+            supplemental_groups_policy: true,
+            mount_options: true,
+            ..Default::default()
+        }),
     }
 }
 

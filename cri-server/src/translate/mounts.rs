@@ -3,25 +3,35 @@
 use std::path::{Component, Path, PathBuf};
 
 use cofferdam_proto::agent;
-use cofferdam_proto::cri::{Mount, MountPropagation};
-use cofferdam_sandbox::Kind;
+use cofferdam_proto::cri::{ImageSpec, Mount, MountPropagation};
+use cofferdam_sandbox::{Access, Kind};
 
 use super::text;
 use crate::error::CriError;
-use crate::records::MountRecord;
+use crate::node::shorten;
+use crate::records::{ImageVolumeRecord, MountRecord};
 
 /// Most volumes of one container.
 const MAX_MOUNTS: usize = 1024;
 
+/// The options that a mount may have; all are flags of the mount that `agent::Mount.options` calls so too.
+const OPTIONS: [&str; 3] = ["noexec", "nodev", "nosuid"];
+
 /// A volume, checked; its source on the node is not looked at yet.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Volume {
-    /// On the node.
-    pub(crate) host_path: PathBuf,
-    /// No writes.
-    pub(crate) readonly: bool,
-    /// What the agent is asked, but for `source`.
+    pub(crate) source: Source,
+    /// What the agent is asked, but for where the source is.
     pub(crate) mount: agent::Mount,
+}
+
+/// What a volume shows.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Source {
+    /// A file or directory of the node.
+    Node { host_path: PathBuf, access: Access },
+    /// An image, by any name.
+    Image(String),
 }
 
 /// Checks the volumes and puts those that lie in another's folder after it.
@@ -35,45 +45,89 @@ pub(crate) fn volumes(asked: &[Mount], kind: Kind) -> Result<Vec<Volume>, CriErr
 }
 
 fn volume(m: &Mount, kind: Kind) -> Result<Volume, CriError> {
-    let refuse = |why: &str| Err(CriError::invalid(format!("mount at {:?}: {why}", m.container_path)));
+    let refuse = |why: &str| CriError::invalid(format!("mount at {:?}: {why}", m.container_path));
     text::name("mount's container_path", &m.container_path, 4096)?;
-    if m.image.as_ref().is_some_and(|i| !i.image.is_empty()) {
-        return refuse("image volumes are not supported");
-    }
-    text::name("mount's host_path", &m.host_path, 4096)?;
-    if m.recursive_read_only {
-        return refuse("recursive read-only is not supported");
-    }
     if !m.uid_mappings.is_empty() || !m.gid_mappings.is_empty() {
-        return refuse("mapped owners are not supported");
+        return Err(refuse("mapped owners are not supported"));
     }
     let destination = Path::new("/").join(&m.container_path);
-    let climbs = |p: &Path| p.components().any(|c| c == Component::ParentDir);
     if climbs(&destination) || destination.parent().is_none() {
-        return refuse("is the root itself, or climbs");
+        return Err(refuse("is the root itself, or climbs"));
     }
+    if let Some(option) = m.mount_options.iter().find(|option| !OPTIONS.contains(&option.as_str())) {
+        return Err(refuse(&format!("{option:?} is not one of the mount options {}", OPTIONS.join(", "))));
+    }
+    let mount = agent::Mount {
+        destination: destination.to_string_lossy().into_owned(),
+        readonly: m.readonly,
+        options: m.mount_options.clone(),
+        ..Default::default()
+    };
+    let volume = match m.image.as_ref().filter(|i| !i.image.is_empty()) {
+        Some(image) => image_volume(m, &image.image, mount),
+        None => node_volume(m, kind, mount),
+    };
+    volume.map_err(|why| refuse(&why))
+}
+
+fn climbs(path: &Path) -> bool {
+    path.components().any(|c| c == Component::ParentDir)
+}
+
+fn image_volume(m: &Mount, image: &str, mount: agent::Mount) -> Result<Volume, String> {
+    if !m.readonly {
+        return Err("an image volume is read-only, and the mount does not say so".into());
+    }
+    if !m.host_path.is_empty() {
+        return Err("names both an image and a host_path".into());
+    }
+    if m.propagation != i32::from(MountPropagation::PropagationPrivate) {
+        return Err("an image volume has no mounts that could propagate".into());
+    }
+    let path = Path::new(&m.image_sub_path);
+    if path.is_absolute() || climbs(path) || m.image_sub_path.contains('\0') || m.image_sub_path.len() > 4096 {
+        return Err(format!("image_sub_path {:?} does not lie in the image", shorten(&m.image_sub_path)));
+    }
+    // "." and "a//b" mean what they say.
+    let sub_path: PathBuf = path.components().filter(|c| matches!(c, Component::Normal(_))).collect();
+    let sub_path = sub_path.to_string_lossy().into_owned();
+    let mount = agent::Mount { r#type: "image".into(), sub_path, ..mount };
+    Ok(Volume { source: Source::Image(image.to_owned()), mount })
+}
+
+fn node_volume(m: &Mount, kind: Kind, mount: agent::Mount) -> Result<Volume, String> {
     let host_path = PathBuf::from(&m.host_path);
+    text::name("host_path", &m.host_path, 4096).map_err(|e| e.to_string())?;
     if !host_path.is_absolute() {
-        return refuse("host_path is not absolute");
+        return Err("host_path is not absolute".into());
     }
     let propagation = match MountPropagation::try_from(m.propagation) {
         Ok(MountPropagation::PropagationPrivate) => "private",
         Ok(MountPropagation::PropagationHostToContainer) => "slave",
         Ok(MountPropagation::PropagationBidirectional) if kind == Kind::Vm => {
-            return refuse("a microVM cannot mount on the host: bidirectional propagation needs a host pod");
+            return Err(
+                "a microVM cannot mount on the node: bidirectional propagation needs the runtime handler \"host\""
+                    .into(),
+            );
         }
         Ok(MountPropagation::PropagationBidirectional) => "shared",
-        Err(_) => return refuse("unknown propagation"),
+        Err(_) => return Err("unknown propagation".into()),
     };
+    if m.recursive_read_only && !m.readonly {
+        return Err("recursive_read_only needs readonly".into());
+    }
+    if m.recursive_read_only && propagation != "private" {
+        return Err("recursive_read_only needs private propagation: mounts that come later would be writable".into());
+    }
+    let access = Access { read_only: m.readonly, recursive: m.recursive_read_only, follow: propagation == "slave" };
     let mount = agent::Mount {
-        destination: destination.to_string_lossy().into_owned(),
         r#type: "bind".into(),
-        readonly: m.readonly,
         recursive: true,
         propagation: propagation.into(),
-        ..Default::default()
+        recursive_readonly: m.recursive_read_only,
+        ..mount
     };
-    Ok(Volume { host_path, readonly: m.readonly, mount })
+    Ok(Volume { source: Source::Node { host_path, access }, mount })
 }
 
 /// The source of a volume with links resolved; a missing one is made as a directory, as runtimes do. Blocks.
@@ -97,6 +151,16 @@ pub(crate) fn record(m: &Mount) -> MountRecord {
         readonly: m.readonly,
         selinux_relabel: m.selinux_relabel,
         propagation: m.propagation,
+        recursive_read_only: m.recursive_read_only,
+        mount_options: m.mount_options.clone(),
+        image: m.image.as_ref().filter(|i| !i.image.is_empty()).map(|i| ImageVolumeRecord {
+            image: i.image.clone(),
+            user_image: i.user_specified_image.clone(),
+            annotations: i.annotations.clone().into_iter().collect(),
+            runtime_handler: i.runtime_handler.clone(),
+            id: String::new(),
+        }),
+        image_sub_path: m.image_sub_path.clone(),
     }
 }
 
@@ -108,62 +172,19 @@ pub(crate) fn status(m: &MountRecord) -> Mount {
         readonly: m.readonly,
         selinux_relabel: m.selinux_relabel,
         propagation: m.propagation,
+        recursive_read_only: m.recursive_read_only,
+        mount_options: m.mount_options.clone(),
+        image: m.image.as_ref().map(|i| ImageSpec {
+            image: i.image.clone(),
+            user_specified_image: i.user_image.clone(),
+            annotations: i.annotations.clone().into_iter().collect(),
+            runtime_handler: i.runtime_handler.clone(),
+            image_ref: i.id.clone(),
+        }),
+        image_sub_path: m.image_sub_path.clone(),
         ..Default::default()
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn mount(container: &str, host: &str) -> Mount {
-        Mount { container_path: container.into(), host_path: host.into(), ..Default::default() }
-    }
-
-    #[test]
-    fn folders_come_before_what_lies_in_them() {
-        let asked = [mount("/data/deep/er", "/a"), mount("relative", "/b"), mount("/data", "/c")];
-        let volumes = volumes(&asked, Kind::Vm).unwrap();
-        let order: Vec<_> = volumes.iter().map(|v| v.mount.destination.as_str()).collect();
-        assert_eq!(order, ["/relative", "/data", "/data/deep/er"]);
-    }
-
-    #[test]
-    fn crooked_volumes_are_refused() {
-        type Spoil = fn(&mut Mount);
-        let rows: [(&str, Spoil); 11] = [
-            ("root", |m| m.container_path = "/".into()),
-            ("empty", |m| m.container_path.clear()),
-            ("climbs", |m| m.container_path = "/a/../../etc".into()),
-            ("newline", |m| m.container_path = "/a\n/b".into()),
-            ("NUL", |m| m.host_path = "/a\0b".into()),
-            ("no source", |m| m.host_path.clear()),
-            ("relative source", |m| m.host_path = "a".into()),
-            ("recursive read-only", |m| m.recursive_read_only = true),
-            ("mapped", |m| m.uid_mappings.push(Default::default())),
-            ("unknown propagation", |m| m.propagation = 9),
-            ("image", |m| m.image = Some(cofferdam_proto::cri::ImageSpec { image: "a".into(), ..Default::default() })),
-        ];
-        for (name, spoil) in rows {
-            let mut m = mount("/data", "/srv");
-            spoil(&mut m);
-            assert!(volumes(&[m], Kind::Host).is_err(), "{name}");
-        }
-        let mut both = mount("/data", "/srv");
-        both.propagation = MountPropagation::PropagationBidirectional.into();
-        assert!(volumes(std::slice::from_ref(&both), Kind::Vm).is_err());
-        assert_eq!(volumes(&[both], Kind::Host).unwrap()[0].mount.propagation, "shared");
-    }
-
-    #[test]
-    fn sources_are_resolved_or_made() {
-        let dir = tempfile::tempdir().unwrap();
-        let real = dir.path().canonicalize().unwrap().join("real");
-        std::fs::create_dir(&real).unwrap();
-        std::os::unix::fs::symlink(&real, dir.path().join("link")).unwrap();
-        assert_eq!(source(&dir.path().join("link")).unwrap(), real);
-        assert!(source(&dir.path().join("new/folder")).unwrap().is_dir());
-        std::os::unix::fs::symlink("/nowhere/at/all", dir.path().join("dangling")).unwrap();
-        assert!(source(&dir.path().join("dangling")).is_err());
-    }
-}
+mod tests;

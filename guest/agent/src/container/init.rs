@@ -3,7 +3,7 @@
 //! ```text
 //!  agent's mount namespace      take the pod's /dev/shm and files
 //!  the node's                   take the sources of bind mounts (so that mounts travel as the pod asked)
-//!  one of its own               overlay, standard mounts, mounts of the request, devices, masks; change the root
+//!  one of its own               image volumes, overlay, standard mounts, mounts of the request, devices, masks; change the root
 //! ```
 //!
 //! In a microVM the agent's namespace is the node's. All mounts die with the container's last process, so there is nothing to unmount.
@@ -12,7 +12,7 @@ use std::path::Path;
 
 use rustix::mount::{MountPropagationFlags, mount_change};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use super::channel::{Inner, Report};
 use super::mounts::{self, Trees};
@@ -51,6 +51,7 @@ fn set_up(
     unshare_mounts()?;
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).doing("make mounts private")?;
 
+    trees.binds = with_images(spec, layer, trees.binds)?;
     let root = rootfs::mount_overlay(&spec.lower, layer, &agent.dirs.run)?;
     let dev = mounts::standard(&root, spec, &mut trees)?;
     mounts::device_nodes(&root, &spec.devices.nodes)?;
@@ -121,6 +122,20 @@ fn take_trees(agent: &Agent, spec: &Spec) -> Result<Trees> {
         trees.binds.push(mounts::take(&mount.source, mount.recursive)?);
     }
     Ok(trees)
+}
+
+/// The sources of binds, and between them those of image volumes, which are mounted in the container's own namespace.
+fn with_images(spec: &Spec, layer: &Layer, binds: Vec<OwnedFd>) -> Result<Vec<OwnedFd>> {
+    let mut binds = binds.into_iter();
+    let mut all = Vec::new();
+    for mount in &spec.mounts {
+        if mount.is_image() {
+            all.push(mounts::image(mount, layer)?);
+        } else if mount.is_bind() {
+            all.extend(binds.next());
+        }
+    }
+    Ok(all)
 }
 
 #[allow(unsafe_code)] // unshare

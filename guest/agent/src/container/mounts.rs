@@ -7,11 +7,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
-use rustix::mount::{OpenTreeFlags, open_tree};
+use rustix::mount::{OpenTreeFlags, UnmountFlags, open_tree, unmount};
 
 use super::devices::{Node, STANDARD};
 use super::paths;
-use super::rootfs::{attach, new_mount};
+use super::rootfs::{Layer, attach, mount_layers, new_mount};
 use super::spec::{MountSpec, Propagation, Spec};
 use crate::error::{Doing, Error, Result};
 use crate::sys::mount_setattr;
@@ -33,7 +33,7 @@ pub struct Trees {
     pub shm: Option<OwnedFd>,
     /// Destination and file of what the pod gives to each container.
     pub pod_files: Vec<(PathBuf, OwnedFd)>,
-    /// For each bind mount of the request, in order.
+    /// For each bind mount and image volume of the request, in order.
     pub binds: Vec<OwnedFd>,
 }
 
@@ -190,17 +190,39 @@ pub fn device_nodes(root: &OwnedFd, nodes: &[Node]) -> Result<()> {
     Ok(())
 }
 
-/// Makes the mounts of the request, in its order. `binds` are the trees of its bind mounts.
+/// Mounts the layers of an image volume and takes what is asked of it. `layer` is the container's own, which has places for that;
+/// the mount namespace is the container's already.
+///
+/// # Errors
+/// When the image has no such path, or the kernel refuses.
+pub fn image(m: &MountSpec, layer: &Layer) -> Result<OwnedFd> {
+    let place = layer.place()?;
+    let root = mount_layers(&m.lower, &layer.nothing()?, &place)?;
+    let name = || format!("find {:?} in the image of the volume at {}", m.sub_path, m.destination.display());
+    let target = paths::open(&root, &m.sub_path, OFlags::PATH).asked(name())?;
+    let kind = paths::file_type(&target).asked(name())?;
+    if !matches!(kind, FileType::Directory | FileType::RegularFile) {
+        return Err(Error::invalid(format!("{:?} in the image is neither a file nor a directory", m.sub_path)));
+    }
+    let tree = again(&target, false).doing("copy the mount of an image volume")?;
+    unmount(&place, UnmountFlags::DETACH).doing("unmount an image volume's place")?;
+    mount_setattr(&tree, false, m.attributes | RDONLY, 0, 0).doing("set the attributes of an image volume")?;
+    Ok(tree)
+}
+
+/// Makes the mounts of the request, in its order. `binds` are the trees of its bind mounts and image volumes.
 ///
 /// # Errors
 /// When one does not fit.
 pub fn requested(root: &OwnedFd, mounts: &[MountSpec], binds: Vec<OwnedFd>) -> Result<()> {
     let mut binds = binds.into_iter();
     for m in mounts {
-        let (tree, directory) = if m.is_bind() {
+        let (tree, directory) = if m.is_bind() || m.is_image() {
             let tree = binds.next().ok_or_else(|| Error::invalid("a bind mount has no source"))?;
             let kind = paths::file_type(&tree).doing(format!("look at {}", m.source.display()))?;
-            shape_bind(&tree, m)?;
+            if m.is_bind() {
+                shape_bind(&tree, m)?;
+            }
             (tree, kind == FileType::Directory)
         } else {
             let readonly = if m.readonly { RDONLY } else { 0 };
@@ -209,8 +231,25 @@ pub fn requested(root: &OwnedFd, mounts: &[MountSpec], binds: Vec<OwnedFd>) -> R
         let target = paths::mount_point(root, &m.destination, directory)?;
         check_not_in_proc(root, &target, m)?;
         attach(&tree, target, &m.destination)?;
+        for path in &m.writable_below {
+            open_up(&tree, path, m)?;
+        }
     }
     Ok(())
+}
+
+/// Makes what lies at `path` of a read-only mount writable. Who may really write is the file server's to say: it is on the node
+/// and knows which mounts there are.
+fn open_up(tree: &OwnedFd, path: &Path, m: &MountSpec) -> Result<()> {
+    // Other containers may move things about in the volume meanwhile: nothing but what is in it can be found.
+    let place = match paths::open_below(tree, path) {
+        Ok(place) => place,
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP)) => return Ok(()),
+        Err(e) => return Err(e).doing(format!("open {} in {}", path.display(), m.source.display())),
+    };
+    let copy = again(&place, false).doing(format!("copy {} of {}", path.display(), m.source.display()))?;
+    mount_setattr(&copy, false, 0, RDONLY, 0).doing(format!("make {} writable", path.display()))?;
+    attach(&copy, &place, &m.destination.join(path))
 }
 
 fn shape_bind(tree: &OwnedFd, m: &MountSpec) -> Result<()> {
@@ -224,7 +263,12 @@ fn shape_bind(tree: &OwnedFd, m: &MountSpec) -> Result<()> {
         mount_setattr(tree, true, 0, 0, propagation).doing(format!("set the propagation of {name}"))?;
     }
     let readonly = if m.readonly { RDONLY } else { 0 };
-    let mut set = m.attributes | readonly;
+    // A mount below that lets programs or devices in would be a hole in what was asked for.
+    let below = m.attributes & (NOSUID | NODEV | NOEXEC);
+    if below != 0 {
+        mount_setattr(tree, true, below, 0, 0).doing(format!("set the attributes of what is below {name}"))?;
+    }
+    let mut set = (m.attributes & !below) | readonly;
     let atime = set & (libc::MOUNT_ATTR_NOATIME | libc::MOUNT_ATTR_STRICTATIME) != 0;
     let clear = if atime { libc::MOUNT_ATTR__ATIME } else { 0 };
     if m.recursive_readonly {

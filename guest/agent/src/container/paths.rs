@@ -49,6 +49,35 @@ pub fn check_absolute(path: &str) -> Result<PathBuf> {
     Ok(parsed.components().collect())
 }
 
+/// Refuses what is not a path below something: absolute, empty, or with `..`.
+///
+/// # Errors
+/// Says what is wrong with it.
+pub fn check_relative(path: &str) -> Result<PathBuf> {
+    let parsed: PathBuf = Path::new(path).components().collect();
+    let plain = parsed.components().all(|c| matches!(c, Component::Normal(_)));
+    if path.is_empty() || !plain || path.contains('\0') || path.len() > 4095 {
+        return Err(Error::invalid(format!("{path:?} is not a relative path without \"..\"")));
+    }
+    Ok(parsed)
+}
+
+/// Opens what `path` names below `dir`, following no link at all.
+///
+/// # Errors
+/// As `openat2`.
+pub fn open_below(dir: impl AsFd, path: &Path) -> io::Result<OwnedFd> {
+    // Not NOFOLLOW: with it the last component may be a link.
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    loop {
+        match openat2(dir.as_fd(), path, flags, Mode::empty(), resolve) {
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            other => return Ok(other?),
+        }
+    }
+}
+
 /// The directory `path` inside `root`; what is missing of it is made, mode 0755.
 ///
 /// # Errors

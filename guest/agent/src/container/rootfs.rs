@@ -62,6 +62,28 @@ impl Layer {
         self.dir.join("work")
     }
 
+    /// An empty directory.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn nothing(&self) -> Result<PathBuf> {
+        self.extra("nothing", 0o755)
+    }
+
+    /// A directory to mount something on for a moment.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn place(&self) -> Result<PathBuf> {
+        self.extra("place", 0o700)
+    }
+
+    fn extra(&self, name: &str, mode: u32) -> Result<PathBuf> {
+        let path = self.dir.join(name);
+        fs::DirBuilder::new().mode(mode).recursive(true).create(&path).doing(format!("make {}", path.display()))?;
+        Ok(path)
+    }
+
     /// For the quota.
     ///
     /// # Errors
@@ -165,6 +187,24 @@ fn mount_overlay_old(lower: &[PathBuf], layer: &Layer, place: &Path) -> Result<O
     let data = crate::sys::c_string(data).doing("name the layers")?;
     mount("overlay", place, "overlay", MountFlags::empty(), Some(data.as_c_str())).doing("mount the layers")?;
     rustix::fs::open(place, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).doing("open the root")
+}
+
+/// Mounts an image's layers at `place`, read-only and with no writable layer; returns the root. `nothing` is an empty directory: an
+/// overlay wants two layers, and even a single one is not mounted as it is, since what it deletes of lower ones are files in it.
+///
+/// # Errors
+/// When a layer is missing, there are more than fit in a page, or the kernel refuses.
+pub fn mount_layers(lower: &[PathBuf], nothing: &Path, place: &Path) -> Result<OwnedFd> {
+    let mut held = Vec::new();
+    for path in lower.iter().map(PathBuf::as_path).chain([nothing]) {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        held.push(rustix::fs::open(path, flags, Mode::empty()).asked(format!("open layer {}", path.display()))?);
+    }
+    let names: Vec<_> = held.iter().map(descriptor_path).collect();
+    let data = crate::sys::c_string(format!("userxattr,lowerdir={}", names.join(":"))).doing("name the layers")?;
+    mount("overlay", place, "overlay", MountFlags::RDONLY, Some(data.as_c_str())).doing("mount an image's layers")?;
+    rustix::fs::open(place, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .doing("open an image's root")
 }
 
 fn descriptor_path(fd: &OwnedFd) -> String {

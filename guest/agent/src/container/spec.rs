@@ -9,7 +9,7 @@ use rustix::process::{Resource, Rlimit};
 
 use super::capabilities::Caps;
 use super::devices::Devices;
-use super::paths::check_absolute;
+use super::paths::{check_absolute, check_relative};
 use super::seccomp::{self, Filter};
 use crate::error::{Doing, Error, Result};
 
@@ -110,6 +110,12 @@ pub struct MountSpec {
     pub attributes: u64,
     /// Parameters of the file system.
     pub data: Vec<(String, Option<String>)>,
+    /// Below a read-only source, and yet writable.
+    pub writable_below: Vec<PathBuf>,
+    /// Layers of an image volume, topmost first.
+    pub lower: Vec<PathBuf>,
+    /// What of an image is mounted.
+    pub sub_path: PathBuf,
 }
 
 impl MountSpec {
@@ -118,13 +124,22 @@ impl MountSpec {
         self.kind == "bind"
     }
 
+    /// Whether it is an image volume.
+    pub fn is_image(&self) -> bool {
+        self.kind == "image"
+    }
+
     fn parse(m: &Mount) -> Result<Self> {
         let destination = check_absolute(&m.destination)?;
-        const KINDS: [&str; 7] = ["bind", "tmpfs", "proc", "sysfs", "mqueue", "cgroup2", "devpts"];
+        const KINDS: [&str; 8] = ["bind", "image", "tmpfs", "proc", "sysfs", "mqueue", "cgroup2", "devpts"];
         if !KINDS.contains(&m.r#type.as_str()) {
             return Err(Error::invalid(format!("cannot mount {:?}: {:?} is not a type", m.destination, m.r#type)));
         }
         let source = if m.r#type == "bind" { check_absolute(&m.source)? } else { PathBuf::new() };
+        let (lower, sub_path) = image_parts(m)?;
+        if m.writable_below.len() > MAX_ITEMS {
+            return Err(Error::invalid(format!("{:?} has more than {MAX_ITEMS} mounts below it", m.source)));
+        }
         let mut propagation = match m.propagation.as_str() {
             "" | "private" | "rprivate" => Propagation::Private,
             "slave" | "rslave" => Propagation::Slave,
@@ -147,8 +162,8 @@ impl MountSpec {
                 "strictatime" => attributes |= libc::MOUNT_ATTR_STRICTATIME,
                 "nodiratime" => attributes |= libc::MOUNT_ATTR_NODIRATIME,
                 "nosymfollow" => attributes |= libc::MOUNT_ATTR_NOSYMFOLLOW,
-                other if m.r#type == "bind" => {
-                    return Err(Error::invalid(format!("{other:?} is not an option of a bind mount")));
+                other if matches!(m.r#type.as_str(), "bind" | "image") => {
+                    return Err(Error::invalid(format!("{other:?} is not an option of a mount of type {}", m.r#type)));
                 }
                 other => data.push(match other.split_once('=') {
                     Some((key, value)) => (key.to_owned(), Some(value.to_owned())),
@@ -166,8 +181,23 @@ impl MountSpec {
             propagation,
             attributes,
             data,
+            writable_below: m.writable_below.iter().map(|p| check_relative(p)).collect::<Result<_>>()?,
+            lower,
+            sub_path,
         })
     }
+}
+
+/// Layers and path of an image volume; nothing for other mounts.
+fn image_parts(m: &Mount) -> Result<(Vec<PathBuf>, PathBuf)> {
+    if m.r#type != "image" {
+        return Ok(Default::default());
+    }
+    if m.lower.is_empty() || m.lower.len() > MAX_LAYERS {
+        return Err(Error::invalid(format!("an image volume has 1 to {MAX_LAYERS} layers, not {}", m.lower.len())));
+    }
+    let lower = m.lower.iter().map(|p| check_absolute(p)).collect::<Result<_>>()?;
+    Ok((lower, if m.sub_path.is_empty() { PathBuf::new() } else { check_relative(&m.sub_path)? }))
 }
 
 /// Refuses ids that are no single, plain path component.
@@ -313,6 +343,23 @@ mod tests {
     fn bad_requests_are_refused() {
         assert!(Spec::parse(request()).is_ok());
         type Spoil = fn(&mut CreateContainerRequest);
+        let mount = |kind: &str| Mount { destination: "/x".into(), r#type: kind.into(), ..Mount::default() };
+        assert!(
+            MountSpec::parse(&Mount { lower: vec!["/l".into()], sub_path: "a/b".into(), ..mount("image") }).is_ok()
+        );
+        for bad in [
+            mount("image"),
+            Mount { lower: vec!["l".into()], ..mount("image") },
+            Mount { lower: vec!["/l".into(); 501], ..mount("image") },
+            Mount { lower: vec!["/l".into()], sub_path: "/etc".into(), ..mount("image") },
+            Mount { lower: vec!["/l".into()], sub_path: "../etc".into(), ..mount("image") },
+            Mount { lower: vec!["/l".into()], options: vec!["size=1".into()], ..mount("image") },
+            Mount { source: "/v".into(), writable_below: vec!["a/../..".into()], ..mount("bind") },
+            Mount { source: "/v".into(), writable_below: vec!["/a".into()], ..mount("bind") },
+            Mount { source: "/v".into(), writable_below: vec![String::new()], ..mount("bind") },
+        ] {
+            assert!(MountSpec::parse(&bad).is_err(), "{bad:?}");
+        }
         let rows: [(&str, Spoil); 14] = [
             ("empty id", |r| r.id.clear()),
             ("id that climbs", |r| r.id = "..".into()),

@@ -1,7 +1,7 @@
 //! Tables: what is asked for, and what a container then sees.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 
 use cofferdam_proto::agent::namespaces::Pid as PidMode;
 use cofferdam_proto::agent::*;
@@ -11,6 +11,33 @@ use crate::support::{self, Pod, need_host_pods};
 use crate::{bind, process};
 
 type Change = fn(&mut CreateContainerRequest, &Pod);
+
+/// An image of two layers for volumes, of which the upper one replaces a file and deletes another; and a folder with links in it.
+fn layers(pod: &Pod) {
+    let dir = pod.dir.path();
+    for made in ["low/etc", "low/bin", "up/etc", "deep/a/open"] {
+        fs::create_dir_all(dir.join(made)).unwrap();
+    }
+    fs::write(dir.join("low/etc/text"), "lower\n").unwrap();
+    fs::write(dir.join("low/etc/deleted"), "").unwrap();
+    fs::write(dir.join("up/etc/text"), "upper\n").unwrap();
+    fs::copy("/bin/busybox", dir.join("low/bin/echo")).unwrap();
+    symlink("/etc", dir.join("up/link")).unwrap();
+    symlink("../../../../../../../../etc/machine-id", dir.join("up/escape")).unwrap();
+    symlink("/etc", dir.join("deep/link")).unwrap();
+    fs::write(dir.join("deep/file"), "").unwrap();
+}
+
+fn image(pod: &Pod, sub_path: &str) -> Mount {
+    Mount {
+        destination: "/v".into(),
+        r#type: "image".into(),
+        lower: vec![pod.path("up"), pod.path("low")],
+        sub_path: sub_path.into(),
+        readonly: true,
+        ..Mount::default()
+    }
+}
 
 /// One row: what is asked for, a script, and what it prints.
 #[tokio::test]
@@ -29,6 +56,7 @@ async fn containers_see_what_was_asked_for() {
     pod.client.configure_pod(configure).await.unwrap();
     fs::create_dir(pod.dir.path().join("volume")).unwrap();
     fs::write(pod.dir.path().join("volume/file"), "content\n").unwrap();
+    layers(&pod);
 
     let none: Change = |_, _| {};
     let rows: &[(&str, Change, &str, i32, &str)] = &[
@@ -230,6 +258,40 @@ async fn containers_see_what_was_asked_for() {
             "content\nsh: can't create /tmp/below/file: Read-only file system\n",
         ),
         (
+            "what is below a read-only folder and stays writable",
+            |r, p| {
+                let writable_below = ["a/open", "gone", "file/x", "link"].map(str::to_owned).into();
+                r.mounts = vec![Mount {
+                    readonly: true,
+                    options: vec!["noexec".into()],
+                    writable_below,
+                    ..bind(&p.path("deep"), "/v")
+                }];
+            },
+            "touch /v/a/open/x && echo open; touch /v/x /v/a/x /v/outside/x; grep ' /v' /proc/mounts | grep -c noexec",
+            0,
+            "open\ntouch: /v/x: Read-only file system\ntouch: /v/a/x: Read-only file system\n\
+             touch: /v/outside/x: No such file or directory\n2\n",
+        ),
+        (
+            "image volume",
+            |r, p| r.mounts = vec![image(p, "")],
+            "ls /v; cat /v/etc/text; touch /v/x; /v/bin/echo runs; grep ' /v ' /proc/mounts | grep -c 'overlay ro'",
+            0,
+            "bin\nescape\netc\nlink\nupper\ntouch: /v/x: Read-only file system\nruns\n1\n",
+        ),
+        (
+            "image volume with a path and options",
+            |r, p| {
+                r.mounts = vec![Mount { options: vec!["noexec".into()], ..image(p, "bin") }, {
+                    Mount { destination: "/text".into(), ..image(p, "link/text") }
+                }]
+            },
+            "ls /v; cat /text; /v/echo x; echo x > /text",
+            1,
+            "echo\nupper\nsh: /v/echo: Permission denied\nsh: can't create /text: Read-only file system\n",
+        ),
+        (
             "bind over the pod's file",
             |r, p| r.mounts = vec![bind(&p.path("volume/file"), "/etc/hosts")],
             "cat /etc/hosts",
@@ -300,6 +362,21 @@ async fn bad_requests_leave_nothing() {
             |r, _| r.mounts = vec![bind("/no/such/source", "/x")],
             Code::InvalidArgument,
             "/no/such/source",
+        ),
+        (
+            "a path that the image volume has not",
+            |r, p| {
+                layers(p);
+                r.mounts = vec![image(p, "etc/missing")];
+            },
+            Code::InvalidArgument,
+            "etc/missing",
+        ),
+        (
+            "a path that a link leads out of the image volume",
+            |r, p| r.mounts = vec![image(p, "escape")],
+            Code::InvalidArgument,
+            "escape",
         ),
         (
             "folder over a file",

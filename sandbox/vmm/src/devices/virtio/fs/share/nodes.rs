@@ -31,7 +31,29 @@ pub(super) enum Class {
     /// A layer of an image.
     Layer,
     /// Something else.
-    Volume,
+    Volume(View),
+}
+
+/// Volumes whose folders hold the same mounts. In others the same folder is another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct View {
+    number: u64,
+    /// Mounts come and go in it, so nothing that a guest knows of it stays true.
+    changes: bool,
+}
+
+impl View {
+    /// Of an export's name, which the daemon gave: `<device>-<inode>-<access>`, then `-p` or `-s` and a number in hexadecimal unless
+    /// it is one plain mount.
+    fn of(name: &[u8]) -> Self {
+        let last = std::str::from_utf8(name).ok().and_then(|name| name.splitn(4, '-').nth(3)).unwrap_or_default();
+        let number = |digits| u64::from_str_radix(digits, 16).unwrap_or_default();
+        match last.split_at_checked(1) {
+            Some(("p", digits)) => Self { number: number(digits), changes: false },
+            Some(("s", digits)) => Self { number: number(digits), changes: true },
+            _ => Self { number: 0, changes: false },
+        }
+    }
 }
 
 impl Class {
@@ -40,13 +62,18 @@ impl Class {
         match self {
             Self::Share => Duration::ZERO,
             Self::Layer => LAYER_VALID,
-            Self::Volume => VOLUME_VALID,
+            Self::Volume(view) if view.changes => Duration::ZERO,
+            Self::Volume(_) => VOLUME_VALID,
         }
     }
 
     /// Refuses changes where there are none, whatever the mount says.
     pub(super) fn check_writable(self) -> io::Result<()> {
-        if self == Self::Volume { Ok(()) } else { Err(errno(libc::EROFS)) }
+        if self.is_volume() { Ok(()) } else { Err(errno(libc::EROFS)) }
+    }
+
+    fn is_volume(self) -> bool {
+        matches!(self, Self::Volume(_))
     }
 }
 
@@ -131,7 +158,7 @@ impl Nodes {
         let class = match parent.class {
             Class::Share if stat.stx_mnt_id == self.root_mount => Class::Share,
             Class::Share if name.to_bytes().starts_with(b"layer") => Class::Layer,
-            Class::Share => Class::Volume,
+            Class::Share => Class::Volume(View::of(name.to_bytes())),
             inherited => inherited,
         };
         let attr = self.attributes(&stat);
@@ -150,13 +177,13 @@ impl Nodes {
             && let Some((old, known)) = self.by_number.get_mut(number)
         {
             *known = known.saturating_add(1);
-            if node.class == Class::Volume && !old.mount_writable && is_writable(&node.file)? {
+            if node.class.is_volume() && !old.mount_writable && is_writable(&node.file)? {
                 node.mount_writable = true;
                 *old = Arc::new(node);
             }
             return Ok(*number);
         }
-        node.mount_writable = node.class == Class::Volume && is_writable(&node.file)?;
+        node.mount_writable = node.class.is_volume() && is_writable(&node.file)?;
         if self.by_number.len() >= MAX_NODES {
             return Err(errno(libc::ENFILE));
         }
@@ -223,7 +250,7 @@ fn kind(stat: &Statx) -> FileType {
 }
 
 fn identity(stat: &Statx, class: Class) -> Identity {
-    let mount = if class == Class::Volume { 0 } else { stat.stx_mnt_id };
+    let mount = if class.is_volume() { 0 } else { stat.stx_mnt_id };
     Identity { class, mount, device: (stat.stx_dev_major, stat.stx_dev_minor), inode: stat.stx_ino }
 }
 

@@ -199,6 +199,42 @@ fn exports_come_and_go_while_it_runs() {
     assert_ne!(client.find("late/file"), late, "another mount, another file");
 }
 
+/// A read-only export with a writable mount below it, and one into which mounts of the node come while it runs.
+#[test]
+fn mounts_below_an_export_keep_their_own_access() {
+    let Some(mut client) = Client::new() else { return };
+    let [plain, below, follows] = ["1-2-ro", "1-2-ro-p7", "1-2-rw-s7"];
+    mount(client.dir.path(), "config", plain, true);
+    mount(client.dir.path(), "config", below, true);
+    mount(client.dir.path(), "volume", &format!("{below}/dir"), false);
+    let create = || [fields(&[(O_CREAT | O_WRONLY) as u32, 0o644, 0, 0]), name("new")].concat();
+    let (top, sub) = (client.find(below), client.find(&format!("{below}/dir")));
+    assert_eq!(client.call(op::CREATE, top, &create()), Err(EROFS));
+    client.call(op::CREATE, sub, &create()).unwrap();
+    assert!(client.path("volume/new").exists() && !client.path("config/dir/new").exists());
+    let out = [&sub.to_le_bytes()[..], &name("file"), &name("moved")].concat();
+    assert!(matches!(client.call(op::RENAME, top, &out), Err(EROFS | EXDEV)));
+    // What is known of the one says nothing of the other.
+    assert_ne!(client.find(plain), top);
+    let other = client.find(&format!("{plain}/dir"));
+    assert_eq!(client.call(op::LOOKUP, other, &name("new")), Err(ENOENT));
+    assert_eq!(client.call(op::CREATE, other, &create()), Err(EROFS));
+
+    mount(client.dir.path(), "config", follows, false);
+    let folder = client.find(&format!("{follows}/dir"));
+    assert_eq!(client.call(op::LOOKUP, folder, &name("file")), Err(ENOENT));
+    mount(client.dir.path(), "volume", &format!("{follows}/dir"), false);
+    let top = client.find(follows);
+    let reply = client.call(op::LOOKUP, top, &name("dir")).unwrap();
+    assert_eq!((number(&reply[16..]), number(&reply[24..])), (0, 0), "nothing of it is believed for any time");
+    assert_ne!(number(&reply), folder);
+    client.find(&format!("{follows}/dir/file"));
+    for mounted in [format!("{below}/dir"), format!("{follows}/dir"), plain.into(), below.into(), follows.into()] {
+        let path = client.path("share").join(mounted);
+        rustix::mount::unmount(path, rustix::mount::UnmountFlags::DETACH).unwrap();
+    }
+}
+
 #[test]
 fn what_the_guest_forgets_is_closed() {
     let Some(mut client) = Client::new() else { return };

@@ -1,0 +1,85 @@
+//! Volumes on their way from the node into the pod.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use cofferdam_proto::agent;
+use cofferdam_sandbox::{Access, Pod as Sandbox};
+
+use crate::error::{CriError, During};
+use crate::node::{Node, shorten, volume_holder};
+use crate::translate::container::ContainerPlan;
+use crate::translate::mounts::{self, Source, Volume};
+
+/// Replaces the names of images by their ids, in the plan's volumes and in its record.
+pub(super) fn find_images(node: &Node, plan: &mut ContainerPlan) -> Result<(), CriError> {
+    let id = |name: &str| match node.store.status(name)? {
+        Some(image) => Ok(image.id),
+        None => Err(CriError::NotFound(format!("image {:?} of a volume", shorten(name)))),
+    };
+    for volume in &mut plan.volumes {
+        if let Source::Image(name) = &mut volume.source {
+            *name = id(name)?;
+        }
+    }
+    for image in plan.record.mounts.iter_mut().filter_map(|m| m.image.as_mut()) {
+        image.id = id(&image.image)?;
+    }
+    Ok(())
+}
+
+/// Makes a volume visible to the pod; returns what the agent mounts.
+pub(super) async fn show(
+    node: &Arc<Node>,
+    sandbox: &Sandbox,
+    container: &str,
+    volume: Volume,
+) -> Result<agent::Mount, CriError> {
+    match volume.source {
+        Source::Image(image) => show_image(node, sandbox, container, &image, volume.mount).await,
+        Source::Node { host_path, access } => show_path(sandbox, container, host_path, access, volume.mount).await,
+    }
+}
+
+async fn show_image(
+    node: &Arc<Node>,
+    sandbox: &Sandbox,
+    container: &str,
+    image: &str,
+    mount: agent::Mount,
+) -> Result<agent::Mount, CriError> {
+    let (store, id, holder) = (node.store.clone(), image.to_owned(), volume_holder(container, image));
+    let layers = tokio::task::spawn_blocking(move || store.lease(&id, &holder)).await;
+    let layers = layers
+        .map_err(|e| CriError::internal("lease the layers of an image volume", e))?
+        .during(|| format!("use the layers of image {image} as a volume"))?;
+    let mut lower = Vec::with_capacity(layers.dirs.len());
+    for dir in &layers.dirs {
+        let shown = sandbox.export_layer(container, dir).await;
+        lower.push(shown.during(|| format!("show layer {} to the pod", dir.display()))?);
+    }
+    Ok(agent::Mount { lower, ..mount })
+}
+
+async fn show_path(
+    sandbox: &Sandbox,
+    container: &str,
+    host_path: PathBuf,
+    access: Access,
+    mount: agent::Mount,
+) -> Result<agent::Mount, CriError> {
+    let asked = host_path.clone();
+    let source = tokio::task::spawn_blocking(move || mounts::source(&asked)).await;
+    let source = source.map_err(|e| CriError::internal("resolve a volume", e))??;
+    let exported = sandbox
+        .export(container, &source, access)
+        .await
+        .during(|| format!("show volume {} to the pod", host_path.display()))?;
+    let text = |path: &PathBuf| path.to_str().map(str::to_owned).ok_or_else(|| not_text(&source.join(path)));
+    let writable_below = exported.writable_below.iter().map(text).collect::<Result<_, _>>()?;
+    Ok(agent::Mount { source: exported.path, writable_below, ..mount })
+}
+
+fn not_text(path: &Path) -> CriError {
+    CriError::invalid(format!("path {} is not UTF-8", path.display()))
+}
