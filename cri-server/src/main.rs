@@ -10,6 +10,7 @@
 //!                 cofferdam-sandbox · cofferdam-image-store
 //! ```
 
+mod apparmor;
 mod commands;
 mod config;
 mod container_log;

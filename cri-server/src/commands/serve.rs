@@ -61,6 +61,7 @@ async fn serve(config: Config) -> Result<(), Box<dyn std::error::Error>> {
     let socket = config.socket.clone();
     let node = Node::new(config, store, runtime, records, streaming);
     restore::all(&node).await?;
+    crate::apparmor::load_default().await;
     let listener = listen(&socket).map_err(|e| CriError::internal(format!("listen on {}", socket.display()), e))?;
     probe_all(node.clone());
     let mut terminate = signal(SignalKind::terminate())?;

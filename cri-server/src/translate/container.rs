@@ -3,12 +3,12 @@
 use cofferdam_image_store::Image;
 use cofferdam_proto::agent::namespaces::Pid;
 use cofferdam_proto::agent::{self, Namespaces, Process};
-use cofferdam_proto::cri::security_profile::ProfileType;
 use cofferdam_proto::cri::{ContainerConfig, LinuxContainerSecurityContext, NamespaceMode};
 use cofferdam_sandbox::Kind;
 
 use super::mounts::Volume;
-use super::{capabilities, mounts, resources, seccomp, signal, text, user};
+use super::{apparmor, capabilities, mounts, resources, seccomp, signal, text, user};
+use crate::apparmor::Kernel;
 use crate::error::CriError;
 use crate::records::{ContainerPhase, ContainerRecord, PodRecord, UserRecord};
 
@@ -44,7 +44,6 @@ pub(crate) fn plan(
     if context.privileged && !pod.privileged {
         return Err(CriError::invalid("a privileged container needs a privileged pod sandbox"));
     }
-    apparmor(&context)?;
     if !asked.log_path.is_empty() {
         crate::container_log::check(&asked.log_path).map_err(|e| CriError::invalid(e.to_string()))?;
     }
@@ -126,7 +125,7 @@ fn process(
         seccomp: Some(seccomp::profile(context)?),
         rlimits: Vec::new(),
         oom_score_adj: i32::try_from(oom).ok(),
-        apparmor_profile: String::new(),
+        apparmor_profile: apparmor::profile(pod.kind, context, &Kernel::default())?,
     })
 }
 
@@ -252,19 +251,6 @@ fn devices(kind: Kind, asked: &ContainerConfig) -> Result<Vec<agent::Device>, Cr
         });
     }
     Ok(devices)
-}
-
-/// Only what means "no profile of mine" passes: there are no profiles to load yet.
-#[allow(deprecated, reason = "older kubelets send the string")]
-fn apparmor(context: &LinuxContainerSecurityContext) -> Result<(), CriError> {
-    let localhost = match &context.apparmor {
-        Some(profile) => profile.profile_type == i32::from(ProfileType::Localhost),
-        None => context.apparmor_profile.starts_with("localhost/"),
-    };
-    if localhost && !context.privileged {
-        return Err(CriError::invalid("AppArmor profiles are not supported"));
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
-//! CRI's messages, turned into what a sandbox and an agent are asked. No I/O but one: a seccomp profile is read by path.
+//! CRI's messages, turned into what a sandbox and an agent are asked. No I/O but two: a seccomp profile is read by path, and the kernel
+//! is asked which AppArmor profiles it has.
 
+pub(crate) mod apparmor;
 pub(crate) mod capabilities;
 pub(crate) mod container;
 pub(crate) mod dns;

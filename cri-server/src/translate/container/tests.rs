@@ -1,5 +1,6 @@
 use cofferdam_image_store::ImageConfig;
 use cofferdam_proto::agent::seccomp::Kind as SeccompKind;
+use cofferdam_proto::cri::security_profile::ProfileType;
 use cofferdam_proto::cri::{
     Capability, CdiDevice, ContainerMetadata, Device, Int64Value, KeyValue, LinuxContainerConfig,
     LinuxContainerResources, Mount, NamespaceOption, SecurityProfile, UserNamespace,

@@ -8,7 +8,8 @@ use super::Test;
 use crate::crictl::{Container, Crictl, Pod, wait_for};
 use crate::failure::{Doing, Failure, Outcome, ensure};
 
-pub(super) const TESTS: &[Test] = &[("host_namespaces_policy", host_namespaces_policy)];
+pub(super) const TESTS: &[Test] =
+    &[("host_namespaces_policy", host_namespaces_policy), ("apparmor_profiles", apparmor_profiles)];
 
 /// A pod of `namespace` with these namespace options.
 fn pod(name: &str, namespace: &str, options: &Value) -> Pod {
@@ -66,5 +67,70 @@ fn host_namespaces_policy() -> Outcome {
     wait_for("the log to say that the pod runs on the node", || {
         Ok(journal()?.lines().any(|l| l.contains(&id) && l.contains("runs as a host pod")))
     })?;
+    crictl.remove_pod(&id)
+}
+
+/// A profile that lets everything be done but writes below /tmp.
+const TEST_PROFILE: &str = "profile cofferdam-e2e-no-tmp flags=(attach_disconnected) {\n  file,\n  capability,\n  network,\n  signal,\n  deny /tmp/** w,\n}\n";
+
+fn load_profile(text: &str) -> Outcome {
+    let path = "/run/cofferdam-e2e/profile";
+    fs::create_dir_all("/run/cofferdam-e2e").doing("make a folder for the profile")?;
+    fs::write(path, text).doing("write the profile")?;
+    let output =
+        std::process::Command::new("apparmor_parser").args(["-K", "-r", path]).output().doing("run apparmor_parser")?;
+    ensure!(output.status.success(), "apparmor_parser: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+/// Which profile confines a container's init and what is executed in it, and what a profile forbids.
+fn apparmor_profiles() -> Outcome {
+    let crictl = Crictl::default();
+    ensure!(
+        fs::read("/sys/module/apparmor/parameters/enabled").is_ok_and(|t| t.starts_with(b"Y")),
+        "the node has no AppArmor"
+    );
+    load_profile(TEST_PROFILE)?;
+    let asked = Pod::new("apparmor");
+    let id = crictl.run_pod("host", &asked)?;
+    let localhost = json!({"apparmor": {"profile_type": 2, "localhost_ref": "localhost/cofferdam-e2e-no-tmp"}});
+    let rows = [
+        ("none", json!({}), "cofferdam-default (enforce)"),
+        ("runtime", json!({"apparmor": {"profile_type": 0}}), "cofferdam-default (enforce)"),
+        ("unconfined", json!({"apparmor": {"profile_type": 1}}), "unconfined"),
+        ("field", localhost.clone(), "cofferdam-e2e-no-tmp (enforce)"),
+        ("string", json!({"apparmor_profile": "localhost/cofferdam-e2e-no-tmp"}), "cofferdam-e2e-no-tmp (enforce)"),
+    ];
+    let script = "cat /proc/self/attr/current; touch /tmp/x; touch /y && echo wrote; mount -t tmpfs x /mnt; sleep 1000";
+    for (name, context, profile) in rows {
+        let container = Container::shell(name, script).with("linux", json!({"security_context": context}));
+        let container = crictl.run_container(&id, &asked, &container)?;
+        let log = crictl.wait_log(&container, "wrote")?;
+        ensure!(log.contains(profile), "{name}: not {profile}: {log}");
+        ensure!(
+            log.contains("/tmp/x: Permission denied") == profile.starts_with("cofferdam-e2e"),
+            "{name}: the write to /tmp: {log}"
+        );
+        let inside = crictl.run(&["exec", "--sync", &container, "cat", "/proc/self/attr/current"])?;
+        ensure!(inside.contains(profile), "{name}: an exec runs under {inside}, not {profile}");
+        // Its own kind can be signalled, and so can it from outside.
+        crictl.run(&["exec", "--sync", &container, "sh", "-c", "sleep 100 & kill -9 $!"])?;
+        crictl.run(&["stop", "--timeout", "0", &container])?;
+    }
+    let missing = json!({"security_context": {"apparmor": {"profile_type": 2, "localhost_ref": "localhost/no-such"}}});
+    let container = Container::shell("missing", script).with("linux", missing);
+    let wanted = ["code = InvalidArgument", "no-such", "not loaded"];
+    crictl.refused(&["create", &id, &container.file()?, &asked.file()?], &wanted)?;
+    crictl.remove_pod(&id)?;
+
+    let asked = Pod::new("apparmorvm");
+    let id = crictl.run_pod("vm", &asked)?;
+    let container = Container::shell("vm", script).with("linux", json!({"security_context": localhost}));
+    let wanted = ["code = InvalidArgument", "the guest has no AppArmor", "host"];
+    crictl.refused(&["create", &id, &container.file()?, &asked.file()?], &wanted)?;
+    let default = json!({"security_context": {"apparmor": {"profile_type": 0}}});
+    let container = Container::shell("vmdefault", "echo runs").with("linux", default);
+    let container = crictl.run_container(&id, &asked, &container)?;
+    crictl.wait_log(&container, "runs")?;
     crictl.remove_pod(&id)
 }
