@@ -23,7 +23,7 @@ test: setup ## Run every check and every test (does all its set-up); what CI run
 	@$(BESIDE) lint unit build
 	@e2e/in-node.sh test
 
-critest: setup ## Kubernetes' own CRI tests: HANDLER=host or vm; FOCUS=regexp for some of them; writes docs/conformance.md
+critest: setup ## Kubernetes' own CRI tests; HANDLER=host or vm for one of them, FOCUS=regexp for some specs; writes docs/conformance.md
 	@$(BESIDE) build
 	@e2e/in-node.sh critest $(HANDLER)
 

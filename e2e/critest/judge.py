@@ -7,6 +7,7 @@
                                                          the same of a whole run, checked against skips.toml; if it holds, the counts are
                                                          written into docs/conformance.md. Status 1 if it does not hold
 """
+import fcntl
 import re
 import sys
 import tomllib
@@ -70,19 +71,27 @@ def check_skips(skipped, handler):
 
 
 def write_page(handler, count, spdy, seconds):
-    """Replaces this handler's rows of the page."""
-    text = PAGE.read_text()
+    """Replaces this handler's rows of the page; the other handler's run may end at the same time."""
+    with PAGE.open("r+") as page:
+        fcntl.flock(page, fcntl.LOCK_EX)
+        text = with_counts(page.read(), handler, count, spdy, seconds)
+        page.seek(0)
+        page.truncate()
+        page.write(text)
+
+
+def with_counts(text, handler, count, spdy, seconds):
     numbers = [str(len(count[outcome])) for outcome in ("passed", "failed", "skipped")]
     row = f"| `{handler}` | {' | '.join(numbers)} | {len(spdy['passed'])} | {seconds // 60} min {seconds % 60} s |"
     text, found = re.subn(rf"^\| `{handler}` \| \d.*$", lambda _: row, text, flags=re.M)
     skips = "".join(f"| `{entry['specs'].strip('^$ ')}` | {entry['count']} | {entry['reason']}. |\n" for entry in allowed(handler))
     table = f"<!-- skips {handler} -->\n"
     table += f"| specs | how many | why |\n| --- | --- | --- |\n{skips}" if skips else "None.\n"
-    table += f"<!-- end -->"
+    table += "<!-- end -->"
     text, tables = re.subn(rf"<!-- skips {handler} -->.*?<!-- end -->", lambda _: table, text, flags=re.S)
     if (found, tables) != (1, 1):
         sys.exit(f"docs/conformance.md has no row or no table for '{handler}' any more; restore them from its history")
-    PAGE.write_text(text)
+    return text
 
 
 def judge(handler, seconds, junit, spdy_junit):
