@@ -31,6 +31,13 @@ pub(crate) fn check(path: &str) -> Result<(), LogError> {
     if Path::new(path).components().all(|c| matches!(c, Component::Normal(_))) { Ok(()) } else { Err(bad()) }
 }
 
+/// Where output of a container without a log goes. Blocks.
+pub(crate) fn nowhere() -> Result<OwnedFd, LogError> {
+    let null = Path::new("/dev/null");
+    let opened = rustix::fs::open(null, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
+    opened.map_err(|e| LogError::Open(null.into(), e.into()))
+}
+
 /// Makes the directories that are missing and opens the file for appending. Blocks.
 pub(crate) fn open(directory: &Path, path: &str) -> Result<OwnedFd, LogError> {
     check(path)?;

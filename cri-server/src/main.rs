@@ -21,7 +21,6 @@ mod journal;
 mod node;
 mod records;
 mod runtime_service;
-#[allow(dead_code, reason = "the SPDY layer is whole, and Exec alone uses it so far")]
 mod streaming;
 mod translate;
 

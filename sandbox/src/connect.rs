@@ -26,6 +26,8 @@ use crate::spec::Kind;
 
 /// How long a connection to a running agent may take; a guest with little CPU may need seconds.
 const CONNECT_LIMIT: Duration = Duration::from_secs(30);
+/// Most bytes of answers that wait to be read on one connection; a single call's share is 64 KiB.
+const CONNECTION_WINDOW: u32 = 4 << 20;
 /// How long a monitor or supervisor may take for one packet.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 
@@ -53,7 +55,9 @@ pub(crate) fn agent(dirs: &Dirs, kind: Kind) -> Channel {
             connecting.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?.map(TokioIo::new)
         }
     });
-    Endpoint::from_static("http://agent").connect_with_connector_lazy(connector)
+    // One call whose answer nobody reads must not hold up the others.
+    let endpoint = Endpoint::from_static("http://agent").initial_connection_window_size(CONNECTION_WINDOW);
+    endpoint.connect_with_connector_lazy(connector)
 }
 
 async fn stream(path: &Path, kind: Kind) -> io::Result<UnixStream> {

@@ -163,6 +163,12 @@ impl Pod {
         AgentClient::new(self.inner.channel.clone())
     }
 
+    /// The agent over a connection of its own, made with the first call and closed when the client is dropped: whatever a user's
+    /// session leaves unread holds up nothing but itself.
+    pub fn agent_for_session(&self) -> AgentClient<Channel> {
+        AgentClient::new(connect::agent(&self.inner.dirs, self.kind()))
+    }
+
     /// Parent cgroup for the containers as the agent wants it (`CreateContainerRequest.cgroup_parent`): empty in a microVM.
     pub fn container_cgroup_parent(&self) -> String {
         if self.kind() == Kind::Vm { String::new() } else { self.inner.cgroup.clone() }

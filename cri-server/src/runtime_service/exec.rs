@@ -2,34 +2,48 @@
 
 use std::sync::Arc;
 
+use cofferdam_proto::agent::ExecStart;
 use cofferdam_proto::cri;
 
 use crate::error::CriError;
 use crate::node::agent::Exec;
 use crate::node::{Container, Node};
 use crate::records::ContainerPhase;
-use crate::streaming::ExecSession;
+use crate::streaming::{CommandSession, Session};
 
 pub(super) fn call(node: &Node, request: cri::ExecRequest) -> Result<cri::ExecResponse, CriError> {
-    if request.tty && request.stderr {
-        return Err(CriError::invalid("tty and stderr exclude each other: a terminal has one output"));
-    }
-    if !request.stdin && !request.stdout && !request.stderr {
-        return Err(CriError::invalid("one of stdin, stdout and stderr must be set"));
-    }
+    check_streams(request.tty, [request.stdin, request.stdout, request.stderr])?;
     let container = running(node, &request.container_id)?;
     check_command(&request.cmd)?;
-    let session = ExecSession {
+    let start = ExecStart {
         container_id: container.id.clone(),
-        cmd: request.cmd,
+        args: request.cmd,
+        terminal: request.tty,
+        stdin: request.stdin,
+        timeout_ms: 0,
+    };
+    let session = CommandSession {
+        container_id: container.id.clone(),
         tty: request.tty,
         stdin: request.stdin,
         stdout: request.stdout,
         stderr: request.stderr,
-        target: Arc::new(Exec(container.pod.sandbox()?)),
+        target: Arc::new(Exec { sandbox: container.pod.sandbox()?, start }),
     };
-    let url = node.streaming.exec_url(session).map_err(|e| CriError::internal("prepare an exec session", e))?;
+    let url =
+        node.streaming.url(Session::Exec(session)).map_err(|e| CriError::internal("prepare an exec session", e))?;
     Ok(cri::ExecResponse { url })
+}
+
+/// Which of a process' streams may be asked for together (stdin, stdout, stderr).
+pub(super) fn check_streams(tty: bool, [stdin, stdout, stderr]: [bool; 3]) -> Result<(), CriError> {
+    if tty && stderr {
+        return Err(CriError::invalid("tty and stderr exclude each other: a terminal has one output"));
+    }
+    if !stdin && !stdout && !stderr {
+        return Err(CriError::invalid("one of stdin, stdout and stderr must be set"));
+    }
+    Ok(())
 }
 
 /// A container in which something can be executed.

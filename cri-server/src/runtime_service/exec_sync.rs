@@ -5,14 +5,13 @@ use std::time::Duration;
 
 use cofferdam_proto::agent::{ExecOutput, ExecStart, exec_output};
 use cofferdam_proto::cri;
-use futures::{Stream, StreamExt};
+use futures::{Stream, StreamExt, stream};
 use tonic::Status;
 
 use super::exec::{check_command, running};
 use crate::error::{CriError, During};
 use crate::node::Node;
-use crate::node::agent::Exec;
-use crate::streaming::ExecTarget;
+use crate::node::agent::exec;
 
 /// Most bytes of stdout and stderr together: an answer above 16 MiB is refused by gRPC clients.
 const MAX_OUTPUT: usize = (16 << 20) - (64 << 10);
@@ -25,7 +24,6 @@ pub(super) async fn call(node: &Arc<Node>, request: cri::ExecSyncRequest) -> Res
     let limit = u64::try_from(request.timeout).ok().filter(|s| *s > 0).map(Duration::from_secs);
     let timed_out = || CriError::TimedOut(format!("command timed out after {} s and was killed", request.timeout));
     let sandbox = container.pod.sandbox()?;
-    let target = Exec(sandbox.clone());
     let start = ExecStart {
         container_id: container.id.clone(),
         args: request.cmd,
@@ -34,7 +32,8 @@ pub(super) async fn call(node: &Arc<Node>, request: cri::ExecSyncRequest) -> Res
         timeout_ms: limit.map_or(0, |l| u64::try_from(l.as_millis()).unwrap_or(u64::MAX)),
     };
     let work = async {
-        let (_input, output) = target.exec(start).await.map_err(CriError::from)?;
+        // The caller's hanging up kills the process; that there is no input does not.
+        let output = exec(sandbox.agent(), start, stream::pending()).await.map_err(CriError::from)?;
         collect(output, MAX_OUTPUT).await
     };
     let patience = async {

@@ -1,5 +1,6 @@
 //! CRI's runtime service: one file per verb; what is not there answers `Unimplemented` with a reason.
 
+mod attach;
 mod container_status;
 mod create_container;
 mod detached;
@@ -8,6 +9,7 @@ mod exec_sync;
 mod list_containers;
 mod list_pod_sandbox;
 mod pod_sandbox_status;
+mod port_forward;
 mod remove_container;
 mod remove_pod_sandbox;
 mod reopen_container_log;
@@ -172,12 +174,12 @@ impl RuntimeService for Runtime {
         answer(exec::call(&self.0, request.into_inner()))
     }
 
-    async fn attach(&self, _: Request<cri::AttachRequest>) -> Answer<cri::AttachResponse> {
-        missing("attach is not supported yet: use exec, or logs for the container's output")
+    async fn attach(&self, request: Request<cri::AttachRequest>) -> Answer<cri::AttachResponse> {
+        answer(attach::call(&self.0, request.get_ref()))
     }
 
-    async fn port_forward(&self, _: Request<cri::PortForwardRequest>) -> Answer<cri::PortForwardResponse> {
-        missing("port-forward is not supported yet: the pod's address can be reached from the node")
+    async fn port_forward(&self, request: Request<cri::PortForwardRequest>) -> Answer<cri::PortForwardResponse> {
+        answer(port_forward::call(&self.0, request.get_ref()))
     }
 
     async fn update_container_resources(

@@ -21,14 +21,17 @@ pub(super) async fn call(node: &Arc<Node>, id: &str) -> Result<cri::ReopenContai
     Ok(cri::ReopenContainerLogResponse {})
 }
 
-/// Opens the container's log file and hands it to the pod's log writer; nothing without a log path.
+/// Opens the container's log file and hands it to the pod's log writer. Without a log path its output goes nowhere: it must
+/// not wait for a log, and clients that are attached see it.
 pub(super) async fn open(container: &Container, sandbox: &Sandbox) -> Result<(), CriError> {
     let path = container.with(|r| r.log_path.clone());
     let directory = container.pod.with(|r| r.log_directory.clone());
-    if path.is_empty() || directory.is_empty() {
-        return Ok(());
-    }
-    let opened = tokio::task::spawn_blocking(move || container_log::open(&PathBuf::from(directory), &path)).await;
+    let none = path.is_empty() || directory.is_empty();
+    let opened = tokio::task::spawn_blocking(move || match none {
+        true => container_log::nowhere(),
+        false => container_log::open(&PathBuf::from(directory), &path),
+    })
+    .await;
     let what = || format!("open the log of container {}", container.id);
     let file = opened.map_err(|e| CriError::internal(what(), e))?.map_err(|e| CriError::internal(what(), e))?;
     sandbox.open_log(&container.id, file).await.during(what)

@@ -6,15 +6,19 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use http::{HeaderMap, Request, Response, StatusCode, header};
+use http::header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, UPGRADE};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
+use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-use super::{ExecSession, exec_session};
+use super::hangup::Hangup;
+use super::negotiate::{self, Choice, Refusal, Wire};
+use super::{Session, port_forward, remote_command, websocket};
 
 /// How long a URL waits for its client.
 const TOKEN_LIFE: Duration = Duration::from_secs(60);
@@ -24,9 +28,6 @@ const MAX_PENDING: usize = 1000;
 const MAX_CONNECTIONS: usize = 1024;
 /// How long a client may take to send its request.
 const REQUEST_TIME: Duration = Duration::from_secs(30);
-/// The remote command protocol that is spoken.
-const PROTOCOL: &str = "v4.channel.k8s.io";
-const PROTOCOL_HEADER: &str = "x-stream-protocol-version";
 
 /// Why streaming does not work.
 #[derive(Debug, thiserror::Error)]
@@ -46,10 +47,11 @@ pub enum StreamingError {
 }
 
 struct Pending {
-    session: ExecSession,
+    session: Session,
     until: Instant,
 }
 
+/// Sessions by the path of their URL.
 type Sessions = Arc<Mutex<HashMap<String, Pending>>>;
 
 /// The streaming server; ends with the process.
@@ -79,7 +81,7 @@ impl StreamingServer {
     ///
     /// # Errors
     /// When too many sessions wait already.
-    pub fn exec_url(&self, session: ExecSession) -> Result<String, StreamingError> {
+    pub fn url(&self, session: Session) -> Result<String, StreamingError> {
         let mut token = [0u8; 24];
         getrandom::fill(&mut token).map_err(StreamingError::Random)?;
         let token = hex::encode(token);
@@ -89,15 +91,24 @@ impl StreamingServer {
         if sessions.len() >= MAX_PENDING {
             return Err(StreamingError::TooManyPending);
         }
-        sessions.insert(token.clone(), Pending { session, until: now + TOKEN_LIFE });
-        Ok(format!("http://{}/exec/{token}", self.address))
+        let path = format!("/{}/{token}", verb(&session));
+        sessions.insert(path.clone(), Pending { session, until: now + TOKEN_LIFE });
+        Ok(format!("http://{}{path}", self.address))
+    }
+}
+
+fn verb(session: &Session) -> &'static str {
+    match session {
+        Session::Exec(_) => "exec",
+        Session::Attach(_) => "attach",
+        Session::PortForward(_) => "portforward",
     }
 }
 
 async fn accept(listener: TcpListener, sessions: Sessions) {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
-        let Ok(slot) = slots.clone().acquire_owned().await else { return };
+        let Ok(permit) = slots.clone().acquire_owned().await else { return };
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
@@ -107,9 +118,18 @@ async fn accept(listener: TcpListener, sessions: Sessions) {
                 continue;
             }
         };
+        // What users type and see comes in small pieces.
+        let _ = stream.set_nodelay(true);
+        let hangup = match Hangup::of(&stream) {
+            Ok(hangup) => hangup,
+            Err(error) => {
+                tracing::warn!(%error, "streaming connection cannot be watched");
+                continue;
+            }
+        };
+        let slot = Arc::new(Slot { _permit: permit, hangup });
         let sessions = sessions.clone();
         tokio::spawn(async move {
-            let slot = Arc::new(slot);
             let service = service_fn(|request| {
                 let answer = answer(request, &sessions, slot.clone());
                 async move { Ok::<_, Infallible>(answer) }
@@ -124,62 +144,98 @@ async fn accept(listener: TcpListener, sessions: Sessions) {
     }
 }
 
-type Slot = Arc<tokio::sync::OwnedSemaphorePermit>;
+/// Held as long as a connection lasts.
+struct Slot {
+    _permit: OwnedSemaphorePermit,
+    hangup: Hangup,
+}
 
-fn answer(request: Request<Incoming>, sessions: &Sessions, slot: Slot) -> Response<String> {
-    let refuse = |status, why: &str| {
-        let mut response = Response::new(format!("{why}\n"));
-        *response.status_mut() = status;
-        response.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("close"));
-        response
-    };
-    if !upgrades_to_spdy(request.headers()) {
-        return refuse(
-            StatusCode::BAD_REQUEST,
-            "only SPDY/3.1 is spoken: send Connection: Upgrade and Upgrade: SPDY/3.1",
-        );
-    }
-    if !offers_protocol(request.headers()) {
-        return refuse(
-            StatusCode::FORBIDDEN,
-            "only v4.channel.k8s.io is spoken: offer it in X-Stream-Protocol-Version",
-        );
-    }
-    let Some(session) = take(request.uri().path(), sessions) else {
-        return refuse(StatusCode::NOT_FOUND, "unknown, used or expired session: ask for a new URL");
-    };
-    tokio::spawn(async move {
-        match hyper::upgrade::on(request).await {
-            Ok(upgraded) => exec_session::run(TokioIo::new(upgraded), session).await,
-            Err(error) => tracing::debug!(%error, "streaming upgrade failed"),
-        }
-        drop(slot);
-    });
-    let mut response = Response::new(String::new());
-    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    let headers = response.headers_mut();
-    headers.insert(header::CONNECTION, header::HeaderValue::from_static("Upgrade"));
-    headers.insert(header::UPGRADE, header::HeaderValue::from_static("SPDY/3.1"));
-    headers.insert(PROTOCOL_HEADER, header::HeaderValue::from_static(PROTOCOL));
+fn refuse(status: StatusCode, why: &str) -> Response<String> {
+    let mut response = Response::new(format!("{why}\n"));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     response
 }
 
-fn take(path: &str, sessions: &Sessions) -> Option<ExecSession> {
-    let token = path.strip_prefix("/exec/")?;
-    let pending = sessions.lock().unwrap_or_else(PoisonError::into_inner).remove(token)?;
+fn answer(request: Request<Incoming>, sessions: &Sessions, slot: Arc<Slot>) -> Response<String> {
+    let unknown = || refuse(StatusCode::NOT_FOUND, "unknown, used or expired session: ask for a new URL");
+    let path = request.uri().path().to_owned();
+    // A client that speaks something else has not used its URL up.
+    let Some(session) = look(&path, sessions) else { return unknown() };
+    let choice = match negotiate::choose(&request, &session) {
+        Ok(choice) => choice,
+        Err(Refusal::NoUpgrade) => {
+            let why =
+                "only SPDY/3.1 and WebSocket (version 13, by GET) are spoken: send Connection: Upgrade and Upgrade";
+            return refuse(StatusCode::BAD_REQUEST, why);
+        }
+        Err(Refusal::NoProtocol(spoken)) => {
+            return refuse(StatusCode::FORBIDDEN, &format!("none of the offered protocols is spoken, but: {spoken}"));
+        }
+    };
+    let Some(response) = switching(request.headers(), &choice) else {
+        return refuse(StatusCode::BAD_REQUEST, "Sec-WebSocket-Key is missing");
+    };
+    let Some(session) = take(&path, sessions) else { return unknown() };
+    tokio::spawn(async move {
+        match hyper::upgrade::on(request).await {
+            Ok(upgraded) => tokio::select! {
+                () = serve(TokioIo::new(upgraded), session, choice.wire) => {}
+                () = slot.hangup.gone() => {}
+            },
+            Err(error) => tracing::debug!(%error, "streaming upgrade failed"),
+        }
+    });
+    response
+}
+
+async fn serve(io: TokioIo<Upgraded>, session: Session, wire: Wire) {
+    match (session, wire) {
+        (Session::Exec(command) | Session::Attach(command), Wire::SpdyCommand(version)) => {
+            remote_command::over_spdy(io, command, version).await;
+        }
+        (Session::Exec(command) | Session::Attach(command), _) => remote_command::over_websocket(io, command).await,
+        (Session::PortForward(ports), Wire::TunnelledPorts) => {
+            port_forward::run(websocket::tunnel(io).await, ports).await;
+        }
+        (Session::PortForward(ports), _) => port_forward::run(io, ports).await,
+    }
+}
+
+/// The answer that ends HTTP on a connection.
+fn switching(request: &HeaderMap, choice: &Choice) -> Option<Response<String>> {
+    let mut response = Response::new(String::new());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let headers = response.headers_mut();
+    headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+    let protocol = HeaderValue::from_static(choice.protocol);
+    match choice.wire {
+        Wire::SpdyCommand(_) | Wire::SpdyPorts => {
+            headers.insert(UPGRADE, HeaderValue::from_static("SPDY/3.1"));
+            if !protocol.is_empty() {
+                headers.insert(negotiate::PROTOCOL_HEADER, protocol);
+            }
+        }
+        Wire::WebSocketCommand | Wire::TunnelledPorts => {
+            let key = websocket::accept_key(request.get(SEC_WEBSOCKET_KEY)?.as_bytes());
+            headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+            headers.insert(SEC_WEBSOCKET_ACCEPT, HeaderValue::from_str(&key).ok()?);
+            headers.insert(SEC_WEBSOCKET_PROTOCOL, protocol);
+        }
+    }
+    Some(response)
+}
+
+fn look(path: &str, sessions: &Sessions) -> Option<Session> {
+    let sessions = sessions.lock().unwrap_or_else(PoisonError::into_inner);
+    let pending = sessions.get(path)?;
+    (pending.until > Instant::now()).then(|| pending.session.clone())
+}
+
+fn take(path: &str, sessions: &Sessions) -> Option<Session> {
+    let pending = sessions.lock().unwrap_or_else(PoisonError::into_inner).remove(path)?;
     (pending.until > Instant::now()).then_some(pending.session)
 }
 
-fn has_token(headers: &HeaderMap, name: header::HeaderName, wanted: &str) -> bool {
-    let values = headers.get_all(name);
-    let mut tokens = values.iter().filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(','));
-    tokens.any(|token| token.trim().eq_ignore_ascii_case(wanted))
-}
-
-fn upgrades_to_spdy(headers: &HeaderMap) -> bool {
-    has_token(headers, header::CONNECTION, "upgrade") && has_token(headers, header::UPGRADE, "spdy/3.1")
-}
-
-fn offers_protocol(headers: &HeaderMap) -> bool {
-    has_token(headers, header::HeaderName::from_static(PROTOCOL_HEADER), PROTOCOL)
-}
+#[cfg(test)]
+mod tests;

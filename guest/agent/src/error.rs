@@ -17,6 +17,8 @@ pub enum Kind {
     Exists,
     /// Not in this state.
     Precondition,
+    /// There are too many, or it takes too much.
+    Exhausted,
     /// The system refused something.
     Internal,
 }
@@ -90,6 +92,7 @@ impl From<Error> for Status {
             Kind::NotFound => Code::NotFound,
             Kind::Exists => Code::AlreadyExists,
             Kind::Precondition => Code::FailedPrecondition,
+            Kind::Exhausted => Code::ResourceExhausted,
             Kind::Internal => Code::Internal,
         };
         Self::new(code, error.chain())

@@ -9,6 +9,7 @@ mod guest;
 mod logs;
 mod network;
 mod pod;
+mod port_forward;
 mod reaper;
 mod service;
 mod supervise;

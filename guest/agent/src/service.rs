@@ -6,20 +6,20 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use cofferdam_proto::agent as proto;
 use cofferdam_proto::agent::agent_server::Agent as Api;
 use proto::{
-    ConfigurePodReply, ConfigurePodRequest, ContainerState, ContainerStatsReply, ContainerStatsRequest,
-    CreateContainerReply, CreateContainerRequest, EventsRequest, ExecInput, ExecOutput, HelloReply, HelloRequest,
-    ListContainersReply, ListContainersRequest, RemoveContainerReply, RemoveContainerRequest, ShutdownReply,
-    ShutdownRequest, SignalContainerReply, SignalContainerRequest, StartContainerReply, StartContainerRequest,
-    UpdateContainerReply, UpdateContainerRequest,
+    AttachInput, AttachOutput, ConfigurePodReply, ConfigurePodRequest, ContainerState, ContainerStatsReply,
+    ContainerStatsRequest, CreateContainerReply, CreateContainerRequest, EventsRequest, ExecInput, ExecOutput,
+    HelloReply, HelloRequest, ListContainersReply, ListContainersRequest, PortForwardInput, PortForwardOutput,
+    RemoveContainerReply, RemoveContainerRequest, ShutdownReply, ShutdownRequest, SignalContainerReply,
+    SignalContainerRequest, StartContainerReply, StartContainerRequest, UpdateContainerReply, UpdateContainerRequest,
 };
 use tokio::sync::{broadcast, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::agent::{Agent, Mode};
-use crate::container::{create, exec, stats};
+use crate::container::{attach, create, exec, stats};
 use crate::error::{Error, Kind};
-use crate::pod;
+use crate::{pod, port_forward};
 
 /// Serves [`Api`].
 #[derive(Debug, Clone)]
@@ -166,6 +166,34 @@ impl Api for Service {
         Ok(Response::new(ReceiverStream::new(receive)))
     }
 
+    type AttachStream = ReceiverStream<Result<AttachOutput, Status>>;
+
+    async fn attach(&self, request: Request<Streaming<AttachInput>>) -> Answer<Self::AttachStream> {
+        let mut input = request.into_inner();
+        let start = match input.message().await? {
+            Some(AttachInput { kind: Some(proto::attach_input::Kind::Start(start)) }) => start,
+            _ => return Err(Status::invalid_argument("the first message of an attach is its start")),
+        };
+        let (container, joined) = attach::join(&self.0, &start)?;
+        let (send, receive) = mpsc::channel(8);
+        tokio::spawn(attach::serve(container, joined, start, input, send));
+        Ok(Response::new(ReceiverStream::new(receive)))
+    }
+
+    type PortForwardStream = ReceiverStream<Result<PortForwardOutput, Status>>;
+
+    async fn port_forward(&self, request: Request<Streaming<PortForwardInput>>) -> Answer<Self::PortForwardStream> {
+        let mut input = request.into_inner();
+        let port = match input.message().await? {
+            Some(PortForwardInput { kind: Some(proto::port_forward_input::Kind::Port(port)) }) => port,
+            _ => return Err(Status::invalid_argument("the first message of a port-forward is its port")),
+        };
+        let stream = port_forward::dial(port).await?;
+        let (send, receive) = mpsc::channel(8);
+        tokio::spawn(port_forward::serve(stream, port, input, send));
+        Ok(Response::new(ReceiverStream::new(receive)))
+    }
+
     async fn container_stats(&self, request: Request<ContainerStatsRequest>) -> Answer<ContainerStatsReply> {
         Ok(Response::new(stats::stats(&self.0, &request.into_inner().id).await?))
     }
@@ -179,6 +207,9 @@ impl Api for Service {
     }
 }
 
+/// Most bytes of input that wait to be taken on one connection; a single call's share is 64 KiB.
+const CONNECTION_WINDOW: u32 = 4 << 20;
+
 /// Serves connections until Shutdown; then waits a moment for the last answers.
 ///
 /// # Errors
@@ -190,7 +221,10 @@ where
 {
     let api = proto::agent_server::AgentServer::new(Service(agent.clone()));
     let stopped = agent.stopped();
-    let server = tonic::transport::Server::builder().add_service(api).serve_with_incoming_shutdown(incoming, stopped);
+    let server = tonic::transport::Server::builder()
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .add_service(api)
+        .serve_with_incoming_shutdown(incoming, stopped);
     let last_words = async {
         agent.stopped().await;
         tokio::time::sleep(std::time::Duration::from_secs(2)).await;

@@ -1,11 +1,12 @@
-//! SPDY/3.1 frames: the eight-byte header, and the payloads that a remote command uses.
+//! SPDY/3.1 frames: the eight-byte header, and the payloads that Kubernetes' clients use.
 //!
 //! ```text
 //! control: 1 | version (15) | type (16) | flags (8) | length (24) | payload
 //! data:    0 | stream id (31)           | flags (8) | length (24) | payload
 //! ```
 //! Specification: draft-mbelshe-httpbis-spdy-00 §2.2, with SPDY/3.1's window rules left aside as the Kubernetes
-//! clients leave them: TCP is the only back-pressure.
+//! clients leave them: they never send WINDOW_UPDATE, so a sender that heeds windows would stop for ever after 64 KiB.
+//! TCP is the only back-pressure.
 
 /// Longest control frame that is read, bytes; header blocks of remote commands are under 200.
 pub(super) const MAX_CONTROL: usize = 16 * 1024;

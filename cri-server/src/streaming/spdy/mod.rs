@@ -1,4 +1,4 @@
-//! A SPDY/3.1 server connection, as far as Kubernetes' remote commands use it.
+//! A SPDY/3.1 server connection, as far as Kubernetes' clients use it.
 
 mod frame;
 mod headers;
@@ -16,7 +16,7 @@ const CHUNK: usize = 32 * 1024;
 pub(super) enum Event {
     /// It opens a stream of its own; answer with [`Writer::accept`] or [`Writer::refuse`].
     Opened { stream: u32, headers: Vec<(String, String)>, fin: bool },
-    /// Bytes on a stream, possibly none; `fin` ends its direction.
+    /// Bytes on a stream, possibly none; `fin` ends its direction and comes without bytes.
     Data { stream: u32, bytes: Bytes, fin: bool },
     /// It gives a stream up.
     Reset { stream: u32 },
@@ -37,6 +37,11 @@ pub(super) enum SpdyError {
     Headers(#[from] headers::HeaderError),
 }
 
+/// The value of a header of a stream that the peer opened; names are lower case in SPDY.
+pub(super) fn header<'a>(headers: &'a [(String, String)], name: &str) -> Option<&'a str> {
+    headers.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
+}
+
 /// The peer's frames, as events.
 pub(super) struct Reader<T> {
     io: ReadHalf<T>,
@@ -48,6 +53,7 @@ pub(super) struct Reader<T> {
 pub(super) struct Writer<T> {
     io: WriteHalf<T>,
     headers: headers::Encoder,
+    unsent: BytesMut,
     last: u32,
 }
 
@@ -56,7 +62,7 @@ pub(super) fn split<T: AsyncRead + AsyncWrite>(io: T) -> (Reader<T>, Writer<T>) 
     let (read, write) = tokio::io::split(io);
     (
         Reader { io: read, headers: headers::Decoder::new(), data: None },
-        Writer { io: write, headers: headers::Encoder::new(), last: 0 },
+        Writer { io: write, headers: headers::Encoder::new(), unsent: BytesMut::new(), last: 0 },
     )
 }
 
@@ -90,10 +96,11 @@ impl<T: AsyncRead + AsyncWrite> Reader<T> {
         let mut bytes = BytesMut::zeroed(left.min(CHUNK));
         self.io.read_exact(&mut bytes).await?;
         let left = left - bytes.len();
-        if left > 0 {
+        let last = fin && left == 0 && bytes.is_empty();
+        if left > 0 || (fin && !last) {
             self.data = Some((stream, fin, left));
         }
-        Ok(Event::Data { stream, bytes: bytes.freeze(), fin: fin && left == 0 })
+        Ok(Event::Data { stream, bytes: bytes.freeze(), fin: last })
     }
 
     fn control(&mut self, kind: u16, flags: u8, payload: &[u8]) -> Result<Option<Event>, SpdyError> {
@@ -113,37 +120,55 @@ impl<T: AsyncRead + AsyncWrite> Writer<T> {
     /// Accepts a stream that the peer opened.
     pub(super) async fn accept(&mut self, stream: u32) -> std::io::Result<()> {
         self.last = self.last.max(stream);
+        self.flush().await?;
         let block = self.headers.empty_block();
-        self.io.write_all(&frame::syn_reply(stream, &block)).await
+        self.send(&[&frame::syn_reply(stream, &block)]).await
     }
 
     /// Refuses a stream that the peer opened.
     pub(super) async fn refuse(&mut self, stream: u32) -> std::io::Result<()> {
-        self.io.write_all(&frame::rst_stream(stream)).await
+        self.send(&[&frame::rst_stream(stream)]).await
     }
 
     /// Answers a ping.
     pub(super) async fn pong(&mut self, id: u32) -> std::io::Result<()> {
-        self.io.write_all(&frame::ping(id)).await
+        self.send(&[&frame::ping(id)]).await
     }
 
     /// Sends bytes; `fin` ends our direction of the stream.
     pub(super) async fn data(&mut self, stream: u32, bytes: &[u8], fin: bool) -> std::io::Result<()> {
         let mut chunks = bytes.chunks(CHUNK).peekable();
         if chunks.peek().is_none() && fin {
-            return self.io.write_all(&frame::data_header(stream, FLAG_FIN, 0)).await;
+            return self.send(&[&frame::data_header(stream, FLAG_FIN, 0)]).await;
         }
         while let Some(chunk) = chunks.next() {
             let flags = if fin && chunks.peek().is_none() { FLAG_FIN } else { 0 };
-            self.io.write_all(&frame::data_header(stream, flags, chunk.len())).await?;
-            self.io.write_all(chunk).await?;
+            self.send(&[&frame::data_header(stream, flags, chunk.len()), chunk]).await?;
         }
         Ok(())
     }
 
     /// Says good-bye and closes our half of the connection.
     pub(super) async fn close(&mut self) -> std::io::Result<()> {
-        self.io.write_all(&frame::go_away(self.last)).await?;
+        self.send(&[&frame::go_away(self.last)]).await?;
         self.io.shutdown().await
+    }
+
+    /// Sends one frame. A caller that gives up in the middle leaves the rest to the next one, so frames are always whole.
+    async fn send(&mut self, parts: &[&[u8]]) -> std::io::Result<()> {
+        self.flush().await?;
+        for part in parts {
+            self.unsent.extend_from_slice(part);
+        }
+        self.flush().await
+    }
+
+    async fn flush(&mut self) -> std::io::Result<()> {
+        while !self.unsent.is_empty() {
+            if self.io.write_buf(&mut self.unsent).await? == 0 {
+                return Err(std::io::ErrorKind::WriteZero.into());
+            }
+        }
+        self.io.flush().await
     }
 }

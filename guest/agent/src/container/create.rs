@@ -7,6 +7,7 @@ use cofferdam_proto::agent::namespaces::Pid as PidMode;
 use cofferdam_proto::agent::{CreateContainerReply, CreateContainerRequest, ResolvedUser};
 use tokio::sync::watch;
 
+use super::attach::Stdin;
 use super::cgroup::Cgroup;
 use super::channel::{self, Outer, Report};
 use super::init;
@@ -18,6 +19,7 @@ use super::stdio::{self, End, Inside, Outside};
 use super::user::Resolved;
 use crate::agent::{Agent, Mode};
 use crate::error::{Error, Kind, Result};
+use crate::logs::tee::Tee;
 
 /// Where containers' cgroups are in a microVM.
 pub const GUEST_PARENT: &str = "pod";
@@ -153,8 +155,13 @@ fn assemble(
     exit: Option<tokio::sync::oneshot::Receiver<i32>>,
 ) -> Arc<Container> {
     let Outside { stdin, stdout, stderr } = parts.outside;
-    let stdin = if spec.process.terminal { stdout.as_ref().and_then(|e| e.try_clone().ok()) } else { stdin };
-    let pump = agent.logs.pump(&spec.id, stdout, stderr);
+    let terminal = stdout.as_ref().filter(|_| spec.process.terminal).and_then(|e| e.try_clone().ok()).map(Arc::new);
+    let stdin = match &terminal {
+        Some(terminal) if spec.stdin => Stdin::Open(terminal.clone()),
+        _ => Stdin::new(stdin),
+    };
+    let tee = Tee::default();
+    let pump = agent.logs.pump(&spec.id, tee.clone(), stdout, stderr);
     let container = Arc::new(Container {
         spec,
         pid: parts.child.pid,
@@ -170,6 +177,8 @@ fn assemble(
         phase: watch::Sender::new(State::default()),
         pump: Mutex::new(Some(pump)),
         stdin: Mutex::new(stdin),
+        terminal: Mutex::new(terminal),
+        tee,
     });
     if let Some(exit) = exit {
         tokio::spawn(container.clone().follow(agent.clone(), exit));

@@ -11,16 +11,19 @@ use cofferdam_proto::agent::namespaces::Pid as PidMode;
 use rustix::process::Pid;
 use tokio::sync::{oneshot, watch};
 
+use super::attach::Stdin;
 use super::cgroup::Cgroup;
 use super::channel::Outer;
 use super::rootfs::Layer;
 use super::spec::Spec;
 use super::stats::Usage;
+use super::stdio::End;
 use super::user::Resolved;
 use crate::agent::{Agent, Change};
 use crate::error::{Error, Kind, Result};
 use crate::lock;
 use crate::logs::Pump;
+use crate::logs::tee::Tee;
 
 /// How long an ended container's output may take to reach its log before the end is announced without it.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -53,8 +56,12 @@ pub struct Container {
     pub(super) channel: tokio::sync::Mutex<Option<Outer>>,
     pub(super) phase: watch::Sender<State>,
     pub(super) pump: Mutex<Option<Pump>>,
-    /// Held open while the container lives, for a later Attach.
-    pub(super) stdin: Mutex<Option<super::stdio::End>>,
+    /// Held open while the container lives, for Attach.
+    pub(super) stdin: Mutex<Stdin>,
+    /// Its terminal, if it has one.
+    pub(super) terminal: Mutex<Option<Arc<End>>>,
+    /// Output for those who are attached.
+    pub(super) tee: Tee,
 }
 
 /// Where it is.
@@ -138,7 +145,8 @@ impl Container {
             // Nothing else ends what the init process leaves behind.
             self.cgroup.kill();
         }
-        lock(&self.stdin).take();
+        *lock(&self.stdin) = Stdin::Closed;
+        lock(&self.terminal).take();
         // A turn for the carrier of output, which may not have seen yet that there is any.
         tokio::task::yield_now().await;
         let flowing = |pump: &&Pump| agent.logs.flows(&self.spec.id, pump);

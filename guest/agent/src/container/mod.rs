@@ -1,5 +1,6 @@
 //! Containers: what they are made of, and how they live and end.
 
+pub mod attach;
 pub mod capabilities;
 pub mod cgroup;
 pub mod channel;

@@ -47,6 +47,8 @@ pub struct Spec {
     pub devices: Devices,
     /// Keep a pipe to its standard input.
     pub stdin: bool,
+    /// Standard input is for one attached client.
+    pub stdin_once: bool,
     /// Above its cgroup.
     pub cgroup_parent: PathBuf,
 }
@@ -316,6 +318,7 @@ impl Spec {
             privileged: r.privileged,
             devices: Devices::parse(&r.devices, r.privileged)?,
             stdin: r.stdin,
+            stdin_once: r.stdin_once,
             cgroup_parent: PathBuf::from(r.cgroup_parent),
         })
     }

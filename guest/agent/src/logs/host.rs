@@ -12,6 +12,7 @@ use cofferdam_proto::sink::{SinkReply, SinkRequest, Stream};
 use tokio::sync::watch;
 
 use super::CHUNK;
+use super::tee::Tee;
 use crate::container::spec::check_id;
 use crate::container::stdio::End;
 use crate::error::{Doing, Error, Result};
@@ -108,12 +109,20 @@ impl Sinks {
     }
 }
 
+/// One of a container's two outputs.
+struct Source {
+    end: End,
+    stream: Stream,
+    splitter: LineSplitter,
+}
+
 /// Writes a container's output to its log until both streams end. One task reads both, standard output first, so that what was
 /// written one after the other mostly stays so.
-pub async fn carry(sinks: &Sinks, id: &str, stdout: Option<End>, stderr: Option<End>) {
+pub async fn carry(sinks: &Sinks, id: &str, tee: &Tee, stdout: Option<End>, stderr: Option<End>) {
     let mut file = sinks.follow(id);
-    let mut out = stdout.map(|end| (end, LineSplitter::new(Stream::Stdout)));
-    let mut err = stderr.map(|end| (end, LineSplitter::new(Stream::Stderr)));
+    let source = |stream| move |end| Source { end, stream, splitter: LineSplitter::new(stream) };
+    let mut out = stdout.map(source(Stream::Stdout));
+    let mut err = stderr.map(source(Stream::Stderr));
     while out.is_some() || err.is_some() {
         tokio::select! {
             biased;
@@ -125,9 +134,9 @@ pub async fn carry(sinks: &Sinks, id: &str, stdout: Option<End>, stderr: Option<
             return;
         }
         for stream in [&mut out, &mut err] {
-            let Some((end, splitter)) = stream else { continue };
+            let Some(source) = stream else { continue };
             let mut records = Vec::new();
-            let ended = take(id, end, splitter, &mut records);
+            let ended = source.take(id, tee, &mut records);
             write_records(&mut file, &records).await;
             if ended {
                 *stream = None;
@@ -136,29 +145,32 @@ pub async fn carry(sinks: &Sinks, id: &str, stdout: Option<End>, stderr: Option<
     }
 }
 
-async fn readable(stream: Option<&(End, LineSplitter)>) {
+async fn readable(stream: Option<&Source>) {
     match stream {
-        Some((end, _)) => {
-            let _ = end.wait_readable().await;
+        Some(source) => {
+            let _ = source.end.wait_readable().await;
         }
         None => std::future::pending().await,
     }
 }
 
-/// Reads what is there as records; true at the end.
-fn take(id: &str, end: &End, splitter: &mut LineSplitter, records: &mut Vec<u8>) -> bool {
-    let mut buffer = vec![0u8; CHUNK];
-    match end.read_now(&mut buffer) {
-        Ok(None) => return false,
-        Ok(Some(n @ 1..)) => {
-            splitter.push(&buffer[..n], &timestamp(), records);
-            return false;
+impl Source {
+    /// Reads what is there as records; true at the end.
+    fn take(&mut self, id: &str, tee: &Tee, records: &mut Vec<u8>) -> bool {
+        let mut buffer = vec![0u8; CHUNK];
+        match self.end.read_now(&mut buffer) {
+            Ok(None) => return false,
+            Ok(Some(n @ 1..)) => {
+                self.splitter.push(&buffer[..n], &timestamp(), records);
+                tee.push(self.stream, &buffer[..n]);
+                return false;
+            }
+            Ok(Some(0)) => {}
+            Err(error) => tracing::warn!(container = id, %error, "output ended early"),
         }
-        Ok(Some(0)) => {}
-        Err(error) => tracing::warn!(container = id, %error, "output ended early"),
+        self.splitter.finish(&timestamp(), records);
+        true
     }
-    splitter.finish(&timestamp(), records);
-    true
 }
 
 /// Writes whole records. When the disk is full, it waits; a record that was cut off is finished in the same file.
@@ -220,7 +232,7 @@ mod tests {
         rustix::io::write(&write, b"one\ntwo").unwrap();
         let task = tokio::spawn({
             let sinks = sinks.clone();
-            async move { carry(&sinks, "a", Some(end), None).await }
+            async move { carry(&sinks, "a", &Tee::default(), Some(end), None).await }
         });
         let (first, second) = (temp(), temp());
         let hand = |f: &std::fs::File| Some(f.as_fd().try_clone_to_owned().unwrap());

@@ -4,6 +4,7 @@
 //! log file the pipe fills and the container waits.
 
 pub mod host;
+pub mod tee;
 pub mod vm;
 
 use std::sync::Arc;
@@ -27,15 +28,15 @@ pub enum Logs {
 }
 
 impl Logs {
-    /// Carries the output of container `id` until it ends.
-    pub fn pump(&self, id: &str, stdout: Option<End>, stderr: Option<End>) -> Pump {
+    /// Carries the output of container `id` until it ends, and shows it to those who are attached.
+    pub fn pump(&self, id: &str, tee: tee::Tee, stdout: Option<End>, stderr: Option<End>) -> Pump {
         let (done, drained) = watch::channel(false);
         let open = Arc::new(AtomicBool::new(false));
         let (id, logs, opened) = (id.to_owned(), self.clone(), open.clone());
         let task = tokio::spawn(async move {
             match &logs {
-                Self::Host(sinks) => host::carry(sinks, &id, stdout, stderr).await,
-                Self::Vm => vm::carry(&id, stdout, stderr, &opened).await,
+                Self::Host(sinks) => host::carry(sinks, &id, &tee, stdout, stderr).await,
+                Self::Vm => vm::carry(&id, &tee, stdout, stderr, &opened).await,
             }
             done.send_replace(true);
         });

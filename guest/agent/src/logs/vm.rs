@@ -5,11 +5,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use cofferdam_proto::agent::LOG_VSOCK_PORT;
+use cofferdam_proto::sink::Stream;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{Mutex, OnceCell};
 use tokio_vsock::{OwnedReadHalf, OwnedWriteHalf, VsockAddr, VsockStream};
 
 use super::CHUNK;
+use super::tee::Tee;
 use crate::container::stdio::End;
 
 /// The node, as a guest sees it.
@@ -24,19 +26,19 @@ const STDOUT: u8 = 1;
 const STDERR: u8 = 2;
 
 /// Sends a container's output until both streams end, and waits until the monitor has read all. It connects with the first bytes.
-pub async fn carry(id: &str, stdout: Option<End>, stderr: Option<End>, open: &AtomicBool) {
+pub async fn carry(id: &str, tee: &Tee, stdout: Option<End>, stderr: Option<End>, open: &AtomicBool) {
     let connection: OnceCell<(Mutex<OwnedReadHalf>, Mutex<OwnedWriteHalf>)> = OnceCell::new();
-    let one = |end: Option<End>, number| {
+    let one = |end: Option<End>, stream| {
         let connection = &connection;
         async move {
             if let Some(end) = end
-                && let Err(e) = copy(id, connection, open, &end, number).await
+                && let Err(e) = copy(id, connection, open, tee, &end, stream).await
             {
-                tracing::warn!(container = id, number, error = %e, "output ended early");
+                tracing::warn!(container = id, ?stream, error = %e, "output ended early");
             }
         }
     };
-    tokio::join!(one(stdout, STDOUT), one(stderr, STDERR));
+    tokio::join!(one(stdout, Stream::Stdout), one(stderr, Stream::Stderr));
     if let Some((read, write)) = connection.into_inner() {
         let _ = write.lock().await.shutdown().await;
         // The monitor closes when it has read, and written, all.
@@ -71,8 +73,9 @@ async fn copy(
     id: &str,
     connection: &OnceCell<(Mutex<OwnedReadHalf>, Mutex<OwnedWriteHalf>)>,
     open: &AtomicBool,
+    tee: &Tee,
     end: &End,
-    number: u8,
+    stream: Stream,
 ) -> io::Result<()> {
     loop {
         end.wait_readable().await?;
@@ -81,7 +84,11 @@ async fn copy(
         if n == 0 {
             return Ok(());
         }
-        frame[0] = number;
+        tee.push(stream, &frame[5..5 + n]);
+        frame[0] = match stream {
+            Stream::Stdout => STDOUT,
+            Stream::Stderr => STDERR,
+        };
         frame[1..5].copy_from_slice(&(n as u32).to_le_bytes());
         let (_, write) = connection
             .get_or_init(|| async {

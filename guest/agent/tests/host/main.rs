@@ -5,6 +5,7 @@ mod hostile;
 mod lifecycle;
 mod processes;
 mod rows;
+mod streams;
 mod support;
 
 use cofferdam_proto::agent::{CreateContainerRequest, Mount, Process};

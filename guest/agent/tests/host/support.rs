@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::io::Read;
+use std::net::TcpListener;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -22,6 +23,10 @@ use cofferdam_proto::sink::{SinkReply, SinkRequest};
 use cofferdam_proto::supervisor::{LaunchConfig, Ready};
 use rustix::io::FdFlags;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
 use tonic::transport::{Channel, Endpoint};
 
 /// Programs of the test image, beside sh.
@@ -267,6 +272,45 @@ impl Pod {
         let reply: SinkReply = packet::recv(&socket).unwrap().unwrap().0;
         assert_eq!(reply.error, None);
         path
+    }
+
+    /// A listener in the pod's network, and its port.
+    pub fn listen(&self, address: std::net::IpAddr) -> (TcpListener, u32) {
+        let pid = self.netns.id().to_string();
+        let up = ["-t", &pid, "-n", "/bin/busybox", "ip", "link", "set", "lo", "up"];
+        assert!(Command::new("nsenter").args(up).status().unwrap().success());
+        let net = fs::File::open(format!("/proc/{pid}/ns/net")).unwrap();
+        let bound = std::thread::spawn(move || {
+            move_into_link_name_space(net.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+            TcpListener::bind((address, 0)).unwrap()
+        });
+        let listener = bound.join().unwrap();
+        let port = listener.local_addr().unwrap().port().into();
+        (listener, port)
+    }
+
+    /// Attaches: the way in, and the way out.
+    pub async fn attach(
+        &mut self,
+        id: &str,
+        stdin: bool,
+    ) -> Result<(mpsc::Sender<AttachInput>, Streaming<AttachOutput>), tonic::Status> {
+        let (send, receive) = mpsc::channel(8);
+        let start = AttachStart { container_id: id.into(), stdin };
+        send.send(AttachInput { kind: Some(attach_input::Kind::Start(start)) }).await.unwrap();
+        let output = self.client.attach(ReceiverStream::new(receive)).await?.into_inner();
+        Ok((send, output))
+    }
+
+    /// Connects to a port of the pod.
+    pub async fn port_forward(
+        &mut self,
+        port: u32,
+    ) -> Result<(mpsc::Sender<PortForwardInput>, Streaming<PortForwardOutput>), tonic::Status> {
+        let (send, receive) = mpsc::channel(8);
+        send.send(PortForwardInput { kind: Some(port_forward_input::Kind::Port(port)) }).await.unwrap();
+        let output = self.client.port_forward(ReceiverStream::new(receive)).await?.into_inner();
+        Ok((send, output))
     }
 
     /// Creates and starts.

@@ -1,8 +1,12 @@
 //! One log file.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+
+/// Device number of /dev/null (1:3), where output of a container without a log goes.
+const NULL: u64 = 0x103;
 
 /// A file that takes whole records.
 pub(super) struct LogFile {
@@ -14,11 +18,12 @@ pub(super) struct LogFile {
 }
 
 impl LogFile {
-    /// Takes `fd` over, unless it is no regular file (which could block).
+    /// Takes `fd` over if it is a regular file or the null device; anything else could block.
     pub(super) fn new(fd: OwnedFd) -> Option<Self> {
         let file = File::from(fd);
-        let regular = file.metadata().is_ok_and(|metadata| metadata.is_file());
-        regular.then_some(Self { file, torn: false, failing: false })
+        let never_blocks = |m: Metadata| m.is_file() || (m.file_type().is_char_device() && m.rdev() == NULL);
+        let fit = file.metadata().is_ok_and(never_blocks);
+        fit.then_some(Self { file, torn: false, failing: false })
     }
 
     /// Appends whole records. What the disk does not take is lost, and said on the monitor's standard error: a container must

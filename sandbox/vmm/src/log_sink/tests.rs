@@ -103,6 +103,8 @@ fn requests_are_checked() {
 fn a_full_disk_loses_lines_but_never_joins_two() {
     let full = File::options().write(true).open("/dev/full").unwrap();
     assert!(LogFile::new(full.into()).is_none(), "a device is no log");
+    let null = File::options().write(true).open("/dev/null").unwrap();
+    assert!(LogFile::new(null.into()).is_some(), "a container without a log writes nowhere");
     // A file that may not be written at all: output is dropped, the stream goes on.
     let path = tempfile::NamedTempFile::new().unwrap();
     let (mut sink, file) = (LogSink::new(), tempfile::tempfile().unwrap());

@@ -2,53 +2,45 @@
 
 use std::sync::Arc;
 
-use cofferdam_proto::agent::{ExecExited, ExecStarted};
 use flate2::{Compress, Compression, FlushCompress};
-use futures::FutureExt;
 use futures::future::BoxFuture;
-use futures::stream::{self, BoxStream};
+use futures::stream::BoxStream;
+use futures::{FutureExt, SinkExt, stream};
 use proptest::prelude::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio::time::Instant;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::Role;
 use tonic::Status;
 
-use super::super::ExecTarget;
+use super::super::CommandTarget;
 use super::*;
 
 /// Answers with what it reads on stdin, in upper case, and exits with the number of bytes.
 struct Upper;
 
-impl ExecTarget for Upper {
-    fn exec(&self, _: ExecStart) -> BoxFuture<'static, Result<ExecStreams, Status>> {
+impl CommandTarget for Upper {
+    fn start(&self) -> BoxFuture<'static, Result<Stdio, Status>> {
         async {
-            let (sender, mut receiver) = mpsc::channel::<ExecInput>(4);
-            let started = ExecOutput { kind: Some(exec_output::Kind::Started(ExecStarted { pid: 1 })) };
+            let (sender, mut receiver) = mpsc::channel::<Input>(4);
             let rest = async move {
                 let mut text = Vec::new();
-                while let Some(ExecInput { kind: Some(exec_input::Kind::Stdin(bytes)) }) = receiver.recv().await {
+                while let Some(Input::Stdin(bytes)) = receiver.recv().await {
                     text.extend(bytes.to_ascii_uppercase());
                 }
-                let exit_code = i32::try_from(text.len()).unwrap();
-                let exited = ExecExited { exit_code, timed_out: false };
-                stream::iter([exec_output::Kind::Stdout(text), exec_output::Kind::Exited(exited)])
+                let code = i32::try_from(text.len()).unwrap();
+                stream::iter([Ok(Output::Stdout(text)), Ok(Output::Exited(code))])
             };
-            let rest = rest.flatten_stream().map(|kind| ExecOutput { kind: Some(kind) });
-            let all: BoxStream<'static, _> = stream::iter([started]).chain(rest).map(Ok).boxed();
+            let all: BoxStream<'static, _> = rest.flatten_stream().boxed();
             Ok((sender, all))
         }
         .boxed()
     }
 }
 
-fn session(stdin: bool) -> ExecSession {
-    ExecSession {
-        container_id: "c".into(),
-        cmd: vec!["upper".into()],
-        tty: false,
-        stdin,
-        stdout: true,
-        stderr: false,
-        target: Arc::new(Upper),
-    }
+fn session(stdin: bool) -> CommandSession {
+    CommandSession { container_id: "c".into(), tty: false, stdin, stdout: true, stderr: false, target: Arc::new(Upper) }
 }
 
 async fn open(client: &mut DuplexStream, deflate: &mut Compress, stream: u32, name: &str) {
@@ -83,7 +75,7 @@ fn on_stream(mut frames: &[u8], stream: u32) -> Vec<u8> {
 #[tokio::test(start_paused = true)]
 async fn stdin_output_and_exit_code_reach_the_other_side() {
     let (mut client, server) = tokio::io::duplex(64 * 1024);
-    let serving = tokio::spawn(run(server, session(true)));
+    let serving = tokio::spawn(over_spdy(server, session(true), Version::Status));
     let mut deflate = Compress::new(Compression::fast(), true);
     for (stream, name) in [(1, "error"), (3, "stdin"), (5, "stdout")] {
         open(&mut client, &mut deflate, stream, name).await;
@@ -100,11 +92,57 @@ async fn stdin_output_and_exit_code_reach_the_other_side() {
     serving.await.unwrap();
 }
 
+/// Versions before 4 end with text, which is empty for success, and 1 and 2 have no resize stream.
+#[tokio::test(start_paused = true)]
+async fn old_clients_get_text() {
+    for (text, wanted) in [("", ""), ("abc", "command terminated with non-zero exit code: exit status 3")] {
+        let (mut client, server) = tokio::io::duplex(64 * 1024);
+        let with_terminal = CommandSession { tty: true, ..session(true) };
+        let serving = tokio::spawn(over_spdy(server, with_terminal, Version::Plain));
+        let mut deflate = Compress::new(Compression::fast(), true);
+        for (stream, name) in [(1, "error"), (3, "stdin"), (5, "stdout")] {
+            open(&mut client, &mut deflate, stream, name).await;
+        }
+        client.write_all(&[0, 0, 0, 3, 1, 0, 0, u8::try_from(text.len()).unwrap()]).await.unwrap();
+        client.write_all(text.as_bytes()).await.unwrap();
+        let mut frames = Vec::new();
+        client.read_to_end(&mut frames).await.unwrap();
+        assert_eq!(on_stream(&frames, 5), text.to_ascii_uppercase().as_bytes());
+        assert_eq!(on_stream(&frames, 1), wanted.as_bytes());
+        drop(client);
+        serving.await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_websocket_carries_all_channels() {
+    let (client, server) = tokio::io::duplex(64 * 1024);
+    let serving = tokio::spawn(over_websocket(server, session(true)));
+    let mut client = WebSocketStream::from_raw_socket(client, Role::Client, None).await;
+    client.send(Message::Binary(Bytes::from_static(b"\x00hello"))).await.unwrap();
+    client.send(Message::Ping(Bytes::from_static(b"?"))).await.unwrap();
+    client.send(Message::Binary(Bytes::from_static(b"\xff\x00"))).await.unwrap();
+    let (mut stdout, mut error, mut closed, mut pong) = (Vec::new(), Vec::new(), false, false);
+    while let Some(Ok(message)) = client.next().await {
+        match message {
+            Message::Binary(bytes) if bytes[0] == 1 => stdout.extend_from_slice(&bytes[1..]),
+            Message::Binary(bytes) if bytes[0] == 3 => error.extend_from_slice(&bytes[1..]),
+            Message::Close(frame) => closed = u16::from(frame.unwrap().code) == 1000,
+            Message::Pong(bytes) => pong = &bytes[..] == b"?",
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!((stdout.as_slice(), closed, pong), (&b"HELLO"[..], true, true));
+    let status: serde_json::Value = serde_json::from_slice(&error).unwrap();
+    assert_eq!(status["details"]["causes"][0]["message"], "5");
+    serving.await.unwrap();
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_client_that_opens_no_streams_is_given_up() {
     let (client, server) = tokio::io::duplex(1024);
     let started = Instant::now();
-    run(server, session(false)).await;
+    over_spdy(server, session(false), Version::Status).await;
     assert_eq!(started.elapsed().as_secs(), CREATION_TIME.as_secs());
     drop(client);
 }
@@ -125,7 +163,12 @@ proptest! {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         runtime.block_on(async {
             let (mut client, server) = tokio::io::duplex(4096);
-            let serving = tokio::spawn(run(server, session(true)));
+            let serving = tokio::spawn(over_spdy(server, session(true), Version::Status));
+            let _ = client.write_all(&bytes).await;
+            drop(client);
+            serving.await.unwrap();
+            let (mut client, server) = tokio::io::duplex(4096);
+            let serving = tokio::spawn(over_websocket(server, session(true)));
             let _ = client.write_all(&bytes).await;
             drop(client);
             serving.await.unwrap();
