@@ -51,11 +51,17 @@ impl Crictl {
         Self { endpoint: format!("unix://{}", socket.display()) }
     }
 
-    /// Runs crictl, whatever comes of it.
-    pub(crate) fn attempt(&self, args: &[&str]) -> Outcome<Output> {
+    /// A crictl that the caller starts and talks to.
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new("crictl");
         command.args(["--runtime-endpoint", &self.endpoint, "--image-endpoint", &self.endpoint, "--timeout", "300s"]);
         command.args(args);
+        command
+    }
+
+    /// Runs crictl, whatever comes of it.
+    pub(crate) fn attempt(&self, args: &[&str]) -> Outcome<Output> {
+        let command = self.command(args);
         run(command, &format!("crictl {}", args.join(" ")))
     }
 

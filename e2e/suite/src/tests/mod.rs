@@ -7,6 +7,7 @@ mod images;
 mod network;
 mod records;
 mod security;
+mod streaming;
 mod tour;
 
 use std::time::Instant;
@@ -29,6 +30,7 @@ fn all() -> Vec<Test> {
         network::TESTS,
         disk::TESTS,
         records::TESTS,
+        streaming::TESTS,
         bad_input::TESTS,
         security::TESTS,
     ]
