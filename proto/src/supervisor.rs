@@ -36,11 +36,36 @@ pub struct LaunchConfig {
     pub node_ipc: bool,
     /// Stay in the node's uts namespace (with the node's network, the host name is the node's).
     pub node_uts: bool,
+    /// Users of the pod's own; absent: the node's. With them, none of the namespaces above is the node's.
+    #[serde(default)]
+    pub users: Option<PodUsers>,
     /// Directory for writable layers on the node, 0700, the supervisor's alone:
     /// `<state_dir>/<container id>/{upper,work}`.
     pub state_dir: String,
     /// Directory for mount points (roots of containers), 0700, the supervisor's alone.
     pub run_dir: String,
+}
+
+/// Users of a pod: the same range for users and groups, 0 in the pod being `host_id` on the node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserRange {
+    /// The first one's number on the node, never 0.
+    pub host_id: u32,
+    /// How many.
+    pub length: u32,
+}
+
+/// A pod's user namespace and those that belong to it, as descriptors. The network namespace of `netns_fd` belongs to it too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodUsers {
+    /// User namespace, with its maps written.
+    pub user_fd: i32,
+    /// IPC namespace.
+    pub ipc_fd: i32,
+    /// Host name.
+    pub uts_fd: i32,
+    /// What the maps say.
+    pub range: UserRange,
 }
 
 /// The supervisor runs.

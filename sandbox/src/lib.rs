@@ -29,9 +29,12 @@ mod spec;
 mod teardown;
 #[cfg(test)]
 mod testing;
+mod users;
 
 pub use error::SandboxError;
 pub use pod::{End, Pod};
 pub use runtime::{Adopted, Runtime, Timeline};
 pub use share::{Access, Exported};
-pub use spec::{CniConfig, Config, Kind, NetworkSpec, NetworkStatus, PodSpec, PortMapping, Protocol, VmConfig, VmSize};
+pub use spec::{
+    CniConfig, Config, Kind, NetworkSpec, NetworkStatus, PodSpec, PortMapping, Protocol, UserRange, VmConfig, VmSize,
+};

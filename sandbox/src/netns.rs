@@ -23,6 +23,15 @@ pub(crate) struct NetNs {
     pub(crate) tap: Option<OwnedFd>,
 }
 
+/// Mounts the namespace `fd` at `path` and brings `lo` up in it. Blocks for a moment.
+pub(crate) fn adopt(path: &Path, fd: OwnedFd) -> Result<NetNs, SandboxError> {
+    let step = || format!("make network namespace {}", path.display());
+    File::create_new(path).doing(step)?;
+    mount_bind(format!("/proc/self/fd/{}", fd.as_raw_fd()), path).doing(step)?;
+    inside(fd.as_fd(), || up("lo").doing(|| "bring up lo in the pod's network namespace".into()))?;
+    Ok(NetNs { fd, tap: None })
+}
+
 /// Makes a namespace with `lo` up, bind-mounted at `path`, with a tap if `with_tap`. Blocks for a moment.
 pub(crate) fn create(path: &Path, with_tap: bool) -> Result<NetNs, SandboxError> {
     let step = || format!("make network namespace {}", path.display());

@@ -14,7 +14,7 @@ use crate::error::{Doing, SandboxError};
 use crate::pod::{End, Pod, Watched};
 use crate::process::{self, Started};
 use crate::spec::{Config, Kind, PodSpec};
-use crate::{connect, launch, probe, teardown};
+use crate::{connect, launch, probe, teardown, users};
 
 /// Launches pods and finds them again. Cheap to clone.
 #[derive(Clone)]
@@ -31,6 +31,8 @@ pub(crate) struct Shared {
     pub(crate) networks: Networks,
     vm_works: AtomicBool,
     host_works: AtomicBool,
+    /// Why pods cannot have users of their own.
+    pub(crate) no_users: Option<String>,
 }
 
 impl Shared {
@@ -70,7 +72,9 @@ impl Runtime {
         let longest = Dirs::of(&config, &"0".repeat(64))?.control();
         connect::check_length(longest)?;
         let (locks, vm_works, host_works) = (Mutex::default(), AtomicBool::new(false), AtomicBool::new(false));
-        Ok(Self { shared: Arc::new(Shared { config, locks, networks: Networks::default(), vm_works, host_works }) })
+        let no_users = users::try_out(&config.state_dir).err();
+        let networks = Networks::default();
+        Ok(Self { shared: Arc::new(Shared { config, locks, networks, vm_works, host_works, no_users }) })
     }
 
     /// Whether this node can run pods of `kind`; tried once, then remembered while the answer is yes.
@@ -84,6 +88,11 @@ impl Runtime {
             works.store(true, Ordering::Relaxed);
         }
         Ok(())
+    }
+
+    /// Why host pods cannot have users of their own on this node, if so; tried once, when the daemon started.
+    pub fn user_namespaces(&self) -> Option<&str> {
+        self.shared.no_users.as_deref()
     }
 
     /// Whether CNI is configured, from the directory as it is now. Never runs a plugin.

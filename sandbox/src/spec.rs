@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use cofferdam_proto::supervisor::UserRange;
 use serde::{Deserialize, Serialize};
 
 /// What a pod runs in.
@@ -90,6 +91,9 @@ pub struct PodSpec {
     pub network: Option<NetworkSpec>,
     /// Sysctls of the pod, name to value; already checked against the allow-list.
     pub sysctls: BTreeMap<String, String>,
+    /// Users of the pod's own ([`Kind::Host`] only); then it shares no namespace with the node.
+    #[serde(default)]
+    pub users: Option<UserRange>,
     /// Share the node's pid namespace ([`Kind::Host`] only).
     pub node_pid: bool,
     /// Share the node's ipc namespace ([`Kind::Host`] only).

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use cofferdam_sandbox::Kind;
+use cofferdam_sandbox::{Kind, UserRange};
 use serde::{Deserialize, Serialize};
 
 /// How far a pod is.
@@ -28,6 +28,8 @@ pub(crate) struct NamespacesRecord {
     pub(crate) pid: i32,
     pub(crate) ipc: i32,
     pub(crate) target_id: String,
+    /// Users of the pod's own.
+    pub(crate) users: Option<UserRange>,
 }
 
 /// A pod.

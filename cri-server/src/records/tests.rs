@@ -19,7 +19,7 @@ pub(crate) fn pod(id: &str) -> PodRecord {
         annotations: HashMap::from([(String::new(), "\"quoted\\\"".into())]),
         log_directory: "/var/log/pods/x".into(),
         hostname: "web".into(),
-        namespaces: NamespacesRecord { network: 0, pid: 1, ipc: 0, target_id: String::new() },
+        namespaces: NamespacesRecord { network: 0, pid: 1, ipc: 0, target_id: String::new(), users: None },
         privileged: false,
         addresses: vec!["10.88.0.5".parse().unwrap(), "fd00::5".parse().unwrap()],
         freed: false,

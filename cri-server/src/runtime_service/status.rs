@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use cofferdam_proto::cri;
+use cofferdam_sandbox::Kind;
 use serde_json::json;
 
 use crate::config::HANDLERS;
@@ -35,9 +36,19 @@ pub(super) fn status(node: &Node, request: &cri::StatusRequest) -> cri::StatusRe
             network.clone().unwrap_or_default(),
         ),
     ];
-    let features = || Some(cri::RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: false });
-    let names = [""].into_iter().chain(HANDLERS.iter().map(|(name, _)| *name));
-    let runtime_handlers = names.map(|name| cri::RuntimeHandler { name: name.into(), features: features() }).collect();
+    let users = node.runtime.user_namespaces();
+    let runtime_handlers = [("", node.config.default_kind)]
+        .into_iter()
+        .chain(HANDLERS)
+        .map(|(name, kind)| cri::RuntimeHandler {
+            name: name.into(),
+            features: Some(cri::RuntimeHandlerFeatures {
+                recursive_read_only_mounts: true,
+                // The guest's files come through a file server that cannot map owners.
+                user_namespaces: kind == Kind::Host && users.is_none(),
+            }),
+        })
+        .collect();
     let mut info = HashMap::new();
     if request.verbose {
         let kinds: serde_json::Map<_, _> =
@@ -47,6 +58,7 @@ pub(super) fn status(node: &Node, request: &cri::StatusRequest) -> cri::StatusRe
             "runDir": node.config.run_dir,
             "defaultHandler": HANDLERS.iter().find(|(_, k)| *k == node.config.default_kind).map(|(n, _)| n),
             "unusable": kinds,
+            "noUserNamespaces": users,
             "network": network,
         });
         info.insert("config".into(), value.to_string());

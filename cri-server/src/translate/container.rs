@@ -7,7 +7,7 @@ use cofferdam_proto::cri::{ContainerConfig, LinuxContainerSecurityContext, Names
 use cofferdam_sandbox::Kind;
 
 use super::mounts::Volume;
-use super::{apparmor, capabilities, mounts, resources, seccomp, signal, text, user};
+use super::{apparmor, capabilities, mounts, resources, seccomp, signal, text, user, users};
 use crate::apparmor::Kernel;
 use crate::error::CriError;
 use crate::records::{ContainerPhase, ContainerRecord, PodRecord, UserRecord};
@@ -93,7 +93,7 @@ pub(crate) fn plan(
         stop_signal,
         terminal: asked.tty,
     };
-    Ok(ContainerPlan { record, request, volumes: mounts::volumes(&asked.mounts, pod.kind)? })
+    Ok(ContainerPlan { record, request, volumes: mounts::volumes(&asked.mounts, pod.kind, pod.namespaces.users)? })
 }
 
 fn process(
@@ -204,9 +204,7 @@ fn namespaces(pod: &PodRecord, context: &LinuxContainerSecurityContext) -> Resul
         Ok(NamespaceMode::Target) => Pid::Target,
         Err(_) => return Err(CriError::invalid(format!("unknown pid namespace mode {}", options.pid))),
     };
-    if options.userns_options.as_ref().is_some_and(|u| u.mode != node) {
-        return Err(CriError::invalid("user namespaces are not supported"));
-    }
+    users::of_container(options.userns_options.as_ref(), pod.namespaces.users)?;
     Ok(Namespaces {
         pid: pid.into(),
         pid_target: if pid == Pid::Target { options.target_id } else { String::new() },

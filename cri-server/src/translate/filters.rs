@@ -100,7 +100,7 @@ pub(crate) fn pod_status(r: &PodRecord) -> Option<cri::PodSandboxStatus> {
         pid: r.namespaces.pid,
         ipc: r.namespaces.ipc,
         target_id: r.namespaces.target_id.clone(),
-        userns_options: None,
+        userns_options: r.namespaces.users.map(super::users::status),
     };
     Some(cri::PodSandboxStatus {
         id: r.id.clone(),

@@ -15,3 +15,4 @@ pub(crate) mod signal;
 pub(crate) mod sysctls;
 pub(crate) mod text;
 pub(crate) mod user;
+pub(crate) mod users;

@@ -4,7 +4,7 @@ use std::path::{Component, Path, PathBuf};
 
 use cofferdam_proto::agent;
 use cofferdam_proto::cri::{ImageSpec, Mount, MountPropagation};
-use cofferdam_sandbox::{Access, Kind};
+use cofferdam_sandbox::{Access, Kind, UserRange};
 
 use super::text;
 use crate::error::CriError;
@@ -35,21 +35,18 @@ pub(crate) enum Source {
 }
 
 /// Checks the volumes and puts those that lie in another's folder after it.
-pub(crate) fn volumes(asked: &[Mount], kind: Kind) -> Result<Vec<Volume>, CriError> {
+pub(crate) fn volumes(asked: &[Mount], kind: Kind, users: Option<UserRange>) -> Result<Vec<Volume>, CriError> {
     if asked.len() > MAX_MOUNTS {
         return Err(CriError::invalid(format!("more than {MAX_MOUNTS} mounts")));
     }
-    let mut volumes: Vec<Volume> = asked.iter().map(|m| volume(m, kind)).collect::<Result<_, _>>()?;
+    let mut volumes: Vec<Volume> = asked.iter().map(|m| volume(m, kind, users)).collect::<Result<_, _>>()?;
     volumes.sort_by_key(|v| Path::new(&v.mount.destination).components().count());
     Ok(volumes)
 }
 
-fn volume(m: &Mount, kind: Kind) -> Result<Volume, CriError> {
+fn volume(m: &Mount, kind: Kind, users: Option<UserRange>) -> Result<Volume, CriError> {
     let refuse = |why: &str| CriError::invalid(format!("mount at {:?}: {why}", m.container_path));
     text::name("mount's container_path", &m.container_path, 4096)?;
-    if !m.uid_mappings.is_empty() || !m.gid_mappings.is_empty() {
-        return Err(refuse("mapped owners are not supported"));
-    }
     let destination = Path::new("/").join(&m.container_path);
     if climbs(&destination) || destination.parent().is_none() {
         return Err(refuse("is the root itself, or climbs"));
@@ -57,10 +54,14 @@ fn volume(m: &Mount, kind: Kind) -> Result<Volume, CriError> {
     if let Some(option) = m.mount_options.iter().find(|option| !OPTIONS.contains(&option.as_str())) {
         return Err(refuse(&format!("{option:?} is not one of the mount options {}", OPTIONS.join(", "))));
     }
+    let mut options = m.mount_options.clone();
+    if super::users::of_mount(&m.uid_mappings, &m.gid_mappings, users).map_err(|e| refuse(&e.to_string()))? {
+        options.push("idmap".into());
+    }
     let mount = agent::Mount {
         destination: destination.to_string_lossy().into_owned(),
         readonly: m.readonly,
-        options: m.mount_options.clone(),
+        options,
         ..Default::default()
     };
     let volume = match m.image.as_ref().filter(|i| !i.image.is_empty()) {

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use cofferdam_proto::cri::{NamespaceMode, NamespaceOption, PodSandboxConfig, PortMapping, Protocol};
+use cofferdam_proto::cri::{PodSandboxConfig, PortMapping, Protocol};
 use cofferdam_sandbox::{Kind, NetworkSpec, PodSpec};
 
-use super::{dns, namespaces, resources, sysctls, text};
+use super::{dns, namespaces, resources, sysctls, text, users};
 use crate::config::{CgroupPath, Config};
 use crate::error::CriError;
 use crate::node::names::Name;
@@ -54,7 +54,7 @@ pub(crate) fn plan(
     let options = context.namespace_options.clone().unwrap_or_default();
     let shared = namespaces::place(config, handler, &metadata.namespace, &options)?;
     let kind = shared.kind;
-    users(&options)?;
+    let users = users::of_pod(options.userns_options.as_ref(), &shared)?;
     hostname(&asked.hostname)?;
     log_directory(&asked.log_directory)?;
     let cgroup_parent = match linux.cgroup_parent.as_str() {
@@ -72,6 +72,7 @@ pub(crate) fn plan(
         resolv_conf: resolv_conf.clone().unwrap_or_default(),
         network: if shared.node_network { None } else { Some(network(id, asked)?) },
         sysctls: sysctls::check(&linux.sysctls, shared.node_ipc, shared.node_network)?,
+        users,
         node_pid: shared.node_pid && kind == Kind::Host,
         node_ipc: shared.node_ipc,
     };
@@ -94,6 +95,7 @@ pub(crate) fn plan(
             pid: options.pid,
             ipc: options.ipc,
             target_id: options.target_id.clone(),
+            users,
         },
         privileged: context.privileged,
         addresses: Vec::new(),
@@ -107,16 +109,6 @@ pub(crate) fn plan(
         attempt: metadata.attempt,
     };
     Ok(PodPlan { name, record, spec, node_dns: resolv_conf.is_none(), moved: shared.moved })
-}
-
-/// A user namespace of the pod's own.
-fn users(options: &NamespaceOption) -> Result<(), CriError> {
-    if let Some(users) = &options.userns_options
-        && users.mode != i32::from(NamespaceMode::Node)
-    {
-        return Err(CriError::invalid("user namespaces are not supported"));
-    }
-    Ok(())
 }
 
 fn hostname(name: &str) -> Result<(), CriError> {

@@ -18,6 +18,7 @@ use crate::lock;
 use crate::logs::Logs;
 use crate::reaper::Reaper;
 use crate::sys;
+use crate::users::Users;
 
 /// Most open files of a process.
 const MAX_OPEN: u64 = 524_288;
@@ -44,6 +45,11 @@ impl Dirs {
     /// The pod's /dev/shm.
     pub fn shm(&self) -> PathBuf {
         self.run.join("shm")
+    }
+
+    /// Where a container that is being set up has its layers with mapped owners; an empty directory to all others.
+    pub fn mapped_layers(&self) -> PathBuf {
+        self.run.join("layers")
     }
 
     /// A file that each container sees in its /etc.
@@ -108,6 +114,8 @@ pub struct Agent {
     pub node_ipc: bool,
     /// What it shares with its surroundings.
     pub shared: Shared,
+    /// Users of the pod's own.
+    pub users: Option<Users>,
     /// Limit on open files for containers; the agent's own is higher.
     pub nofile: Rlimit,
     /// Ended children.
@@ -130,7 +138,14 @@ impl Agent {
     ///
     /// # Errors
     /// When the system lacks what it needs.
-    pub fn new(mode: Mode, dirs: Dirs, node_mounts: OwnedFd, shared: Shared, logs: Logs) -> Result<Arc<Self>> {
+    pub fn new(
+        mode: Mode,
+        dirs: Dirs,
+        node_mounts: OwnedFd,
+        shared: Shared,
+        users: Option<Users>,
+        logs: Logs,
+    ) -> Result<Arc<Self>> {
         let own_pids = open_namespace("pid")?;
         let before = getrlimit(Resource::Nofile);
         // A guest's kernel starts with a low limit; on a node, whoever started the supervisor has decided.
@@ -150,6 +165,7 @@ impl Agent {
             node_pid: shared.pid,
             node_ipc: shared.ipc,
             shared,
+            users,
             nofile,
             reaper: Reaper::start()?,
             logs,

@@ -68,7 +68,7 @@ fn serve() -> Result<()> {
         sys::out_byte(GUEST_EVENT_PORT, GUEST_EVENT_AGENT_LISTENING).doing("tell the monitor")?;
         mount_pod()?;
         let dirs = Dirs { state: PathBuf::from(DISK), run: PathBuf::from(RUN) };
-        let agent = Agent::new(Mode::Vm, dirs, open_namespace("mnt")?, Shared::default(), Logs::Vm)?;
+        let agent = Agent::new(Mode::Vm, dirs, open_namespace("mnt")?, Shared::default(), None, Logs::Vm)?;
         network::loopback().await?;
         // The kernel takes its time to switch controllers on, and the first container comes only when the network is there:
         // another process waits for it meanwhile.

@@ -14,6 +14,7 @@ mod reaper;
 mod service;
 mod supervise;
 mod sys;
+mod users;
 
 use std::process::ExitCode;
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -138,6 +138,10 @@ fn files(agent: &Agent, request: &ConfigurePodRequest) -> Result<()> {
         fs::write(&path, text).doing(format!("write {}", path.display()))?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644))
             .doing(format!("open {} to all", path.display()))?;
+        if let Some(users) = &agent.users {
+            let root = Some(users.root());
+            chown(&path, root, root).doing(format!("give {} to the pod's root", path.display()))?;
+        }
     }
     Ok(())
 }
@@ -149,7 +153,10 @@ fn shm(agent: &Agent, size: u64) -> Result<()> {
     }
     fs::create_dir_all(&path).doing(format!("make {}", path.display()))?;
     let size = if size == 0 { DEFAULT_SHM } else { size };
-    let data = [("mode".to_owned(), Some("1777".to_owned())), ("size".to_owned(), Some(size.to_string()))];
+    let mut data = vec![("mode".to_owned(), Some("1777".to_owned())), ("size".to_owned(), Some(size.to_string()))];
+    if let Some(users) = &agent.users {
+        data.extend(["uid", "gid"].map(|key| (key.to_owned(), Some(users.root().to_string()))));
+    }
     let attributes = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
     let tree = new_mount("tmpfs", &data, attributes)?;
     rustix::mount::move_mount(&tree, "", rustix::fs::CWD, &path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
@@ -179,6 +186,7 @@ pub async fn shut_down(agent: &Arc<Agent>) -> Result<()> {
         let _ = rustix::mount::unmount(agent.dirs.shm(), rustix::mount::UnmountFlags::DETACH);
         let _ = fs::remove_dir(agent.dirs.shm());
         let _ = fs::remove_dir_all(agent.dirs.run.join("etc"));
+        let _ = fs::remove_dir(agent.dirs.mapped_layers());
     }
     result
 }

@@ -14,6 +14,7 @@ use crate::agent::{Agent, Dirs, Mode, Shared, open_namespace};
 use crate::error::{Doing, Error, Result};
 use crate::logs::Logs;
 use crate::logs::host::Sinks;
+use crate::users::Users;
 use crate::{service, sys};
 
 /// Longest configuration.
@@ -46,22 +47,37 @@ pub fn run(config_fd: i32) -> Result<()> {
             .doing("enter the pod's network namespace")?;
     }
     drop(netns);
+    let users = match config.users {
+        Some(users) => {
+            for (fd, kind, what) in [
+                (users.ipc_fd, LinkNameSpaceType::InterProcessCommunication, "IPC namespace"),
+                (users.uts_fd, LinkNameSpaceType::HostNameAndNISDomainName, "host name's namespace"),
+            ] {
+                let namespace = take(fd, what)?;
+                move_into_link_name_space(namespace.as_fd(), Some(kind)).doing(format!("enter the pod's {what}"))?;
+            }
+            Some(Users::new(take(users.user_fd, "the user namespace")?, users.range))
+        }
+        None => None,
+    };
     own_namespaces(&config)?;
     // A copy of the node's mounts that learns of what goes away there, and tells nothing.
     mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC).doing("detach the mounts")?;
 
     let (up_read, up_write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).doing("make a pipe")?;
     let pids = if config.node_pid { 0 } else { libc::CLONE_NEWPID };
-    let mut parts = Some((socket, sink, up_write, node_mounts));
+    let mut parts = Some((socket, sink, up_write, node_mounts, users));
     let child = sys::fork(pids, None, || {
-        let Some((socket, sink, up, node_mounts)) = parts.take() else { return 1 };
+        let Some((socket, sink, up, node_mounts, users)) = parts.take() else { return 1 };
         // Whoever reads the ready pipe waits for its end; and nothing that leaked into the parent belongs here.
-        sys::close_all_but(&[&socket, &sink, &up, &node_mounts]);
+        let kept = [&socket, &sink, &up, &node_mounts];
+        let kept: Vec<&OwnedFd> = kept.into_iter().chain(users.iter().map(Users::descriptor)).collect();
+        sys::close_all_but(&kept);
         if let Ok(null) = File::options().read(true).write(true).open("/dev/null") {
             let _ = sys::dup_to(&null, 0);
             let _ = sys::dup_to(&null, 1);
         }
-        match supervise(&config, socket, sink, up, node_mounts) {
+        match supervise(&config, socket, sink, up, node_mounts, users) {
             Ok(()) => 0,
             Err(error) => {
                 eprintln!("cofferdam-agent: {}", error.chain());
@@ -83,17 +99,25 @@ pub fn run(config_fd: i32) -> Result<()> {
 #[allow(unsafe_code)] // unshare
 fn own_namespaces(config: &LaunchConfig) -> Result<()> {
     let mut flags = UnshareFlags::NEWNS;
-    if !config.node_ipc {
+    // With users of the pod's own, these exist already and belong to them.
+    if !config.node_ipc && config.users.is_none() {
         flags |= UnshareFlags::NEWIPC;
     }
-    if !config.node_uts {
+    if !config.node_uts && config.users.is_none() {
         flags |= UnshareFlags::NEWUTS;
     }
     // SAFETY: neither flag makes descriptors or memory unshared.
     unsafe { rustix::thread::unshare_unsafe(flags) }.doing("make the pod's namespaces")
 }
 
-fn supervise(config: &LaunchConfig, socket: OwnedFd, sink: OwnedFd, up: OwnedFd, node_mounts: OwnedFd) -> Result<()> {
+fn supervise(
+    config: &LaunchConfig,
+    socket: OwnedFd,
+    sink: OwnedFd,
+    up: OwnedFd,
+    node_mounts: OwnedFd,
+    users: Option<Users>,
+) -> Result<()> {
     rustix::process::setsid().doing("start a session")?;
     rustix::process::chdir("/").doing("go to the root")?;
     let pid = Some(rustix::process::getpid());
@@ -109,7 +133,7 @@ fn supervise(config: &LaunchConfig, socket: OwnedFd, sink: OwnedFd, up: OwnedFd,
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().doing("start the runtime")?;
     runtime.block_on(async {
         let sinks = Sinks::default();
-        let agent = Agent::new(Mode::Host, dirs, node_mounts, shared, Logs::Host(sinks.clone()))?;
+        let agent = Agent::new(Mode::Host, dirs, node_mounts, shared, users, Logs::Host(sinks.clone()))?;
         tokio::spawn(async move {
             if let Err(error) = sinks.serve(sink).await {
                 tracing::error!(error = error.chain(), "the sink socket failed");

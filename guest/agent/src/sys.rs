@@ -89,6 +89,37 @@ pub fn mount_setattr(fd: impl AsFd, recursive: bool, set: u64, clear: u64, propa
     Ok(())
 }
 
+/// Shows the owners of the files in the mount that `fd` refers to as the users of `users`; once for each mount.
+///
+/// # Errors
+/// EINVAL when a file system cannot do that.
+pub fn map_owners(fd: impl AsFd, recursive: bool, users: impl AsFd) -> io::Result<()> {
+    let userns_fd = u64::from(users.as_fd().as_raw_fd().cast_unsigned());
+    let attr = libc::mount_attr { attr_set: libc::MOUNT_ATTR_IDMAP, attr_clr: 0, propagation: 0, userns_fd };
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: as in `mount_setattr`.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            fd.as_fd().as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw const attr,
+            size_of::<libc::mount_attr>(),
+        )
+    })?;
+    Ok(())
+}
+
+/// What this process makes belongs to user and group `id` from now on.
+pub fn files_owner(id: u32) {
+    // SAFETY: both take a number; what they return is the number before.
+    unsafe {
+        libc::setfsgid(id);
+        libc::setfsuid(id);
+    }
+}
+
 /// Marks all descriptors from `first` to `last` close-on-exec, or closes them at once.
 ///
 /// # Errors

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
-use cofferdam_proto::supervisor::{API_VERSION, LaunchConfig, Ready};
+use cofferdam_proto::supervisor::{API_VERSION, LaunchConfig, PodUsers, Ready};
 use rustix::net::SocketType;
 use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::io::AsyncReadExt;
@@ -80,6 +80,12 @@ fn spawn(launch: &Launch) -> Result<(Started, OwnedFd), SandboxError> {
             .map(str::to_owned)
             .ok_or_else(|| SandboxError::Invalid(format!("path {} is not UTF-8", path.display())))
     };
+    let users = launch.users.as_ref().zip(spec.users).map(|(spaces, range)| PodUsers {
+        user_fd: spaces.user.as_raw_fd(),
+        ipc_fd: spaces.ipc.as_raw_fd(),
+        uts_fd: spaces.uts.as_raw_fd(),
+        range,
+    });
     let config = process::config_fd(&LaunchConfig {
         api_version: API_VERSION,
         name: spec.id.clone(),
@@ -90,11 +96,13 @@ fn spawn(launch: &Launch) -> Result<(Started, OwnedFd), SandboxError> {
         node_pid: spec.node_pid,
         node_ipc: spec.node_ipc,
         node_uts: spec.network.is_none(),
+        users,
         state_dir: text(&containers)?,
         run_dir: text(&roots)?,
     })?;
     let mut inherit = vec![config.as_fd(), socket.as_fd(), sink.as_fd(), ready_writer.as_fd()];
     inherit.extend(netns);
+    inherit.extend(launch.users.iter().flat_map(|s| [s.user.as_fd(), s.ipc.as_fd(), s.uts.as_fd()]));
     let number = config.as_raw_fd().to_string();
     let program = Program {
         path: &launch.shared.config.agent,

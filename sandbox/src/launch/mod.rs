@@ -20,6 +20,7 @@ use crate::netns::{self, NetNs};
 use crate::pod::{Pod, Watched};
 use crate::runtime::{Shared, Timeline};
 use crate::spec::{Kind, NetworkStatus, PodSpec};
+use crate::users::{self, Spaces};
 use crate::{connect, teardown};
 
 /// What the steps of one launch share.
@@ -29,6 +30,7 @@ struct Launch {
     dirs: Dirs,
     cgroup: PodCgroup,
     netns: Option<NetNs>,
+    users: Option<Spaces>,
     clock: Clock,
     /// Set when the launch has failed, so that nothing waits for a boot in vain.
     failed: CancellationToken,
@@ -39,6 +41,9 @@ pub(crate) async fn launch(shared: &Arc<Shared>, spec: &PodSpec) -> Result<Pod, 
     let clock = Clock::new();
     let dirs = Dirs::of(&shared.config, &spec.id)?;
     check(spec)?;
+    if let (Some(_), Some(why)) = (spec.users, &shared.no_users) {
+        return Err(SandboxError::Unusable { kind: "user namespace", reason: why.clone() });
+    }
     let cgroup = PodCgroup::new(&shared.config, &spec.cgroup_parent, &spec.id)?;
     if dirs.run.exists() || dirs.state.exists() {
         return Err(SandboxError::Invalid(format!("something of a pod {} is there already: remove it first", spec.id)));
@@ -59,14 +64,14 @@ async fn run(
     cgroup: PodCgroup,
     clock: Clock,
 ) -> Result<Pod, SandboxError> {
-    let netns = {
+    let (netns, users) = {
         let (spec, dirs) = (spec.clone(), dirs.clone());
         blocking(move || prepare(&spec, &dirs)).await?
     };
     clock.mark("prepared");
     let failed = CancellationToken::new();
     let (spec, dirs) = (spec.clone(), dirs.clone());
-    let launch = Arc::new(Launch { shared: Arc::clone(shared), spec, dirs, cgroup, netns, clock, failed });
+    let launch = Arc::new(Launch { shared: Arc::clone(shared), spec, dirs, cgroup, netns, users, clock, failed });
     let channel = connect::agent(&launch.dirs, launch.spec.kind);
     let (network, process) = tokio::join!(launch.network(), launch.process(&channel));
     let (status, guest) = network?;
@@ -87,15 +92,26 @@ fn check(spec: &PodSpec) -> Result<(), SandboxError> {
             "a microVM cannot share a namespace with the node: use the host handler".into(),
         ));
     }
+    if spec.users.is_some() && (spec.kind == Kind::Vm || spec.network.is_none() || spec.node_pid || spec.node_ipc) {
+        return Err(SandboxError::Invalid(
+            "users of a pod's own need a host pod that shares no namespace with the node".into(),
+        ));
+    }
     Ok(())
 }
 
 /// Directories, the specification for whoever cleans up, and the network namespace.
-fn prepare(spec: &PodSpec, dirs: &Dirs) -> Result<Option<NetNs>, SandboxError> {
+fn prepare(spec: &PodSpec, dirs: &Dirs) -> Result<(Option<NetNs>, Option<Spaces>), SandboxError> {
     dirs::make_private(&dirs.run)?;
     dirs::make_private(&dirs.state)?;
     dirs::write(&dirs.spec(), spec)?;
-    spec.network.as_ref().map(|_| netns::create(&dirs.netns(), spec.kind == Kind::Vm)).transpose()
+    if let Some(range) = spec.users {
+        let spaces = users::create(range)?;
+        let net = spaces.net.try_clone().doing(|| "copy a descriptor".into())?;
+        return Ok((Some(netns::adopt(&dirs.netns(), net)?), Some(spaces)));
+    }
+    let netns = spec.network.as_ref().map(|_| netns::create(&dirs.netns(), spec.kind == Kind::Vm)).transpose()?;
+    Ok((netns, None))
 }
 
 impl Launch {

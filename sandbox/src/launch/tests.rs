@@ -20,6 +20,7 @@ fn spec(kind: Kind) -> PodSpec {
         resolv_conf: "nameserver 10.99.0.1\n".into(),
         network: Some(NetworkSpec::default()),
         sysctls: Default::default(),
+        users: None,
         node_pid: false,
         node_ipc: false,
     }

@@ -7,7 +7,7 @@ fn mount(container: &str, host: &str) -> Mount {
 #[test]
 fn folders_come_before_what_lies_in_them() {
     let asked = [mount("/data/deep/er", "/a"), mount("relative", "/b"), mount("/data", "/c")];
-    let volumes = volumes(&asked, Kind::Vm).unwrap();
+    let volumes = volumes(&asked, Kind::Vm, None).unwrap();
     let order: Vec<_> = volumes.iter().map(|v| v.mount.destination.as_str()).collect();
     assert_eq!(order, ["/relative", "/data", "/data/deep/er"]);
 }
@@ -34,7 +34,7 @@ fn access_and_options_are_passed_on() {
             mount_options: vec!["noexec".into(), "nosuid".into()],
             ..mount("/data", "/srv")
         };
-        let volume = volumes(std::slice::from_ref(&asked), Kind::Vm).unwrap().remove(0);
+        let volume = volumes(std::slice::from_ref(&asked), Kind::Vm, None).unwrap().remove(0);
         assert_eq!(volume.source, Source::Node { host_path: "/srv".into(), access: wanted });
         assert_eq!((volume.mount.readonly, volume.mount.recursive_readonly), (readonly, recursive));
         assert_eq!(volume.mount.options, ["noexec", "nosuid"]);
@@ -51,12 +51,12 @@ fn image_volumes() {
         ..mount("/data", "")
     };
     for (sub, wanted) in [("", ""), ("etc", "etc"), ("a/./b//c/", "a/b/c"), (".", "")] {
-        let volume = volumes(&[asked(sub)], Kind::Vm).unwrap().remove(0);
+        let volume = volumes(&[asked(sub)], Kind::Vm, None).unwrap().remove(0);
         assert_eq!(volume.source, Source::Image("docs@1".into()));
         assert_eq!((volume.mount.r#type.as_str(), volume.mount.sub_path.as_str()), ("image", wanted));
     }
     for bad in ["/etc", "../etc", "a/../../etc", "a\0b"] {
-        assert!(volumes(&[asked(bad)], Kind::Host).is_err(), "{bad:?}");
+        assert!(volumes(&[asked(bad)], Kind::Host, None).is_err(), "{bad:?}");
     }
     let mut kept = record(&asked("etc"));
     kept.image.as_mut().unwrap().id = "sha256:1".into();
@@ -91,13 +91,13 @@ fn crooked_volumes_are_refused() {
     for (name, spoil) in rows {
         let mut m = mount("/data", "/srv");
         spoil(&mut m);
-        assert!(volumes(&[m], Kind::Host).is_err(), "{name}");
+        assert!(volumes(&[m], Kind::Host, None).is_err(), "{name}");
     }
     let mut both = mount("/data", "/srv");
     both.propagation = MountPropagation::PropagationBidirectional.into();
-    let error = volumes(std::slice::from_ref(&both), Kind::Vm).unwrap_err().to_string();
+    let error = volumes(std::slice::from_ref(&both), Kind::Vm, None).unwrap_err().to_string();
     assert!(error.contains("\"host\""), "names the handler that can: {error}");
-    assert_eq!(volumes(&[both], Kind::Host).unwrap()[0].mount.propagation, "shared");
+    assert_eq!(volumes(&[both], Kind::Host, None).unwrap()[0].mount.propagation, "shared");
 }
 
 #[test]

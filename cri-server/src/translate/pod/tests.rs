@@ -1,8 +1,8 @@
 use std::collections::HashMap;
 
 use cofferdam_proto::cri::{
-    DnsConfig, LinuxContainerResources, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, PodSandboxMetadata,
-    UserNamespace,
+    DnsConfig, LinuxContainerResources, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceMode,
+    NamespaceOption, PodSandboxMetadata, UserNamespace,
 };
 use cofferdam_sandbox::VmSize;
 

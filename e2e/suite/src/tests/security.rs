@@ -8,8 +8,11 @@ use super::Test;
 use crate::crictl::{Container, Crictl, Pod, wait_for};
 use crate::failure::{Doing, Failure, Outcome, ensure};
 
-pub(super) const TESTS: &[Test] =
-    &[("host_namespaces_policy", host_namespaces_policy), ("apparmor_profiles", apparmor_profiles)];
+pub(super) const TESTS: &[Test] = &[
+    ("host_namespaces_policy", host_namespaces_policy),
+    ("apparmor_profiles", apparmor_profiles),
+    ("user_namespaces", user_namespaces),
+];
 
 /// A pod of `namespace` with these namespace options.
 fn pod(name: &str, namespace: &str, options: &Value) -> Pod {
@@ -133,4 +136,49 @@ fn apparmor_profiles() -> Outcome {
     let container = crictl.run_container(&id, &asked, &container)?;
     crictl.wait_log(&container, "runs")?;
     crictl.remove_pod(&id)
+}
+
+/// Root of a host pod with users of its own is an ordinary user of the node, and works like any other pod's.
+fn user_namespaces() -> Outcome {
+    let crictl = Crictl::default();
+    let info = crictl.json(&["info"])?;
+    let handlers = info["runtimeHandlers"].as_array().cloned().unwrap_or_default();
+    for (handler, wanted) in [("host", true), ("vm", false), ("", false)] {
+        let found = handlers.iter().find(|h| h["name"].as_str().unwrap_or_default() == handler);
+        let told =
+            found.is_some_and(|h| h["features"]["user_namespaces"] == true || h["features"]["userNamespaces"] == true);
+        ensure!(told == wanted, "user namespaces of handler {handler:?} in the status: {info}");
+    }
+    let map = json!([{"container_id": 0, "host_id": 300_000, "length": 65_536}]);
+    let options = json!({"userns_options": {"mode": 0, "uids": map, "gids": map}});
+    let asked = pod("userns", "default", &options);
+    crictl.refused(&["runp", "--runtime", "vm", &asked.file()?], &["code = InvalidArgument", "host"])?;
+    let id = crictl.run_pod("host", &asked)?;
+    let status = crictl.run(&["inspectp", "-o", "json", &id])?;
+    ensure!(status.contains("300000"), "the mapping is not echoed: {status}");
+
+    let volume = "/run/cofferdam-e2e/userns";
+    fs::create_dir_all(volume).doing("make a volume")?;
+    let script = "tr -s ' ' < /proc/self/uid_map; stat -c '%u:%g %n' /bin/busybox /etc/hosts /data; echo x > /data/made; \
+                  nc -l -p 80 -e true & sleep 1; kill -0 $! && echo listens; echo whole; sleep 1000";
+    let mut container = Container::shell("userns", script);
+    container.0["linux"] = json!({"security_context": {"namespace_options": options}});
+    container.0["mounts"] =
+        json!([{"host_path": volume, "container_path": "/data", "uidMappings": map, "gidMappings": map}]);
+    let container = crictl.run_container(&id, &asked, &container)?;
+    let log = crictl.wait_log(&container, "whole")?;
+    for wanted in [" 0 300000 65536", "0:0 /bin/busybox", "0:0 /etc/hosts", "0:0 /data", "listens"] {
+        ensure!(log.contains(wanted), "no {wanted:?} in {log}");
+    }
+    let inside = crictl.run(&["exec", "--sync", &container, "sh", "-c", "tr -s ' ' < /proc/self/uid_map; id -u"])?;
+    ensure!(inside.contains("0 300000 65536") && inside.ends_with('0'), "an exec has other users: {inside}");
+    let pid = crictl.container_field(&container, "/info/pid").unwrap_or_default();
+    if let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) {
+        ensure!(status.contains("Uid:\t300000"), "the container's root on the node: {status}");
+    }
+    use std::os::unix::fs::MetadataExt;
+    let made = fs::metadata(format!("{volume}/made")).doing("look at what the container made")?;
+    ensure!(made.uid() == 0, "what root made in a mapped volume belongs to {}", made.uid());
+    crictl.remove_pod(&id)?;
+    fs::remove_dir_all(volume).doing("remove the volume")
 }

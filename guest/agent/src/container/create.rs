@@ -13,7 +13,7 @@ use super::channel::{self, Outer, Report};
 use super::init;
 use super::lifecycle::{Container, State, empty};
 use super::rootfs::Layer;
-use super::spec::Spec;
+use super::spec::{Propagation, Spec};
 use super::stats::Usage;
 use super::stdio::{self, End, Inside, Outside};
 use super::user::Resolved;
@@ -30,9 +30,10 @@ pub const GUEST_PARENT: &str = "pod";
 /// Says what failed; nothing is left then.
 pub async fn create(agent: Arc<Agent>, request: CreateContainerRequest) -> Result<CreateContainerReply> {
     let spec = Spec::parse(request)?;
+    check_users(&agent, &spec)?;
     let reservation = agent.reserve(&spec.id)?;
     let pids = pid_namespace(&agent, &spec)?;
-    let layer = Layer::create(&agent.dirs.state, &spec.id, &spec.lower[0])?;
+    let layer = Layer::create(&agent.dirs.state, &spec.id, &spec.lower[0], agent.users.as_ref())?;
     let usage = Usage::start(&agent, &layer);
     let result = with_cgroup(&agent, spec, pids, layer, usage).await;
     let container = result?;
@@ -47,6 +48,25 @@ pub async fn create(agent: Arc<Agent>, request: CreateContainerRequest) -> Resul
     reservation.fill(container.clone());
     agent.announce(container.change());
     Ok(reply)
+}
+
+/// What goes with users of the pod's own, and what only with them.
+fn check_users(agent: &Agent, spec: &Spec) -> Result<()> {
+    for m in &spec.mounts {
+        let name = m.destination.display();
+        match agent.users {
+            None if m.idmap => {
+                return Err(Error::invalid(format!("mount {name}: mapped owners need users of the pod's own")));
+            }
+            Some(_) if m.propagation == Propagation::Shared => {
+                return Err(Error::invalid(format!(
+                    "mount {name}: a pod with users of its own cannot mount for others (bidirectional propagation)"
+                )));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// Namespace of another process to join, if any, and whether a new one is made.

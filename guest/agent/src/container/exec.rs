@@ -126,7 +126,7 @@ fn become_program(
     process::early(spec, agent.children_oom_score())?;
     let spaces = ThreadNameSpaceType::MOUNT | ThreadNameSpaceType::CONTROL_GROUP;
     move_into_thread_name_spaces(container.pidfd.as_fd(), spaces).doing("enter the container")?;
-    let launch = Launch { spec, user: &container.user, channel, nofile: agent.nofile, die_with_agent: agent.node_pid };
+    let launch = Launch::new(agent, spec, &container.user, channel);
     match (inside, terminal) {
         (Inside::Pipes { stdin, stdout, stderr }, _) => {
             launch.prepare(process::or_null(stdin)?, Some((stdout, stderr)))?;
@@ -136,6 +136,9 @@ fn become_program(
     }
     let entered = launch.enter_directory()?;
     let env = process::environment(spec, &container.user, &super::init::hostname());
+    if let Some(users) = &agent.users {
+        users.enter()?;
+    }
     launch.drop_rights(entered)?;
     Err(launch.exec(&env))
 }

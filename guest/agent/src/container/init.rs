@@ -18,7 +18,7 @@ use super::channel::{Inner, Report};
 use super::mounts::{self, Trees};
 use super::process::{self, Launch};
 use super::rootfs::{self, Layer};
-use super::spec::Spec;
+use super::spec::{MountSpec, Spec};
 use super::stdio::{self, Inside};
 use super::{paths, user};
 use crate::agent::Agent;
@@ -51,12 +51,25 @@ fn set_up(
     unshare_mounts()?;
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).doing("make mounts private")?;
 
-    trees.binds = with_images(spec, layer, trees.binds)?;
-    let root = rootfs::mount_overlay(&spec.lower, layer, &agent.dirs.run)?;
-    let dev = mounts::standard(&root, spec, &mut trees)?;
+    trees.binds = with_images(agent, spec, layer, trees.binds)?;
+    let root = match &agent.users {
+        Some(users) => {
+            let lower = rootfs::map_layers(&spec.lower, users, &agent.dirs.mapped_layers())?;
+            let root = rootfs::mount_overlay(&lower, layer, &agent.dirs.run)?;
+            users.own_what_is_made()?;
+            root
+        }
+        None => rootfs::mount_overlay(&spec.lower, layer, &agent.dirs.run)?,
+    };
+    let dev = mounts::standard(&root, spec, agent.users.as_ref(), &mut trees)?;
     mounts::device_nodes(&root, &spec.devices.nodes)?;
     mounts::requested(&root, &spec.mounts, std::mem::take(&mut trees.binds))?;
     let user = user::resolve(&root, &spec.process.user)?;
+    if let Some(users) = &agent.users {
+        for id in user.groups.iter().chain([&user.uid, &user.gid]) {
+            users.on_node(*id)?;
+        }
+    }
     paths::make_dir(&root, &spec.process.cwd)?;
     mounts::make_readonly(&root, &spec.readonly)?;
     mounts::mask(&root, &dev, &spec.masked)?;
@@ -80,8 +93,7 @@ fn set_up(
 
     // What follows closes all descriptors at once; their owners must not do so again.
     std::mem::forget((root, dev, trees));
-    let launch =
-        Launch { spec: &spec.process, user: &user, channel, nofile: agent.nofile, die_with_agent: agent.node_pid };
+    let launch = Launch::new(agent, &spec.process, &user, channel);
     match (inside, slave) {
         (Inside::Pipes { stdin, stdout, stderr }, _) => {
             launch.prepare(process::or_null(stdin)?, Some((stdout, stderr)))?;
@@ -91,6 +103,9 @@ fn set_up(
     }
     let entered = launch.enter_directory()?;
     let env = process::environment(&spec.process, &user, &hostname());
+    if let Some(users) = &agent.users {
+        users.enter_with_mounts()?;
+    }
     channel.report(&Report::Ready(user.clone()), None)?;
     channel.wait_for_go()?;
     launch.drop_rights(entered)?;
@@ -119,18 +134,30 @@ fn take_trees(agent: &Agent, spec: &Spec) -> Result<Trees> {
         trees.shm = Some(mounts::take(Path::new("/dev/shm"), false)?);
     }
     for mount in spec.mounts.iter().filter(|m| m.is_bind()) {
-        trees.binds.push(mounts::take(&mount.source, mount.recursive)?);
+        let tree = mounts::take(&mount.source, mount.recursive)?;
+        map_owners(agent, mount, &tree)?;
+        trees.binds.push(tree);
     }
     Ok(trees)
 }
 
+fn map_owners(agent: &Agent, mount: &MountSpec, tree: &OwnedFd) -> Result<()> {
+    let (true, Some(users)) = (mount.idmap, &agent.users) else { return Ok(()) };
+    let name = mount.destination.display();
+    users.map_mount(tree, mount.recursive).asked(format!(
+        "map the owners of volume {name} to the pod's users: its file system, and each mounted below it, must be able to"
+    ))
+}
+
 /// The sources of binds, and between them those of image volumes, which are mounted in the container's own namespace.
-fn with_images(spec: &Spec, layer: &Layer, binds: Vec<OwnedFd>) -> Result<Vec<OwnedFd>> {
+fn with_images(agent: &Agent, spec: &Spec, layer: &Layer, binds: Vec<OwnedFd>) -> Result<Vec<OwnedFd>> {
     let mut binds = binds.into_iter();
     let mut all = Vec::new();
     for mount in &spec.mounts {
         if mount.is_image() {
-            all.push(mounts::image(mount, layer)?);
+            let tree = mounts::image(mount, layer)?;
+            map_owners(agent, mount, &tree)?;
+            all.push(tree);
         } else if mount.is_bind() {
             all.extend(binds.next());
         }

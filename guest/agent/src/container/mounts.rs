@@ -15,6 +15,7 @@ use super::rootfs::{Layer, attach, mount_layers, new_mount};
 use super::spec::{MountSpec, Propagation, Spec};
 use crate::error::{Doing, Error, Result};
 use crate::sys::mount_setattr;
+use crate::users::Users;
 
 const NOSUID: u64 = libc::MOUNT_ATTR_NOSUID;
 const NODEV: u64 = libc::MOUNT_ATTR_NODEV;
@@ -89,12 +90,12 @@ pub struct Dev {
 ///
 /// # Errors
 /// When the image stands in the way or the kernel refuses.
-pub fn standard(root: &OwnedFd, spec: &Spec, trees: &mut Trees) -> Result<Dev> {
+pub fn standard(root: &OwnedFd, spec: &Spec, users: Option<&Users>, trees: &mut Trees) -> Result<Dev> {
     if !spec.mounts_over("/proc") {
         let proc = new_mount("proc", &[], NOSUID | NODEV | NOEXEC)?;
         attach(&proc, plain_dir(root, "/proc")?, Path::new("/proc"))?;
     }
-    let dev = if spec.mounts_over("/dev") { Dev::default() } else { dev(root, spec, trees)? };
+    let dev = if spec.mounts_over("/dev") { Dev::default() } else { dev(root, spec, users, trees)? };
     let sys_readonly = if spec.privileged { 0 } else { RDONLY };
     if !spec.mounts_over("/sys") {
         let sys = new_mount("sysfs", &[], NOSUID | NODEV | NOEXEC | sys_readonly)?;
@@ -117,7 +118,8 @@ pub fn standard(root: &OwnedFd, spec: &Spec, trees: &mut Trees) -> Result<Dev> {
     Ok(dev)
 }
 
-fn dev(root: &OwnedFd, spec: &Spec, trees: &mut Trees) -> Result<Dev> {
+fn dev(root: &OwnedFd, spec: &Spec, users: Option<&Users>, trees: &mut Trees) -> Result<Dev> {
+    let root_user = users.map_or(0, Users::root);
     let dev =
         new_mount("tmpfs", &parameters(&[("mode", "755"), ("size", "64k")]), NOSUID | libc::MOUNT_ATTR_STRICTATIME)?;
     // Nobody else is in this mount namespace yet, and this file system is new: names are what they seem.
@@ -127,7 +129,7 @@ fn dev(root: &OwnedFd, spec: &Spec, trees: &mut Trees) -> Result<Dev> {
             kind: FileType::CharacterDevice,
             number: (major, minor),
             mode: 0o666,
-            owner: (0, 0),
+            owner: (root_user, root_user),
         };
         make_node(&dev, Path::new(name), &node)?;
     }
@@ -152,7 +154,9 @@ fn dev(root: &OwnedFd, spec: &Spec, trees: &mut Trees) -> Result<Dev> {
     };
     let mut pts = None;
     if !spec.mounts_over("/dev/pts") {
-        let data = parameters(&[("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")]);
+        // The group of terminals, by its number in the pod.
+        let gid = users.map_or(Ok(5), |users| users.on_node(5)).unwrap_or(root_user).to_string();
+        let data = parameters(&[("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", &gid)]);
         pts = Some(on("pts", new_mount("devpts", &data, NOSUID | NOEXEC)?)?);
     }
     if !spec.mounts_over("/dev/shm")

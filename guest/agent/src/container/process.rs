@@ -3,7 +3,7 @@
 //! Everything here happens in the child, which is root and has all capabilities until [`Launch::drop_rights`].
 
 use std::ffi::{CString, OsStr};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -15,8 +15,10 @@ use super::channel::Inner;
 use super::spec::ProcessSpec;
 use super::stdio;
 use super::user::Resolved;
+use crate::agent::Agent;
 use crate::error::{Doing, Error, Result};
 use crate::sys;
+use crate::users::Users;
 
 /// PATH of a process whose environment has none.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -34,6 +36,8 @@ pub struct Launch<'a> {
     pub nofile: Rlimit,
     /// It dies with the agent.
     pub die_with_agent: bool,
+    /// Users of the pod's own, which it enters after [`Launch::prepare`].
+    pub users: Option<&'a Users>,
 }
 
 /// Settings that need /proc as the agent sees it, so they come before the root is changed. What a request leaves open is
@@ -76,7 +80,19 @@ pub fn environment(spec: &ProcessSpec, user: &Resolved, hostname: &str) -> Vec<C
     env
 }
 
-impl Launch<'_> {
+impl<'a> Launch<'a> {
+    /// A process of a container of `agent`'s.
+    pub fn new(agent: &'a Agent, spec: &'a ProcessSpec, user: &'a Resolved, channel: &'a Inner) -> Self {
+        let die_with_agent = agent.node_pid;
+        Self { spec, user, channel, nofile: agent.nofile, die_with_agent, users: agent.users.as_ref() }
+    }
+
+    /// The user's number outside the pod's user namespace.
+    fn owner(&self) -> Result<Uid> {
+        let uid = self.user.uid;
+        Ok(Uid::from_raw(self.users.map_or(Ok(uid), |users| users.on_node(uid))?))
+    }
+
     /// Makes `streams` descriptors 0, 1, 2, closes all others but the channel, and sets limits and the directory.
     /// With one stream, it is a terminal and becomes the controlling one.
     ///
@@ -89,8 +105,7 @@ impl Launch<'_> {
             // A program may open its own output again by name (/dev/stdout), which a pipe of root's forbids its user.
             for pipe in [&stdin, stdout, stderr] {
                 if super::paths::file_type(pipe).doing("look at a pipe")? == rustix::fs::FileType::Fifo {
-                    rustix::fs::fchown(pipe, Some(Uid::from_raw(self.user.uid)), None)
-                        .doing("give a pipe to the user")?;
+                    rustix::fs::fchown(pipe, Some(self.owner()?), None).doing("give a pipe to the user")?;
                 }
             }
             sys::dup_to(stdout, 1).doing("set standard output")?;
@@ -99,13 +114,19 @@ impl Launch<'_> {
             sys::dup_to(&stdin, 1).doing("set standard output")?;
             sys::dup_to(&stdin, 2).doing("set standard error")?;
             rustix::process::ioctl_tiocsctty(&stdin).doing("take the terminal")?;
-            let (uid, gid) = (Uid::from_raw(self.user.uid), None);
-            rustix::fs::fchown(&stdin, Some(uid), gid).doing("give the terminal to the user")?;
+            rustix::fs::fchown(&stdin, Some(self.owner()?), None).doing("give the terminal to the user")?;
         }
         std::mem::forget((stdin, others)); // close_range closes them.
-        let channel = self.channel.number();
-        sys::close_range(3, channel - 1).doing("close descriptors")?;
-        sys::close_range(channel + 1, u32::MAX).doing("close descriptors")?;
+        let mut first = 3;
+        let mut kept: Vec<u32> =
+            self.users.iter().map(|users| users.descriptor().as_raw_fd().cast_unsigned()).collect();
+        kept.push(self.channel.number());
+        kept.sort_unstable();
+        for number in kept {
+            sys::close_range(first, number - 1).doing("close descriptors")?;
+            first = number + 1;
+        }
+        sys::close_range(first, u32::MAX).doing("close descriptors")?;
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
         setrlimit(Resource::Nofile, self.nofile).doing("set the limit on open files")?;
         for (resource, limit) in &self.spec.rlimits {

@@ -7,13 +7,14 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
-    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount, move_mount, unmount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
+    fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount, move_mount, open_tree, unmount,
 };
 use rustix::process::{fchdir, pivot_root};
 
 use crate::agent::Agent;
 use crate::error::{Doing, Result};
+use crate::users::Users;
 
 /// Longest string that fsconfig takes.
 const MAX_PARAMETER: usize = 255;
@@ -29,17 +30,17 @@ impl Layer {
     ///
     /// # Errors
     /// When it cannot be made; nothing is left then.
-    pub fn create(state: &Path, id: &str, topmost: &Path) -> Result<Self> {
+    pub fn create(state: &Path, id: &str, topmost: &Path, users: Option<&Users>) -> Result<Self> {
         let layer = Self { dir: state.join(id) };
         layer.remove()?;
-        let result = layer.fill(topmost);
+        let result = layer.fill(topmost, users);
         if result.is_err() {
             let _ = layer.remove();
         }
         result.map(|()| layer)
     }
 
-    fn fill(&self, topmost: &Path) -> Result<()> {
+    fn fill(&self, topmost: &Path, users: Option<&Users>) -> Result<()> {
         let make =
             |path: &Path| fs::DirBuilder::new().mode(0o700).create(path).doing(format!("make {}", path.display()));
         let meta = fs::metadata(topmost).asked(format!("look at layer {}", topmost.display()))?;
@@ -47,7 +48,9 @@ impl Layer {
         make(&self.work())?;
         make(&self.upper())?;
         let upper = self.upper();
-        chown(&upper, Some(meta.uid()), Some(meta.gid())).doing(format!("give away {}", upper.display()))?;
+        let owner = |id: u32| users.map_or(id, |users| users.on_node(id).unwrap_or(users.root()));
+        chown(&upper, Some(owner(meta.uid())), Some(owner(meta.gid())))
+            .doing(format!("give away {}", upper.display()))?;
         fs::set_permissions(&upper, fs::Permissions::from_mode(meta.mode() & 0o7777))
             .doing(format!("set the mode of {}", upper.display()))
     }
@@ -122,6 +125,35 @@ impl Layer {
             _ => Ok(()),
         }
     }
+}
+
+/// Mounts each layer below `place` with its owners shown as the pod's users. The overlay takes copies of these mounts: they
+/// only have to be there until it is mounted.
+///
+/// # Errors
+/// When a layer is missing, or its file system cannot map owners.
+pub fn map_layers(lower: &[PathBuf], users: &Users, place: &Path) -> Result<Vec<PathBuf>> {
+    let trees = lower.iter().map(|path| {
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let tree = open_tree(CWD, path, flags).asked(format!("open layer {}", path.display()))?;
+        let what = || {
+            format!("map the owners of layer {}: its file system must be able to (ext4, xfs, btrfs)", path.display())
+        };
+        users.map_mount(&tree, false).asked(what())?;
+        Ok(tree)
+    });
+    let trees: Vec<OwnedFd> = trees.collect::<Result<_>>()?;
+    fs::create_dir_all(place).doing(format!("make {}", place.display()))?;
+    let names = new_mount("tmpfs", &[("mode".to_owned(), Some("700".to_owned()))], 0)?;
+    attach_at(&names, place)?;
+    let mut mapped = Vec::new();
+    for (number, tree) in trees.iter().enumerate() {
+        let path = place.join(number.to_string());
+        fs::create_dir(&path).doing(format!("make {}", path.display()))?;
+        attach_at(tree, &path)?;
+        mapped.push(path);
+    }
+    Ok(mapped)
 }
 
 /// Mounts the overlay at `place`, which only has to be a directory of this process' mount namespace. Returns the root.

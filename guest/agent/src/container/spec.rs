@@ -106,6 +106,8 @@ pub struct MountSpec {
     pub recursive_readonly: bool,
     /// With what is mounted below.
     pub recursive: bool,
+    /// Owners are shown as the pod's users.
+    pub idmap: bool,
     /// How changes travel.
     pub propagation: Propagation,
     /// `MOUNT_ATTR_*`
@@ -149,11 +151,12 @@ impl MountSpec {
             other => return Err(Error::invalid(format!("{other:?} is not a propagation"))),
         };
         let (mut readonly, mut recursive) = (m.readonly, m.recursive);
-        let (mut attributes, mut data) = (0, Vec::new());
+        let (mut attributes, mut data, mut idmap) = (0, Vec::new(), false);
         for option in &m.options {
             match option.as_str() {
                 "ro" => readonly = true,
                 "rw" | "bind" | "defaults" | "suid" | "dev" | "exec" | "relatime" | "private" | "rprivate" => {}
+                "idmap" if matches!(m.r#type.as_str(), "bind" | "image") => idmap = true,
                 "rbind" => recursive = true,
                 "slave" | "rslave" => propagation = Propagation::Slave,
                 "shared" | "rshared" => propagation = Propagation::Shared,
@@ -180,6 +183,7 @@ impl MountSpec {
             readonly: readonly || m.recursive_readonly,
             recursive_readonly: m.recursive_readonly,
             recursive,
+            idmap,
             propagation,
             attributes,
             data,

@@ -7,6 +7,7 @@ mod processes;
 mod rows;
 mod streams;
 mod support;
+mod users;
 
 use cofferdam_proto::agent::{CreateContainerRequest, Mount, Process};
 

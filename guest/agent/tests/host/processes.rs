@@ -150,7 +150,7 @@ async fn pid_namespaces() {
 #[tokio::test]
 async fn namespaces_of_the_node() {
     need_host_pods!();
-    let mut pod = Pod::shaped(Shape { node_pid: true, node_ipc: true }).await;
+    let mut pod = Pod::shaped(Shape { node_pid: true, node_ipc: true, ..Shape::default() }).await;
     let mut request = pod.shell("n", "test -d /proc/$PID && echo there; grep -c ' /dev/shm ' /proc/mounts");
     process(&mut request).env = vec![format!("PID={}", std::process::id()).into_bytes()];
     request.namespaces = Some(Namespaces { pid: PidMode::Node.into(), ipc_node: true, ..Namespaces::default() });

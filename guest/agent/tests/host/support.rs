@@ -20,7 +20,7 @@ use cofferdam_proto::agent::exec_output::Kind as Out;
 use cofferdam_proto::agent::*;
 use cofferdam_proto::packet;
 use cofferdam_proto::sink::{SinkReply, SinkRequest};
-use cofferdam_proto::supervisor::{LaunchConfig, Ready};
+use cofferdam_proto::supervisor::{LaunchConfig, PodUsers, Ready, UserRange};
 use rustix::io::FdFlags;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -132,6 +132,32 @@ pub struct Pod {
 pub struct Shape {
     pub node_pid: bool,
     pub node_ipc: bool,
+    /// Users of its own.
+    pub users: Option<UserRange>,
+}
+
+/// A process that holds a user namespace and those that belong to it, and what the supervisor is told of them.
+struct Spaces {
+    holder: Child,
+    config: PodUsers,
+    _open: Vec<fs::File>,
+}
+
+impl Spaces {
+    fn new(range: UserRange) -> Self {
+        let program = ["-U", "-n", "-i", "-u", "sleep", "100000"];
+        let holder = Command::new("unshare").args(program).stdin(Stdio::null()).spawn().unwrap();
+        let folder = PathBuf::from(format!("/proc/{}", holder.id()));
+        let own = fs::read_link("/proc/self/ns/uts").unwrap();
+        until("a user namespace", || fs::read_link(folder.join("ns/uts")).is_ok_and(|l| l != own));
+        for map in ["uid_map", "gid_map"] {
+            fs::write(folder.join(map), format!("0 {} {}", range.host_id, range.length)).unwrap();
+        }
+        let open: Vec<fs::File> =
+            ["user", "ipc", "uts"].iter().map(|n| fs::File::open(folder.join("ns").join(n)).unwrap()).collect();
+        let config = PodUsers { user_fd: pass(&open[0]), ipc_fd: pass(&open[1]), uts_fd: pass(&open[2]), range };
+        Self { holder, config, _open: open }
+    }
 }
 
 fn pass(fd: impl AsFd) -> i32 {
@@ -180,7 +206,12 @@ impl Pod {
         let (ready, socket_path, sink, netns) = {
             // Descriptors are handed over by inheritance: no other child may start meanwhile.
             let _alone = starting();
-            let netns = network_namespace();
+            let users = shape.users.map(Spaces::new);
+            let users_config = users.as_ref().map(|u| u.config);
+            let (netns, _open) = match users {
+                Some(users) => (users.holder, users._open),
+                None => (network_namespace(), Vec::new()),
+            };
             let socket_path = dir.path().join("agent.sock");
             let sink_path = dir.path().join("sink.sock");
             let socket = listener(&socket_path, SocketType::STREAM);
@@ -198,6 +229,7 @@ impl Pod {
                 node_pid: shape.node_pid,
                 node_ipc: shape.node_ipc,
                 node_uts: false,
+                users: users_config,
                 state_dir: dir.path().join("state").to_str().unwrap().into(),
                 run_dir: dir.path().join("run").to_str().unwrap().into(),
             };
