@@ -24,6 +24,7 @@ mod pod;
 mod probe;
 mod process;
 mod runtime;
+mod sealed;
 mod share;
 mod spec;
 mod teardown;

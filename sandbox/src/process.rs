@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,6 +30,8 @@ const MAX_STDERR: u64 = 256 << 10;
 pub(crate) struct Program<'a> {
     /// Its file.
     pub(crate) path: &'a Path,
+    /// A copy of the file that is run in its place.
+    pub(crate) copy: Option<BorrowedFd<'a>>,
     /// Its arguments.
     pub(crate) args: &'a [&'a str],
     /// Descriptors that it inherits, under the same numbers; all others close.
@@ -67,8 +69,17 @@ impl Program<'_> {
         let inherit: Vec<i32> = self.inherit.iter().map(AsRawFd::as_raw_fd).collect();
         let cgroup = self.cgroup.as_raw_fd();
         let netns = self.netns.map(|fd| fd.as_raw_fd());
-        let mut command = Command::new(self.path);
-        command.args(self.args).env_clear().current_dir("/").stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
+        // Looked up by the child, which has the descriptor until the exec is through.
+        let copy = self.copy.map(|fd| PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd())));
+        let mut command = Command::new(copy.as_deref().unwrap_or(self.path));
+        command
+            .arg0(self.path)
+            .args(self.args)
+            .env_clear()
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(stderr);
         let child_side = move || {
             // SAFETY: system calls only, on descriptors that the parent keeps open until the exec, and literals.
             unsafe {

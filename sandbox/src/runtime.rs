@@ -13,6 +13,7 @@ use crate::dirs::{self, Dirs, ProcessRecord, ReadyRecord};
 use crate::error::{Doing, SandboxError};
 use crate::pod::{End, Pod, Watched};
 use crate::process::{self, Started};
+use crate::sealed::Sealed;
 use crate::spec::{Config, Kind, PodSpec};
 use crate::{connect, launch, probe, teardown, users};
 
@@ -29,6 +30,8 @@ pub(crate) struct Shared {
     locks: Mutex<BTreeMap<String, Weak<AsyncMutex<()>>>>,
     /// Which networks have had a pod.
     pub(crate) networks: Networks,
+    /// The agent that host pods run.
+    pub(crate) sealed: Sealed,
     vm_works: AtomicBool,
     host_works: AtomicBool,
     /// Why pods cannot have users of their own.
@@ -73,8 +76,8 @@ impl Runtime {
         connect::check_length(longest)?;
         let (locks, vm_works, host_works) = (Mutex::default(), AtomicBool::new(false), AtomicBool::new(false));
         let no_users = users::try_out(&config.state_dir).err();
-        let networks = Networks::default();
-        Ok(Self { shared: Arc::new(Shared { config, locks, networks, vm_works, host_works, no_users }) })
+        let (networks, sealed) = (Networks::default(), Sealed::default());
+        Ok(Self { shared: Arc::new(Shared { config, locks, networks, sealed, vm_works, host_works, no_users }) })
     }
 
     /// Whether this node can run pods of `kind`; tried once, then remembered while the answer is yes.

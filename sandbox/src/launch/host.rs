@@ -104,8 +104,11 @@ fn spawn(launch: &Launch) -> Result<(Started, OwnedFd), SandboxError> {
     inherit.extend(netns);
     inherit.extend(launch.users.iter().flat_map(|s| [s.user.as_fd(), s.ipc.as_fd(), s.uts.as_fd()]));
     let number = config.as_raw_fd().to_string();
+    let agent = &launch.shared.config.agent;
+    let copy = launch.shared.sealed.get(agent)?;
     let program = Program {
-        path: &launch.shared.config.agent,
+        path: agent,
+        copy: Some((*copy).as_fd()),
         args: &["supervise", "--config-fd", &number],
         inherit,
         cgroup: &cgroup,

@@ -64,6 +64,7 @@ fn spawn(launch: &Launch) -> Result<process::Started, SandboxError> {
     let number = settings.as_raw_fd().to_string();
     let program = Program {
         path: &config.monitor,
+        copy: None,
         args: &["--config-fd", &number],
         inherit,
         cgroup: &cgroup,

@@ -21,6 +21,7 @@ fn start(config: &Config, folder: &Path, text: &str) -> (Started, PodCgroup) {
     let number = settings.as_raw_fd().to_string();
     let program = Program {
         path: &script(folder, text),
+        copy: None,
         args: &[&number],
         inherit: vec![settings.as_fd()],
         cgroup: &procs,
