@@ -7,7 +7,7 @@ export CARGO_TERM_PROGRESS_WHEN ?= never
 DIST := target/dist
 say = @printf '\033[1m[make] %s\033[0m\n' "$(1)"
 
-.PHONY: help demo test critest bench node build install setup lint unit e2e guest-kernel clean
+.PHONY: help demo test critest bench soak node build install setup lint unit e2e guest-kernel clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,10 @@ critest: setup ## Kubernetes' own CRI tests; HANDLER=host or vm for one of them,
 bench: setup ## Measure beside containerd + runc; writes docs/benchmarks.md and docs/benchmarks.json
 	@$(BESIDE) build
 	@e2e/in-node.sh bench
+
+soak: setup ## 500 host and 100 vm pods come and go and leave nothing (half an hour); SOAK_ARGS='--vm 10' for other counts
+	@$(BESIDE) build
+	@e2e/in-node.sh soak
 
 node: setup ## A shell in the node VM with Cofferdam running
 	@$(BESIDE) build

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs something in a fresh node VM with Cofferdam installed and running.
 #
-#   e2e/in-node.sh demo | test [NAME] | critest [host|vm] | bench | shell
+#   e2e/in-node.sh demo | test [NAME] | critest [host|vm] | bench | soak | shell
 set -euo pipefail
 cd "$(dirname "$0")/.."
 what=${1:?usage: e2e/in-node.sh demo|test|critest|bench|shell}
@@ -62,6 +62,7 @@ bench)
     "$node" run "cofferdam-e2e bench --out /root/bench --machine '$machine' ${BENCH_ARGS:-}" || status=$?
     [ $status = 0 ] && "$node" run 'cat /root/bench/benchmarks.json' >docs/benchmarks.json && "$node" run 'cat /root/bench/benchmarks.md' >docs/benchmarks.md
     ;;
+soak) "$node" run "cofferdam-e2e soak ${SOAK_ARGS:-}" || status=$? ;;
 shell) "$node" shell || true ;;
 *) say "unknown: $what"; exit 2 ;;
 esac

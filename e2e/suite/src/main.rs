@@ -2,6 +2,7 @@
 //!
 //! - `cofferdam-e2e demo`: the tour that `make demo` shows.
 //! - `cofferdam-e2e test [NAME]`: every test, or those whose names contain NAME.
+//! - `cofferdam-e2e soak`: hundreds of pods come and go, and the node is as before.
 //! - `cofferdam-e2e bench --out DIR`: Cofferdam beside containerd + runc, alternating.
 
 mod bad_registry;
@@ -12,6 +13,8 @@ mod daemon;
 mod demo;
 mod failure;
 mod processes;
+mod rpc;
+mod soak;
 mod tests;
 
 use std::path::PathBuf;
@@ -35,6 +38,8 @@ enum Command {
         /// Part of a name.
         filter: Option<String>,
     },
+    /// Pods come and go by the hundred, and nothing is left.
+    Soak(soak::Options),
     /// Cofferdam beside containerd + runc.
     Bench {
         /// Where benchmarks.json and benchmarks.md go.
@@ -46,6 +51,9 @@ enum Command {
         /// Samples of each pull.
         #[arg(long, default_value_t = 5)]
         pulls: usize,
+        /// Pods that are listed.
+        #[arg(long, default_value_t = 200)]
+        list_pods: usize,
         /// Seconds over which an idle pod's CPU is measured.
         #[arg(long, default_value_t = 60)]
         idle_seconds: u64,
@@ -59,8 +67,9 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Demo => demo::show(),
         Command::Test { filter } => tests::run(filter.as_deref()),
-        Command::Bench { out, n, pulls, idle_seconds, machine } => {
-            bench::run(&bench::Options { out, n, pulls, idle_seconds, machine })
+        Command::Soak(options) => soak::run(&options),
+        Command::Bench { out, n, pulls, list_pods, idle_seconds, machine } => {
+            bench::run(&bench::Options { out, n, pulls, list_pods, idle_seconds, machine })
         }
     };
     match outcome {

@@ -14,11 +14,16 @@ fn parent(pid: u32) -> Option<u32> {
     stat.rsplit(')').next()?.split_whitespace().nth(1)?.parse().ok()
 }
 
+/// Whether a process runs `name`.
+pub(crate) fn runs(pid: u32, name: &str) -> bool {
+    program(pid).is_some_and(|p| p == name)
+}
+
 /// Every process that runs `name`.
 pub(crate) fn all(name: &str) -> Vec<u32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = entries.filter_map(|e| e.file_name().to_str().and_then(|n| n.parse().ok()));
-    pids.filter(|pid| program(*pid).is_some_and(|p| p == name)).collect()
+    pids.filter(|pid| runs(*pid, name)).collect()
 }
 
 /// Those of them that no other process of the same program has forked.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::failure::{Doing, Outcome};
 
 /// Resident MiB of a process, leaving out mappings of `ignore_from_mib` MiB and more (a guest's memory).
-pub(super) fn rss_mib(pid: u32, ignore_from_mib: u64) -> Outcome<f64> {
+pub(crate) fn rss_mib(pid: u32, ignore_from_mib: u64) -> Outcome<f64> {
     let text =
         fs::read_to_string(format!("/proc/{pid}/smaps")).doing(&format!("read the memory map of process {pid}"))?;
     let mut kib = 0;

@@ -31,7 +31,7 @@ pub(super) struct Report {
 }
 
 /// The value below which `share` of the samples lie, by the nearest rank.
-fn percentile(samples: &[f64], share: f64) -> f64 {
+pub(super) fn percentile(samples: &[f64], share: f64) -> f64 {
     let mut sorted = samples.to_vec();
     sorted.sort_by(f64::total_cmp);
     let rank = (share * sorted.len() as f64).ceil() as usize;
@@ -44,7 +44,8 @@ fn summary(samples: &[f64]) -> Value {
 }
 
 impl Row {
-    fn ratio(&self) -> Option<f64> {
+    /// Ours / peer of the medians.
+    pub(super) fn ratio(&self) -> Option<f64> {
         let (_, peer) = self.peer.as_ref()?;
         Some((percentile(&self.ours, 0.5) / percentile(peer, 0.5) * 1000.0).round() / 1000.0)
     }

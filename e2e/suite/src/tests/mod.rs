@@ -1,12 +1,15 @@
 //! Every test of the node: a table of names and functions.
 
+mod any_order;
 mod bad_input;
 mod containers;
 mod disk;
 mod images;
+mod logs;
 mod network;
 mod records;
 mod security;
+mod soak;
 mod streaming;
 mod tour;
 
@@ -29,8 +32,11 @@ fn all() -> Vec<Test> {
         images::TESTS,
         network::TESTS,
         disk::TESTS,
+        logs::TESTS,
         records::TESTS,
         streaming::TESTS,
+        any_order::TESTS,
+        soak::TESTS,
         bad_input::TESTS,
         security::TESTS,
     ]

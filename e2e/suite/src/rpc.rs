@@ -1,4 +1,4 @@
-//! A small CRI client: a crictl process costs more than many of the calls that are measured.
+//! A small CRI client: a crictl process costs more than many of the calls that are measured or made by the hundred.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -8,36 +8,50 @@ use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
 
+use crate::crictl::LOGS;
 use crate::failure::{Doing, Failure, Outcome};
 
-/// How a benchmark's pod is networked.
+/// How a pod is networked.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Net {
+pub(crate) enum Net {
     /// The CNI chain.
     Cni,
     /// The node's own network.
     Node,
 }
 
-/// One runtime under measurement.
-pub(super) struct Client {
-    runtime: cri::runtime_service_client::RuntimeServiceClient<Channel>,
+/// One runtime, such as the one under measurement.
+pub(crate) struct Client {
+    /// For calls that are not below.
+    pub(crate) runtime: cri::runtime_service_client::RuntimeServiceClient<Channel>,
     image: cri::image_service_client::ImageServiceClient<Channel>,
     name: &'static str,
     number: u32,
 }
 
+/// The configuration of a container with a log.
+pub(crate) fn container_config(name: &str, image: &str, command: &[&str]) -> cri::ContainerConfig {
+    cri::ContainerConfig {
+        metadata: Some(cri::ContainerMetadata { name: name.into(), attempt: 0 }),
+        image: Some(cri::ImageSpec { image: image.into(), ..Default::default() }),
+        command: command.iter().map(|word| (*word).to_owned()).collect(),
+        log_path: format!("{name}.log"),
+        linux: Some(cri::LinuxContainerConfig::default()),
+        ..Default::default()
+    }
+}
+
 /// What one pod's start took.
-pub(super) struct Started {
-    pub(super) pod: String,
-    pub(super) container: String,
-    pub(super) run_pod: Duration,
-    pub(super) create_start: Duration,
+pub(crate) struct Started {
+    pub(crate) pod: String,
+    pub(crate) container: String,
+    pub(crate) run_pod: Duration,
+    pub(crate) create_start: Duration,
 }
 
 impl Client {
     /// Connects to the runtime on `socket`.
-    pub(super) async fn connect(name: &'static str, socket: &'static str) -> Outcome<Self> {
+    pub(crate) async fn connect(name: &'static str, socket: &'static str) -> Outcome<Self> {
         let connect = tower::service_fn(move |_: http::Uri| async move {
             Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(Path::new(socket)).await?))
         });
@@ -52,13 +66,16 @@ impl Client {
         })
     }
 
-    fn failed(&self, what: &str, status: &tonic::Status) -> Failure {
+    /// What a refused call says.
+    pub(crate) fn failed(&self, what: &str, status: &tonic::Status) -> Failure {
         Failure(format!("{} {what}: {} ({:?})", self.name, status.message(), status.code()))
     }
 
-    fn pod_config(&mut self, net: Net) -> cri::PodSandboxConfig {
+    /// The configuration of a pod of its own name and uid.
+    pub(crate) fn pod_config(&mut self, net: Net) -> cri::PodSandboxConfig {
         self.number += 1;
-        let name = format!("bench-{}-{}", self.name, self.number);
+        let name = format!("{}-{}", self.name, self.number);
+        let uid = format!("{name}-{}", std::process::id());
         let mode = if net == Net::Node { cri::NamespaceMode::Node } else { cri::NamespaceMode::Pod };
         let options = cri::NamespaceOption {
             network: mode.into(),
@@ -69,24 +86,33 @@ impl Client {
         cri::PodSandboxConfig {
             metadata: Some(cri::PodSandboxMetadata {
                 name: name.clone(),
-                uid: format!("{name}-{}", std::process::id()),
-                namespace: "bench".into(),
+                uid: uid.clone(),
+                namespace: "rpc".into(),
                 attempt: 0,
             }),
+            labels: [("io.kubernetes.pod.name", &name), ("io.kubernetes.pod.uid", &uid)]
+                .into_iter()
+                .map(|(key, value)| (key.to_owned(), value.clone()))
+                .collect(),
             hostname: if net == Net::Node { String::new() } else { name.clone() },
-            log_directory: format!("/var/log/cofferdam-bench/{name}"),
+            log_directory: format!("{LOGS}/{name}"),
             linux: Some(cri::LinuxPodSandboxConfig { security_context: Some(context), ..Default::default() }),
             ..Default::default()
         }
     }
 
-    /// Pod sandbox, container, started; timed.
-    pub(super) async fn start(&mut self, handler: &str, net: Net, image: &str) -> Outcome<Started> {
+    /// A pod sandbox without containers.
+    pub(crate) async fn run_pod(&mut self, handler: &str, net: Net) -> Outcome<(String, cri::PodSandboxConfig)> {
         let config = self.pod_config(net);
-        let began = Instant::now();
         let request = cri::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: handler.into() };
         let answer = self.runtime.run_pod_sandbox(request).await;
-        let pod = answer.map_err(|s| self.failed("RunPodSandbox", &s))?.into_inner().pod_sandbox_id;
+        Ok((answer.map_err(|s| self.failed("RunPodSandbox", &s))?.into_inner().pod_sandbox_id, config))
+    }
+
+    /// Pod sandbox, container, started; timed.
+    pub(crate) async fn start(&mut self, handler: &str, net: Net, image: &str) -> Outcome<Started> {
+        let began = Instant::now();
+        let (pod, config) = self.run_pod(handler, net).await?;
         let run_pod = began.elapsed();
         let began = Instant::now();
         let container = self.create_start(&pod, config, image).await?;
@@ -94,28 +120,37 @@ impl Client {
     }
 
     async fn create_start(&mut self, pod: &str, sandbox: cri::PodSandboxConfig, image: &str) -> Outcome<String> {
-        let config = cri::ContainerConfig {
-            metadata: Some(cri::ContainerMetadata { name: "sleeper".into(), attempt: 0 }),
-            image: Some(cri::ImageSpec { image: image.into(), ..Default::default() }),
-            command: vec!["sleep".into(), "1000000".into()],
-            log_path: "sleeper.log".into(),
-            linux: Some(cri::LinuxContainerConfig::default()),
-            ..Default::default()
-        };
+        let config = container_config("sleeper", image, &["sleep", "1000000"]);
+        let container = self.create(pod, sandbox, config).await?;
+        self.start_container(&container).await?;
+        Ok(container)
+    }
+
+    /// Creates a container.
+    pub(crate) async fn create(
+        &mut self,
+        pod: &str,
+        sandbox: cri::PodSandboxConfig,
+        config: cri::ContainerConfig,
+    ) -> Outcome<String> {
         let request = cri::CreateContainerRequest {
             pod_sandbox_id: pod.into(),
             config: Some(config),
             sandbox_config: Some(sandbox),
         };
         let answer = self.runtime.create_container(request).await;
-        let container_id = answer.map_err(|s| self.failed("CreateContainer", &s))?.into_inner().container_id;
-        let request = cri::StartContainerRequest { container_id: container_id.clone() };
+        Ok(answer.map_err(|s| self.failed("CreateContainer", &s))?.into_inner().container_id)
+    }
+
+    /// Starts a container.
+    pub(crate) async fn start_container(&mut self, container: &str) -> Outcome {
+        let request = cri::StartContainerRequest { container_id: container.into() };
         self.runtime.start_container(request).await.map_err(|s| self.failed("StartContainer", &s))?;
-        Ok(container_id)
+        Ok(())
     }
 
     /// Runs `true` in a container; timed.
-    pub(super) async fn exec_true(&mut self, container: &str) -> Outcome<Duration> {
+    pub(crate) async fn exec_true(&mut self, container: &str) -> Outcome<Duration> {
         let began = Instant::now();
         let request = cri::ExecSyncRequest { container_id: container.into(), cmd: vec!["true".into()], timeout: 120 };
         let answer = self.runtime.exec_sync(request).await.map_err(|s| self.failed("ExecSync", &s))?.into_inner();
@@ -126,7 +161,7 @@ impl Client {
     }
 
     /// Stops and removes a pod.
-    pub(super) async fn remove(&mut self, pod: &str) -> Outcome {
+    pub(crate) async fn remove(&mut self, pod: &str) -> Outcome {
         let request = cri::StopPodSandboxRequest { pod_sandbox_id: pod.into() };
         self.runtime.stop_pod_sandbox(request).await.map_err(|s| self.failed("StopPodSandbox", &s))?;
         let request = cri::RemovePodSandboxRequest { pod_sandbox_id: pod.into() };
@@ -139,7 +174,7 @@ impl Client {
     }
 
     /// Pulls an image; timed.
-    pub(super) async fn pull(&mut self, image: &str) -> Outcome<Duration> {
+    pub(crate) async fn pull(&mut self, image: &str) -> Outcome<Duration> {
         let began = Instant::now();
         let request = cri::PullImageRequest { image: Self::image_spec(image), ..Default::default() };
         self.image.pull_image(request).await.map_err(|s| self.failed("PullImage", &s))?;
@@ -147,7 +182,7 @@ impl Client {
     }
 
     /// Removes an image, present or not.
-    pub(super) async fn remove_image(&mut self, image: &str) -> Outcome {
+    pub(crate) async fn remove_image(&mut self, image: &str) -> Outcome {
         let request = cri::RemoveImageRequest { image: Self::image_spec(image) };
         self.image.remove_image(request).await.map_err(|s| self.failed("RemoveImage", &s))?;
         Ok(())
