@@ -4,7 +4,7 @@
 #   e2e/in-node.sh demo | test [NAME] | critest [host|vm] | bench | soak | shell
 set -euo pipefail
 cd "$(dirname "$0")/.."
-what=${1:?usage: e2e/in-node.sh demo|test|critest|bench|shell}
+what=${1:?usage: e2e/in-node.sh demo|test|critest|bench|soak|shell}
 shift
 journal=target/e2e/cofferdam.log
 if [ "$what" = critest ]; then
