@@ -21,6 +21,7 @@ mod journal;
 mod node;
 mod records;
 mod runtime_service;
+mod stats;
 mod streaming;
 mod translate;
 

@@ -6,6 +6,7 @@
 //! - [`monitor`]: the daemon to the monitor, JSON over a unix seqpacket socket.
 //! - [`sink`]: the daemon to whatever writes container logs on the node.
 //! - [`supervisor`]: how a host pod's agent is started, JSON from a descriptor.
+//! - [`usage`]: what the files of a cgroup say (feature `agent`).
 //! - [`logline`]: the log file format that the kubelet reads.
 //!
 //! Nothing here depends on another crate of ours.
@@ -21,3 +22,5 @@ pub mod monitor;
 pub mod packet;
 pub mod sink;
 pub mod supervisor;
+#[cfg(feature = "agent")]
+pub mod usage;

@@ -45,7 +45,7 @@ impl PodCgroup {
         &self.name
     }
 
-    fn path(&self) -> PathBuf {
+    pub(crate) fn path(&self) -> PathBuf {
         self.root.join(&self.name[1..])
     }
 

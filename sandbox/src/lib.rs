@@ -30,6 +30,7 @@ mod spec;
 mod teardown;
 #[cfg(test)]
 mod testing;
+mod usage;
 mod users;
 
 pub use error::SandboxError;
@@ -39,3 +40,4 @@ pub use share::{Access, Exported};
 pub use spec::{
     CniConfig, Config, Kind, NetworkSpec, NetworkStatus, PodSpec, PortMapping, Protocol, UserRange, VmConfig, VmSize,
 };
+pub use usage::{InterfaceUsage, PodUsage, Traffic};

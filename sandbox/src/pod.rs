@@ -1,7 +1,7 @@
 //! One running pod.
 
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -12,12 +12,14 @@ use cofferdam_proto::sink::SinkRequest;
 use tokio::sync::watch;
 use tonic::transport::Channel;
 
+use crate::cgroup::PodCgroup;
 use crate::dirs::{self, Dirs};
 use crate::error::{SandboxError, blocking};
 use crate::process::{self, Started};
 use crate::runtime::{Shared, Timeline};
 use crate::share::{Access, Exported};
-use crate::spec::{Kind, NetworkStatus, PodSpec};
+use crate::spec::{Kind, NetworkStatus, PodSpec, VmSize};
+use crate::usage::{self, PodUsage};
 use crate::{connect, share, teardown};
 
 /// How long a pod may take to end by itself when it is asked to, before it is killed.
@@ -243,6 +245,37 @@ impl Pod {
     async fn sink(&self, request: SinkRequest, file: Option<OwnedFd>) -> Result<(), SandboxError> {
         let inner = Arc::clone(&self.inner);
         blocking(move || connect::sink(&inner.dirs, inner.spec.kind, request, file)).await
+    }
+
+    /// What the pod uses of the node now: its whole cgroup, and its interfaces.
+    ///
+    /// # Errors
+    /// When it is being taken down.
+    pub async fn usage(&self) -> Result<PodUsage, SandboxError> {
+        let inner = Arc::clone(&self.inner);
+        let cgroup = PodCgroup::new(&inner.shared.config, &inner.spec.cgroup_parent, &inner.spec.id)?;
+        blocking(move || usage::read(&cgroup, &inner.dirs, inner.spec.network.is_some())).await
+    }
+
+    /// Its cgroup below the root, `/kubepods/.../<id>`.
+    pub fn cgroup(&self) -> &str {
+        &self.inner.cgroup
+    }
+
+    /// The directory of the node below which what containers write is kept: their layers themselves, or the disk file of a microVM.
+    /// It is that of all pods, so it is there whatever becomes of this one.
+    pub fn backing(&self) -> PathBuf {
+        dirs::pods(&self.inner.shared.config.state_dir)
+    }
+
+    /// Length of the microVM's disk file: no layer in it is longer. Blocks for a moment.
+    pub fn disk_size(&self) -> Option<u64> {
+        std::fs::metadata(self.inner.dirs.disk()).ok().map(|m| m.len())
+    }
+
+    /// The size of its microVM.
+    pub fn size(&self) -> VmSize {
+        self.inner.spec.vm
     }
 
     fn must_run(&self) -> Result<(), SandboxError> {

@@ -10,6 +10,7 @@ use super::agent::WORK;
 use super::{Node, Pod};
 use crate::error::{CriError, During, message};
 use crate::records::{self, CONTAINERS, ContainerPhase, ContainerRecord};
+use crate::stats::Sampler;
 
 /// Who holds a lease for an image volume of a container; the lease for its own image is held under its id. `image` is an id.
 pub(crate) fn volume_holder(container: &str, image: &str) -> String {
@@ -29,6 +30,8 @@ pub(crate) struct Container {
     pub(crate) signalled: AtomicBool,
     record: watch::Sender<ContainerRecord>,
     removed: AtomicBool,
+    /// CPU time when it was last told.
+    pub(crate) cpu: Sampler,
 }
 
 impl Container {
@@ -39,6 +42,7 @@ impl Container {
             signalled: AtomicBool::new(false),
             record: watch::Sender::new(record),
             removed: AtomicBool::new(false),
+            cpu: Sampler::default(),
         })
     }
 

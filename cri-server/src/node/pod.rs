@@ -9,6 +9,7 @@ use super::{Node, lock};
 use crate::error::{CriError, During};
 use crate::ids::now_nanos;
 use crate::records::{self, PODS, PodPhase, PodRecord};
+use crate::stats::Sampler;
 
 /// What became of a container whose pod went away under it.
 const KILLED: i32 = 137;
@@ -23,6 +24,8 @@ pub(crate) struct Pod {
     record: Mutex<PodRecord>,
     sandbox: Mutex<Option<Sandbox>>,
     removed: std::sync::atomic::AtomicBool,
+    /// CPU time when it was last told.
+    pub(crate) cpu: Sampler,
 }
 
 impl Pod {
@@ -35,6 +38,7 @@ impl Pod {
             record: Mutex::new(record),
             sandbox: Mutex::new(sandbox),
             removed: std::sync::atomic::AtomicBool::new(false),
+            cpu: Sampler::default(),
         })
     }
 

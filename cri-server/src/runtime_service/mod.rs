@@ -15,6 +15,7 @@ mod remove_pod_sandbox;
 mod reopen_container_log;
 mod run_pod_sandbox;
 mod start_container;
+mod stats;
 mod status;
 mod stop_container;
 mod stop_pod_sandbox;
@@ -53,7 +54,6 @@ fn missing<T>(why: &'static str) -> Answer<T> {
     Err(CriError::Unimplemented(why).into())
 }
 
-const NO_STATS: &str = "statistics are not served yet: the kubelet takes them from cgroups";
 const NO_METRICS: &str = "metrics are not served yet";
 
 #[async_trait]
@@ -191,26 +191,36 @@ impl RuntimeService for Runtime {
         done("UpdateContainerResources", &id, update_container_resources::call(&self.0, request).await)
     }
 
-    async fn container_stats(&self, _: Request<cri::ContainerStatsRequest>) -> Answer<cri::ContainerStatsResponse> {
-        missing(NO_STATS)
+    async fn container_stats(
+        &self,
+        request: Request<cri::ContainerStatsRequest>,
+    ) -> Answer<cri::ContainerStatsResponse> {
+        let stats = stats::container(&self.0, &request.get_ref().container_id).await?;
+        answer(Ok(cri::ContainerStatsResponse { stats: Some(stats) }))
     }
 
     async fn list_container_stats(
         &self,
-        _: Request<cri::ListContainerStatsRequest>,
+        request: Request<cri::ListContainerStatsRequest>,
     ) -> Answer<cri::ListContainerStatsResponse> {
-        missing(NO_STATS)
+        let stats = stats::containers(&self.0, request.into_inner().filter).await?;
+        answer(Ok(cri::ListContainerStatsResponse { stats }))
     }
 
-    async fn pod_sandbox_stats(&self, _: Request<cri::PodSandboxStatsRequest>) -> Answer<cri::PodSandboxStatsResponse> {
-        missing(NO_STATS)
+    async fn pod_sandbox_stats(
+        &self,
+        request: Request<cri::PodSandboxStatsRequest>,
+    ) -> Answer<cri::PodSandboxStatsResponse> {
+        let stats = stats::pod(&self.0, &request.get_ref().pod_sandbox_id).await?;
+        answer(Ok(cri::PodSandboxStatsResponse { stats: Some(stats) }))
     }
 
     async fn list_pod_sandbox_stats(
         &self,
-        _: Request<cri::ListPodSandboxStatsRequest>,
+        request: Request<cri::ListPodSandboxStatsRequest>,
     ) -> Answer<cri::ListPodSandboxStatsResponse> {
-        missing(NO_STATS)
+        let stats = stats::pods(&self.0, request.into_inner().filter).await?;
+        answer(Ok(cri::ListPodSandboxStatsResponse { stats }))
     }
 
     async fn checkpoint_container(
@@ -261,18 +271,20 @@ impl RuntimeService for Runtime {
 
     async fn stream_container_stats(
         &self,
-        _: Request<cri::StreamContainerStatsRequest>,
+        request: Request<cri::StreamContainerStatsRequest>,
     ) -> Answer<Self::StreamContainerStatsStream> {
-        missing(NO_STATS)
+        let all = stats::containers(&self.0, request.into_inner().filter).await?;
+        answer(Ok(streamed::stream(all, |container_stats| cri::StreamContainerStatsResponse { container_stats })))
     }
 
     type StreamPodSandboxStatsStream = BoxStream<'static, Result<cri::StreamPodSandboxStatsResponse, Status>>;
 
     async fn stream_pod_sandbox_stats(
         &self,
-        _: Request<cri::StreamPodSandboxStatsRequest>,
+        request: Request<cri::StreamPodSandboxStatsRequest>,
     ) -> Answer<Self::StreamPodSandboxStatsStream> {
-        missing(NO_STATS)
+        let all = stats::pods(&self.0, request.into_inner().filter).await?;
+        answer(Ok(streamed::stream(all, |pod_sandbox_stats| cri::StreamPodSandboxStatsResponse { pod_sandbox_stats })))
     }
 
     type StreamPodSandboxMetricsStream = BoxStream<'static, Result<cri::StreamPodSandboxMetricsResponse, Status>>;
@@ -281,7 +293,7 @@ impl RuntimeService for Runtime {
         &self,
         _: Request<cri::StreamPodSandboxMetricsRequest>,
     ) -> Answer<Self::StreamPodSandboxMetricsStream> {
-        missing(NO_STATS)
+        missing(NO_METRICS)
     }
 
     type GetContainerEventsStream = BoxStream<'static, Result<cri::ContainerEventResponse, Status>>;

@@ -31,7 +31,8 @@ pub(crate) fn container_state(phase: ContainerPhase) -> Option<cri::ContainerSta
     }
 }
 
-fn pod_metadata(r: &PodRecord) -> Option<cri::PodSandboxMetadata> {
+/// A pod's name.
+pub(crate) fn pod_metadata(r: &PodRecord) -> Option<cri::PodSandboxMetadata> {
     Some(cri::PodSandboxMetadata {
         name: r.name.clone(),
         uid: r.uid.clone(),

@@ -8,9 +8,10 @@ use cofferdam_proto::agent::agent_server::Agent as Api;
 use proto::{
     AttachInput, AttachOutput, ConfigurePodReply, ConfigurePodRequest, ContainerState, ContainerStatsReply,
     ContainerStatsRequest, CreateContainerReply, CreateContainerRequest, EventsRequest, ExecInput, ExecOutput,
-    HelloReply, HelloRequest, ListContainersReply, ListContainersRequest, PortForwardInput, PortForwardOutput,
-    RemoveContainerReply, RemoveContainerRequest, ShutdownReply, ShutdownRequest, SignalContainerReply,
-    SignalContainerRequest, StartContainerReply, StartContainerRequest, UpdateContainerReply, UpdateContainerRequest,
+    HelloReply, HelloRequest, ListContainersReply, ListContainersRequest, PodStatsReply, PodStatsRequest,
+    PortForwardInput, PortForwardOutput, RemoveContainerReply, RemoveContainerRequest, ShutdownReply, ShutdownRequest,
+    SignalContainerReply, SignalContainerRequest, StartContainerReply, StartContainerRequest, UpdateContainerReply,
+    UpdateContainerRequest,
 };
 use tokio::sync::{broadcast, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
@@ -196,6 +197,10 @@ impl Api for Service {
 
     async fn container_stats(&self, request: Request<ContainerStatsRequest>) -> Answer<ContainerStatsReply> {
         Ok(Response::new(stats::stats(&self.0, &request.into_inner().id).await?))
+    }
+
+    async fn pod_stats(&self, request: Request<PodStatsRequest>) -> Answer<PodStatsReply> {
+        Ok(Response::new(stats::pod(&self.0, request.get_ref()).await))
     }
 
     async fn shutdown(&self, _: Request<ShutdownRequest>) -> Answer<ShutdownReply> {

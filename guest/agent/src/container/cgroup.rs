@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+use cofferdam_proto::agent::CgroupUsage;
 use rustix::fs::{Mode, OFlags};
 
 use crate::error::{Doing, Error, Result};
@@ -128,22 +129,9 @@ impl Cgroup {
         field(&read(&self.path.join("memory.events")), "oom_kill")
     }
 
-    /// Nanoseconds of CPU.
-    pub fn cpu_nanos(&self) -> u64 {
-        field(&read(&self.path.join("cpu.stat")), "usage_usec").saturating_mul(1000)
-    }
-
-    /// Bytes: all, working set, anonymous.
-    pub fn memory(&self) -> (u64, u64, u64) {
-        let usage = read(&self.path.join("memory.current")).trim().parse().unwrap_or(0u64);
-        let stat = read(&self.path.join("memory.stat"));
-        (usage, usage.saturating_sub(field(&stat, "inactive_file")), field(&stat, "anon"))
-    }
-
-    /// Number of processes and threads.
-    pub fn tasks(&self) -> u64 {
-        let text = read(&self.path.join("pids.current"));
-        text.trim().parse().unwrap_or_else(|_| self.pids().len() as u64)
+    /// What it used and uses.
+    pub fn usage(&self) -> CgroupUsage {
+        cofferdam_proto::usage::read(&self.path)
     }
 }
 

@@ -2,11 +2,12 @@
 
 use std::fs;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use cofferdam_proto::agent::ContainerStatsReply;
+use cofferdam_proto::agent::{ContainerStatsReply, PodStatsReply, PodStatsRequest, ProcessStats};
 use tokio::sync::Mutex;
 
 use super::lifecycle::Container;
@@ -99,21 +100,90 @@ async fn walk(top: &Path) -> (u64, u64) {
     (bytes, inodes)
 }
 
+/// Most processes and most descriptors of one container that are looked at.
+const MAX_LOOKED_AT: (usize, usize) = (1024, 100_000);
+
 /// Statistics of one container.
 ///
 /// # Errors
 /// When there is none.
 pub async fn stats(agent: &Agent, id: &str) -> Result<ContainerStatsReply> {
-    let container: std::sync::Arc<Container> = agent.container(id)?;
-    let (usage, working_set, rss) = container.cgroup.memory();
+    Ok(of(&*agent.container(id)?, false).await)
+}
+
+/// Statistics of all containers.
+pub async fn pod(agent: &Agent, request: &PodStatsRequest) -> PodStatsReply {
+    let mut containers = Vec::new();
+    for container in agent.containers() {
+        containers.push(of(&container, request.processes).await);
+    }
+    PodStatsReply { containers }
+}
+
+async fn of(container: &Container, processes: bool) -> ContainerStatsReply {
+    let mut usage = container.cgroup.usage();
+    if usage.tasks == 0 {
+        // Without its controller nobody counts threads.
+        usage.tasks = container.cgroup.pids().len() as u64;
+    }
     let (bytes, inodes) = container.usage.measure(container.layer.upper()).await;
-    Ok(ContainerStatsReply {
-        cpu_usage_nanos: container.cgroup.cpu_nanos(),
-        memory_usage_bytes: usage,
-        memory_working_set_bytes: working_set,
-        memory_rss_bytes: rss,
-        pids: container.cgroup.tasks(),
+    let disk = rustix::fs::statvfs(container.layer.upper()).ok();
+    let of_disk = |pick: fn(&rustix::fs::StatVfs) -> u64| disk.as_ref().map_or(0, pick);
+    ContainerStatsReply {
+        cpu_usage_nanos: usage.cpu_nanos,
+        memory_usage_bytes: usage.memory_bytes,
+        memory_working_set_bytes: usage.memory_bytes.saturating_sub(usage.memory_inactive_file_bytes),
+        memory_rss_bytes: usage.memory_anon_bytes,
+        pids: usage.tasks,
         writable_bytes: bytes,
         writable_inodes: inodes,
-    })
+        id: container.spec.id.clone(),
+        disk_bytes: of_disk(|d| d.f_blocks.saturating_mul(d.f_frsize)),
+        disk_inodes: of_disk(|d| d.f_files),
+        disk_free_inodes: of_disk(|d| d.f_favail),
+        processes: processes.then(|| look_into(container)),
+        usage: Some(usage),
+    }
+}
+
+/// Open files and sockets of all processes of a container. One that ends meanwhile is left out.
+fn look_into(container: &Container) -> ProcessStats {
+    let pids = container.cgroup.pids();
+    let mut stats = ProcessStats { processes: pids.len() as u64, ..ProcessStats::default() };
+    for pid in pids.iter().take(MAX_LOOKED_AT.0) {
+        let Ok(open) = fs::read_dir(format!("/proc/{}/fd", pid.as_raw_nonzero())) else { continue };
+        for entry in open.flatten() {
+            if stats.open_files >= MAX_LOOKED_AT.1 as u64 {
+                return stats;
+            }
+            stats.open_files += 1;
+            let socket = fs::read_link(entry.path()).is_ok_and(|to| to.as_os_str().as_bytes().starts_with(b"socket:"));
+            stats.sockets += u64::from(socket);
+        }
+    }
+    if !container.ended() {
+        let limits = fs::read_to_string(format!("/proc/{}/limits", container.pid.as_raw_nonzero())).unwrap_or_default();
+        stats.open_files_limit = soft_limit(&limits).unwrap_or(0);
+    }
+    stats
+}
+
+/// `Max open files            1024                 524288               files`
+fn soft_limit(limits: &str) -> Option<u64> {
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_are_read() {
+        let own = fs::read_to_string("/proc/self/limits").unwrap();
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+        assert_eq!(soft_limit(&own), limit.current);
+        assert_eq!(soft_limit("Max open files unlimited\n"), None);
+        assert_eq!(soft_limit(""), None);
+    }
 }

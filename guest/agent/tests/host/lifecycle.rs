@@ -157,6 +157,48 @@ async fn limits_change() {
     pod.end().await;
 }
 
+/// What the agent says of one container, through the call that asks for all.
+async fn measure(pod: &mut Pod, id: &str) -> ContainerStatsReply {
+    let reply = pod.client.pod_stats(PodStatsRequest { processes: true }).await.unwrap().into_inner();
+    assert_eq!(reply.containers.len(), 1);
+    reply.containers.into_iter().find(|c| c.id == id).unwrap()
+}
+
+#[tokio::test]
+async fn statistics_follow_what_a_container_does() {
+    need_host_pods!();
+    let mut pod = Pod::start().await;
+    pod.run(pod.shell("s", "exec sleep 100000")).await.unwrap();
+    let before = measure(&mut pod, "s").await;
+    let (usage, processes) = (before.usage.clone().unwrap(), before.processes.unwrap());
+    assert!(before.disk_bytes > before.writable_bytes && before.disk_inodes >= before.disk_free_inodes, "{before:?}");
+    assert!(usage.tasks >= 1 && processes.processes >= 1 && processes.open_files >= 3, "{before:?}");
+    assert_eq!((processes.open_files_limit, processes.sockets), (1024, 0), "{before:?}");
+
+    let script = "i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done; head -c 20000000 /dev/zero > /big; echo done";
+    assert_eq!(pod.exec(sh("s", script), None).await.unwrap().stdout, "done\n");
+    pod.exec(sh("s", "nc -l -p 7777 < /dev/null > /dev/null 2>&1 &"), None).await.unwrap();
+    let after = measure(&mut pod, "s").await;
+    let now = after.usage.clone().unwrap();
+    assert!(now.cpu_nanos > usage.cpu_nanos + 10_000_000, "{usage:?} {now:?}");
+    assert!(now.cpu_user_nanos > usage.cpu_user_nanos, "{usage:?} {now:?}");
+    let more = after.processes.unwrap();
+    assert!(more.processes > processes.processes && more.sockets >= 1, "{more:?}");
+    if has_controllers() {
+        assert!(now.memory_bytes > usage.memory_bytes + 10_000_000, "the page cache of the file counts: {now:?}");
+        assert!(now.page_faults > usage.page_faults && now.memory_peak_bytes >= now.memory_bytes, "{now:?}");
+    }
+    assert_eq!(now.cpu_pressure.is_some(), Path::new("/proc/pressure/cpu").exists());
+
+    // An ended container is still told of, and its processes are not looked for.
+    pod.client.signal_container(SignalContainerRequest { id: "s".into(), signal: 9, all: true }).await.unwrap();
+    pod.ended("s").await;
+    let ended = measure(&mut pod, "s").await;
+    assert!(ended.usage.unwrap().cpu_nanos >= now.cpu_nanos);
+    assert_eq!(ended.processes.unwrap().open_files_limit, 0);
+    pod.end().await;
+}
+
 #[tokio::test]
 async fn events_tell_of_every_change() {
     need_host_pods!();
