@@ -31,6 +31,7 @@ use tonic::{Request, Response, Status, async_trait};
 
 use crate::error::CriError;
 use crate::node::Node;
+use crate::stats::metrics;
 
 /// Serves the runtime service.
 pub(crate) struct Runtime(pub(crate) Arc<Node>);
@@ -53,8 +54,6 @@ fn done<T>(verb: &'static str, id: &str, outcome: Result<T, CriError>) -> Answer
 fn missing<T>(why: &'static str) -> Answer<T> {
     Err(CriError::Unimplemented(why).into())
 }
-
-const NO_METRICS: &str = "metrics are not served yet";
 
 #[async_trait]
 impl RuntimeService for Runtime {
@@ -293,7 +292,9 @@ impl RuntimeService for Runtime {
         &self,
         _: Request<cri::StreamPodSandboxMetricsRequest>,
     ) -> Answer<Self::StreamPodSandboxMetricsStream> {
-        missing(NO_METRICS)
+        let all = stats::metrics(&self.0).await;
+        let wrap = |pod_sandbox_metrics| cri::StreamPodSandboxMetricsResponse { pod_sandbox_metrics };
+        answer(Ok(streamed::stream(all, wrap)))
     }
 
     type GetContainerEventsStream = BoxStream<'static, Result<cri::ContainerEventResponse, Status>>;
@@ -306,13 +307,14 @@ impl RuntimeService for Runtime {
         &self,
         _: Request<cri::ListMetricDescriptorsRequest>,
     ) -> Answer<cri::ListMetricDescriptorsResponse> {
-        missing(NO_METRICS)
+        let descriptors = metrics::announced(metrics::has_pressure());
+        answer(Ok(cri::ListMetricDescriptorsResponse { descriptors }))
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
         _: Request<cri::ListPodSandboxMetricsRequest>,
     ) -> Answer<cri::ListPodSandboxMetricsResponse> {
-        missing(NO_METRICS)
+        answer(Ok(cri::ListPodSandboxMetricsResponse { pod_metrics: stats::metrics(&self.0).await }))
     }
 }

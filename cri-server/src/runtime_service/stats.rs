@@ -1,4 +1,4 @@
-//! The six statistics calls. Lists leave out what cannot be asked; CRI: an ended container is no error.
+//! The calls for statistics and metrics. Lists leave out what cannot be asked; CRI: an ended container is no error.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -85,4 +85,9 @@ pub(super) async fn pods(
         false,
     );
     Ok(measured.await.iter().map(stats::pod).collect())
+}
+
+/// ListPodSandboxMetrics: pods that are ready. Processes are looked into as well: this is asked as often as Prometheus scrapes.
+pub(super) async fn metrics(node: &Arc<Node>) -> Vec<cri::PodSandboxMetrics> {
+    stats::pods(node, |_| true, true).await.iter().map(stats::metrics::pod).collect()
 }

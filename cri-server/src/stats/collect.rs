@@ -28,6 +28,8 @@ pub(crate) struct Measured {
     pub(crate) usage: PodUsage,
     /// Its containers as its agent tells, within bounds; ended ones too.
     pub(crate) containers: Vec<(Arc<Container>, ContainerStatsReply)>,
+    /// The pod's cgroup below the root.
+    pub(crate) cgroup: String,
     /// Where its writable layers are, on the node.
     pub(crate) backing: String,
 }
@@ -76,8 +78,8 @@ pub(crate) async fn one(node: &Node, pod: &Arc<Pod>, processes: bool) -> Result<
         Some((container, reply))
     });
     let containers = containers.collect();
-    let backing = sandbox.backing().to_string_lossy().into_owned();
-    Ok(Measured { pod: pod.clone(), record, at, usage, containers, backing })
+    let (cgroup, backing) = (sandbox.cgroup().to_owned(), sandbox.backing().to_string_lossy().into_owned());
+    Ok(Measured { pod: pod.clone(), record, at, usage, containers, cgroup, backing })
 }
 
 fn bounds(sandbox: &Sandbox, record: &PodRecord, at: i64) -> Bounds {

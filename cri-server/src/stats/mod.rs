@@ -7,6 +7,7 @@
 
 mod bounds;
 mod collect;
+pub(crate) mod metrics;
 mod sampler;
 mod show;
 
