@@ -7,6 +7,7 @@ use cofferdam_proto::agent::RemoveContainerRequest;
 use tokio::sync::watch;
 
 use super::agent::WORK;
+use super::events::{Told, container_stage};
 use super::{Node, Pod};
 use crate::error::{CriError, During, message};
 use crate::records::{self, CONTAINERS, ContainerPhase, ContainerRecord};
@@ -32,6 +33,8 @@ pub(crate) struct Container {
     removed: AtomicBool,
     /// CPU time when it was last told.
     pub(crate) cpu: Sampler,
+    /// What followers of events know.
+    pub(super) told: Told,
 }
 
 impl Container {
@@ -40,6 +43,7 @@ impl Container {
             id: record.id.clone(),
             pod,
             signalled: AtomicBool::new(false),
+            told: Told::new(container_stage(&record)),
             record: watch::Sender::new(record),
             removed: AtomicBool::new(false),
             cpu: Sampler::default(),
@@ -69,7 +73,7 @@ impl Container {
         let _ = changes.wait_for(ended).await;
     }
 
-    /// Writes the record as it is when its turn comes.
+    /// Writes the record as it is when its turn comes, then tells who follows events.
     pub(crate) async fn save(self: &Arc<Self>, node: &Node) -> Result<(), CriError> {
         let container = self.clone();
         let latest = move || {
@@ -79,7 +83,11 @@ impl Container {
         node.records
             .write(CONTAINERS, &self.id, latest)
             .await
-            .map_err(|e| CriError::internal(format!("keep the record of container {}", self.id), e))
+            .map_err(|e| CriError::internal(format!("keep the record of container {}", self.id), e))?;
+        if !self.removed.load(Ordering::Acquire) {
+            node.events.container(node, self, false);
+        }
+        Ok(())
     }
 
     /// As [`Container::save`], where nobody waits for the answer.
@@ -142,6 +150,7 @@ impl Container {
         self.save(node).await?;
         node.names.release(&self.id);
         node.drop_container(&self.id);
+        node.events.container(node, self, true);
         Ok(())
     }
 }

@@ -9,6 +9,7 @@
 
 pub(crate) mod agent;
 pub(crate) mod container;
+pub(crate) mod events;
 pub(crate) mod names;
 pub(crate) mod pod;
 pub(crate) mod restore;
@@ -27,6 +28,7 @@ use crate::error::CriError;
 use crate::records::Records;
 use crate::streaming::StreamingServer;
 pub(crate) use container::{Container, container_of, volume_holder};
+pub(crate) use events::Events;
 pub(crate) use names::Names;
 pub(crate) use pod::Pod;
 
@@ -38,6 +40,7 @@ pub(crate) struct Node {
     pub(crate) records: Records,
     pub(crate) streaming: StreamingServer,
     pub(crate) names: Names,
+    pub(crate) events: Events,
     pods: RwLock<HashMap<String, Arc<Pod>>>,
     containers: RwLock<HashMap<String, Arc<Container>>>,
     /// Why a kind of pod cannot run, as it was when it was last tried.
@@ -64,6 +67,7 @@ impl Node {
             records,
             streaming,
             names: Names::default(),
+            events: Events::default(),
             pods: RwLock::default(),
             containers: RwLock::default(),
             unusable: Mutex::default(),

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use cofferdam_sandbox::Pod as Sandbox;
 use tokio_util::sync::CancellationToken;
 
+use super::events::{Told, pod_stage};
 use super::{Node, lock};
 use crate::error::{CriError, During};
 use crate::ids::now_nanos;
@@ -26,6 +27,8 @@ pub(crate) struct Pod {
     removed: std::sync::atomic::AtomicBool,
     /// CPU time when it was last told.
     pub(crate) cpu: Sampler,
+    /// What followers of events know.
+    pub(super) told: Told,
 }
 
 impl Pod {
@@ -35,6 +38,7 @@ impl Pod {
             id: record.id.clone(),
             work: tokio::sync::Mutex::default(),
             stopping: CancellationToken::new(),
+            told: Told::new(pod_stage(&record)),
             record: Mutex::new(record),
             sandbox: Mutex::new(sandbox),
             removed: std::sync::atomic::AtomicBool::new(false),
@@ -73,8 +77,16 @@ impl Pod {
         *lock(&self.sandbox) = Some(sandbox);
     }
 
-    /// Writes the record as it is when its turn comes.
+    /// Writes the record as it is when its turn comes, then tells who follows events.
     pub(crate) async fn save(self: &Arc<Self>, node: &Node) -> Result<(), CriError> {
+        self.write(node).await?;
+        if !self.removed.load(std::sync::atomic::Ordering::Acquire) {
+            node.events.pod(node, self, false);
+        }
+        Ok(())
+    }
+
+    async fn write(self: &Arc<Self>, node: &Node) -> Result<(), CriError> {
         let pod = self.clone();
         let latest = move || {
             let gone = pod.removed.load(std::sync::atomic::Ordering::Acquire);
@@ -92,6 +104,7 @@ impl Pod {
         self.save(node).await?;
         node.names.release(&self.id);
         node.drop_pod(&self.id);
+        node.events.pod(node, self, true);
         Ok(())
     }
 
@@ -133,7 +146,8 @@ impl Pod {
             return Ok(());
         }
         self.change(|r| r.not_ready(""));
-        self.save(node).await?;
+        // Nobody is told yet: the ends of its containers come first.
+        self.write(node).await?;
         match self.sandbox_or_rest() {
             Some(sandbox) => sandbox.stop().await.during(|| format!("stop pod {}", self.id))?,
             // Nothing of it was found at start-up, or it was dead: its network may still be there.

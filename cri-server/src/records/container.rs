@@ -184,6 +184,13 @@ impl ContainerRecord {
         }
     }
 
+    /// Whether its program ran, or runs. One that was never started has an end with a message, and no time before it; the end of a
+    /// short one may be known before its start, so that there is no time either, but then nothing needs to be said about it.
+    pub(crate) fn ran(&self) -> bool {
+        let ended = self.finished_at != 0;
+        self.started_at != 0 && (!ended || self.started_at < self.finished_at || self.message.is_empty())
+    }
+
     /// Neither ended nor about to go.
     pub(crate) fn is_live(&self) -> bool {
         matches!(self.phase, ContainerPhase::Created | ContainerPhase::Starting | ContainerPhase::Running)

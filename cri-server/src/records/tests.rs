@@ -132,3 +132,20 @@ fn the_first_end_counts() {
     never.end(137, "Error", "", 50);
     assert_eq!((never.started_at, never.finished_at), (100, 100), "not before it was created, and not never");
 }
+
+#[test]
+fn what_ran_is_told_from_what_did_not() {
+    for (phase, started, reason, message, ran) in [
+        (ContainerPhase::Created, 0, "StartError", "exec /x: not found", false),
+        (ContainerPhase::Created, 0, "Error", "the pod was stopped", false),
+        (ContainerPhase::Starting, 0, "Completed", "", true),
+        (ContainerPhase::Running, 150, "Error", "", true),
+        (ContainerPhase::Running, 150, "Error", "the pod was stopped", true),
+    ] {
+        let mut c = container("c", phase);
+        c.started_at = started;
+        assert_eq!(c.ran(), started != 0, "before the end");
+        c.end(1, reason, message, 200);
+        assert_eq!(c.ran(), ran, "{phase:?} {reason} {message}");
+    }
+}

@@ -1,10 +1,11 @@
 //! What a container uses.
 
 use std::fs;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use cofferdam_proto::agent::{ContainerStatsReply, PodStatsReply, PodStatsRequest, ProcessStats};
@@ -146,12 +147,22 @@ async fn of(container: &Container, processes: bool) -> ContainerStatsReply {
     }
 }
 
+/// A /proc of the agent's own pid namespace: a supervisor sees the node's, where its containers have other numbers.
+fn proc() -> Option<String> {
+    static PROC: LazyLock<Option<OwnedFd>> = LazyLock::new(|| {
+        let made = super::rootfs::new_mount("proc", &[], 0);
+        made.inspect_err(|error| tracing::warn!(error = error.chain(), "processes cannot be looked into")).ok()
+    });
+    PROC.as_ref().map(|fd| format!("/proc/self/fd/{}", fd.as_raw_fd()))
+}
+
 /// Open files and sockets of all processes of a container. One that ends meanwhile is left out.
 fn look_into(container: &Container) -> ProcessStats {
     let pids = container.cgroup.pids();
     let mut stats = ProcessStats { processes: pids.len() as u64, ..ProcessStats::default() };
+    let Some(proc) = proc() else { return stats };
     for pid in pids.iter().take(MAX_LOOKED_AT.0) {
-        let Ok(open) = fs::read_dir(format!("/proc/{}/fd", pid.as_raw_nonzero())) else { continue };
+        let Ok(open) = fs::read_dir(format!("{proc}/{}/fd", pid.as_raw_nonzero())) else { continue };
         for entry in open.flatten() {
             if stats.open_files >= MAX_LOOKED_AT.1 as u64 {
                 return stats;
@@ -162,7 +173,8 @@ fn look_into(container: &Container) -> ProcessStats {
         }
     }
     if !container.ended() {
-        let limits = fs::read_to_string(format!("/proc/{}/limits", container.pid.as_raw_nonzero())).unwrap_or_default();
+        let limits =
+            fs::read_to_string(format!("{proc}/{}/limits", container.pid.as_raw_nonzero())).unwrap_or_default();
         stats.open_files_limit = soft_limit(&limits).unwrap_or(0);
     }
     stats
