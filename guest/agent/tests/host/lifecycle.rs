@@ -178,7 +178,15 @@ async fn statistics_follow_what_a_container_does() {
     let script = "i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done; head -c 20000000 /dev/zero > /big; echo done";
     assert_eq!(pod.exec(sh("s", script), None).await.unwrap().stdout, "done\n");
     pod.exec(sh("s", "nc -l -p 7777 < /dev/null > /dev/null 2>&1 &"), None).await.unwrap();
-    let after = measure(&mut pod, "s").await;
+    // nc takes a moment to open its socket.
+    let mut after = measure(&mut pod, "s").await;
+    for _ in 0..200 {
+        if after.processes.is_some_and(|p| p.sockets >= 1) {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        after = measure(&mut pod, "s").await;
+    }
     let now = after.usage.clone().unwrap();
     assert!(now.cpu_nanos > usage.cpu_nanos + 10_000_000, "{usage:?} {now:?}");
     assert!(now.cpu_user_nanos > usage.cpu_user_nanos, "{usage:?} {now:?}");
