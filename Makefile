@@ -7,21 +7,27 @@ export CARGO_TERM_PROGRESS_WHEN ?= never
 DIST := target/dist
 say = @printf '\033[1m[make] %s\033[0m\n' "$(1)"
 
-.PHONY: help demo test critest bench soak node build install setup lint unit e2e guest-kernel clean
+.PHONY: help demo test critest kubelet-smoke bench soak node build install setup lint unit e2e guest-kernel clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-# The node's image is made beside the compilations.
+# The node's image, and the kubelet where it is used, are made beside the compilations.
 BESIDE := e2e/node/beside.sh $(MAKE) --no-print-directory
+BESIDE_KUBELET := e2e/node/beside.sh --kubelet $(MAKE) --no-print-directory
 
 demo: setup ## Show a pod in a microVM, from pull to nothing left (does all its set-up)
 	@$(BESIDE) build
 	@e2e/in-node.sh demo
 
 test: setup ## Run every check and every test (does all its set-up); what CI runs
-	@$(BESIDE) lint unit build
+	@$(BESIDE_KUBELET) lint unit build
 	@e2e/in-node.sh test
+	@e2e/in-node.sh kubelet
+
+kubelet-smoke: setup ## A real kubelet on Cofferdam alone: static pods, probes, volumes, logs, exec, restarts
+	@$(BESIDE_KUBELET) build
+	@e2e/in-node.sh kubelet
 
 critest: setup ## Kubernetes' own CRI tests; HANDLER=host or vm for one of them, FOCUS=regexp for some specs; writes docs/conformance.md
 	@$(BESIDE) build

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Runs something in a fresh node VM with Cofferdam installed and running.
 #
-#   e2e/in-node.sh demo | test [NAME] | critest [host|vm] | bench | soak | shell
+#   e2e/in-node.sh demo | test [NAME] | critest [host|vm] | kubelet | bench | soak | shell
 set -euo pipefail
 cd "$(dirname "$0")/.."
-what=${1:?usage: e2e/in-node.sh demo|test|critest|bench|soak|shell}
+what=${1:?usage: e2e/in-node.sh demo|test|critest|kubelet|bench|soak|shell}
 shift
 journal=target/e2e/cofferdam.log
+[ "$what" != kubelet ] || journal=target/kubelet-smoke/cofferdam.log
 if [ "$what" = critest ]; then
     case ${1:-} in
     host | vm) ;;
@@ -41,6 +42,11 @@ if [ "$what" = critest ]; then
     # The node's own chain has plugins that no spec needs, which take most of a pod's time in emulation.
     install -D -m 644 e2e/critest/network.conflist "$product/etc/cni/net.d/00-critest.conflist"
 fi
+if [ "$what" = kubelet ]; then
+    install -D -m 755 "$(e2e/node/build-kubelet.sh)/kubelet" "$product/usr/local/bin/kubelet"
+    install -D -m 644 e2e/kubelet/kubelet.yaml "$product/etc/kubernetes/kubelet.yaml"
+    install -D -m 644 e2e/kubelet/kubelet.service "$product/etc/systemd/system/kubelet.service"
+fi
 
 say "starting the node VM"
 trap '"$node" stop >/dev/null 2>&1 || true' EXIT
@@ -57,6 +63,7 @@ case $what in
 demo) "$node" run 'cofferdam-e2e demo' || status=$? ;;
 test) "$node" run "cofferdam-e2e test ${1:-}" || status=$? ;;
 critest) e2e/critest/run.sh "$1" || status=$? ;;
+kubelet) "$node" run 'cofferdam-e2e kubelet' || status=$? ;;
 bench)
     machine="$(nproc) cores of $(awk -F': ' '/model name/ {print $2; exit}' /proc/cpuinfo), node VM with 2 vCPUs under $("$node" accel 2>/dev/null || echo 'QEMU')"
     "$node" run "cofferdam-e2e bench --out /root/bench --machine '$machine' ${BENCH_ARGS:-}" || status=$?
@@ -69,6 +76,7 @@ esac
 if [ $status != 0 ]; then
     mkdir -p "$(dirname "$journal")"
     "$node" run 'journalctl -u cofferdam -o short-precise --no-pager' >"$journal" 2>&1 || true
-    say "failed; the daemon's journal is in $journal; 'make node' gives a shell on such a node"
+    [ "$what" != kubelet ] || "$node" run 'journalctl -u kubelet -o short-precise --no-pager' >"$(dirname "$journal")/kubelet.log" 2>&1 || true
+    say "failed; the daemon's journal is in $journal; 'make node' gives a shell on such a node, docs/troubleshooting.md says where to look"
 fi
 exit $status

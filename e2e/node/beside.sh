@@ -1,19 +1,25 @@
 #!/usr/bin/env bash
-# Runs a command while the node's image is made beside it: downloads and package scripts fit between compilations.
+# Runs a command while the node's image (and the kubelet, if asked for) is made beside it: downloads and package scripts fit between compilations.
 #
-#   e2e/node/beside.sh COMMAND...
+#   e2e/node/beside.sh [--kubelet] COMMAND...
 set -euo pipefail
 cd "$(dirname "$0")"
+parts=(./build-image.sh)
+if [ "$1" = --kubelet ]; then
+    parts+=(./build-kubelet.sh)
+    shift
+fi
 log=${COFFERDAM_CACHE:-$HOME/.cache/cofferdam}/beside.log
 mkdir -p "$(dirname "$log")"
-nice ./build-image.sh >"$log" 2>&1 </dev/null &
+build() { local part; for part in "${parts[@]}"; do nice "$part" || return; done; }
+build >"$log" 2>&1 </dev/null &
 image=$!
 status=0
 (cd ../.. && "$@") || status=$?
 if [ $status = 0 ]; then
-    if kill -0 $image 2>/dev/null; then echo "[beside] the node's image is not ready yet; its log so far, then the rest:" && tail -n 3 "$log"; fi
+    if kill -0 $image 2>/dev/null; then echo "[beside] what is made beside it is not ready yet; its log so far, then the rest:" && tail -n 3 "$log"; fi
     # A failure shows its reason and what to do where it is started again, in front of everybody.
-    wait $image || echo "[beside] the node's image failed; trying again"
+    wait $image || echo "[beside] what was made beside it failed; trying again"
 else
     kill $image 2>/dev/null || true
 fi

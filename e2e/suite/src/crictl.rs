@@ -144,14 +144,24 @@ impl Crictl {
 }
 
 /// Waits for a condition with a limit that suits an emulated node.
-pub(crate) fn wait_for(what: &str, mut condition: impl FnMut() -> Outcome<bool>) -> Outcome {
+pub(crate) fn wait_for(what: &str, condition: impl FnMut() -> Outcome<bool>) -> Outcome {
+    wait_within(Duration::from_secs(180), Duration::from_millis(100), what, condition)
+}
+
+/// Waits for a condition at most for `limit`, looking again after each `pause`.
+pub(crate) fn wait_within(
+    limit: Duration,
+    pause: Duration,
+    what: &str,
+    mut condition: impl FnMut() -> Outcome<bool>,
+) -> Outcome {
     let started = Instant::now();
     loop {
         if condition()? {
             return Ok(());
         }
-        ensure!(started.elapsed() < Duration::from_secs(180), "waited 180 s for {what}");
-        std::thread::sleep(Duration::from_millis(100));
+        ensure!(started.elapsed() < limit, "waited {} s for {what}", limit.as_secs());
+        std::thread::sleep(pause);
     }
 }
 

@@ -8,7 +8,8 @@ use crate::failure::{Outcome, ensure};
 
 const UNIT: &str = "cofferdam.service";
 
-fn systemctl(args: &[&str]) -> Outcome<String> {
+/// Runs systemctl and takes its trimmed output.
+pub(crate) fn systemctl(args: &[&str]) -> Outcome<String> {
     let mut command = Command::new("systemctl");
     command.args(args);
     let output = run(command, &format!("systemctl {}", args.join(" ")))?;

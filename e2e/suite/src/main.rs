@@ -3,6 +3,7 @@
 //! - `cofferdam-e2e demo`: the tour that `make demo` shows.
 //! - `cofferdam-e2e test [NAME]`: every test, or those whose names contain NAME.
 //! - `cofferdam-e2e soak`: hundreds of pods come and go, and the node is as before.
+//! - `cofferdam-e2e kubelet`: a real kubelet on Cofferdam, with static pods.
 //! - `cofferdam-e2e bench --out DIR`: Cofferdam beside containerd + runc, alternating.
 
 mod bad_registry;
@@ -12,6 +13,7 @@ mod crictl;
 mod daemon;
 mod demo;
 mod failure;
+mod kubelet;
 mod processes;
 mod rpc;
 mod soak;
@@ -40,6 +42,8 @@ enum Command {
     },
     /// Pods come and go by the hundred, and nothing is left.
     Soak(soak::Options),
+    /// A real kubelet on Cofferdam alone, with static pods.
+    Kubelet,
     /// Cofferdam beside containerd + runc.
     Bench {
         /// Where benchmarks.json and benchmarks.md go.
@@ -68,6 +72,7 @@ fn main() -> ExitCode {
         Command::Demo => demo::show(),
         Command::Test { filter } => tests::run(filter.as_deref()),
         Command::Soak(options) => soak::run(&options),
+        Command::Kubelet => kubelet::run(),
         Command::Bench { out, n, pulls, list_pods, idle_seconds, machine } => {
             bench::run(&bench::Options { out, n, pulls, list_pods, idle_seconds, machine })
         }
