@@ -27,6 +27,9 @@ pub(crate) enum CriError {
     /// Took too long.
     #[error("{0}")]
     TimedOut(String),
+    /// A pull did not reach its registry. The kubelet knows this by the first word, and only where the code is `Unknown`.
+    #[error("RegistryUnavailable")]
+    RegistryUnavailable(#[source] StoreError),
     /// The image store's answer.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -98,6 +101,7 @@ pub(crate) fn code(error: &CriError) -> Code {
         CriError::State(_) => Code::FailedPrecondition,
         CriError::Unimplemented(_) => Code::Unimplemented,
         CriError::TimedOut(_) => Code::DeadlineExceeded,
+        CriError::RegistryUnavailable(_) => Code::Unknown,
         CriError::Store(e) => store_code(e),
         CriError::Sandbox(e) => sandbox_code(e),
         CriError::Agent(status) => agent_code(status.code()),
@@ -201,6 +205,15 @@ mod tests {
                 StoreError::Unavailable { registry: "r".into(), detail: "reset".into(), source: None }.into(),
                 Code::Unavailable,
                 "registry r is unavailable: reset",
+            ),
+            (
+                CriError::RegistryUnavailable(StoreError::Unavailable {
+                    registry: "r".into(),
+                    detail: "reset".into(),
+                    source: None,
+                }),
+                Code::Unknown,
+                "RegistryUnavailable: registry r is unavailable: reset",
             ),
             (
                 StoreError::DigestMismatch { what: "layer".into(), expected: "a".into(), actual: "b".into() }.into(),

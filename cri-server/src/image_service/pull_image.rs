@@ -1,6 +1,6 @@
 //! PullImage: has no limit of its own; a caller that leaves ends it. The store tells the journal how far it is.
 
-use cofferdam_image_store::Auth;
+use cofferdam_image_store::{Auth, StoreError};
 use cofferdam_proto::cri;
 
 use crate::error::CriError;
@@ -9,5 +9,8 @@ use crate::node::Node;
 pub(super) async fn call(node: &Node, wanted: &str, auth: Option<&cri::AuthConfig>) -> Result<String, CriError> {
     let auth =
         auth.and_then(|a| Auth::from_cri(&a.username, &a.password, &a.auth, &a.identity_token, &a.registry_token));
-    Ok(node.store.pull(wanted, auth).await?)
+    node.store.pull(wanted, auth).await.map_err(|error| match error {
+        StoreError::Unavailable { .. } => CriError::RegistryUnavailable(error),
+        error => error.into(),
+    })
 }

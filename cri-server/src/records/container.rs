@@ -91,6 +91,9 @@ pub(crate) struct ContainerRecord {
     #[serde(default)]
     pub(crate) user_image: String,
     pub(crate) image_id: String,
+    /// The image by its registry's digest; empty when it has none, or in a record of an older version.
+    #[serde(default)]
+    pub(crate) image_digest: String,
     /// Nanoseconds since the epoch, by the node's clock; 0: not yet.
     pub(crate) created_at: i64,
     #[serde(default)]

@@ -38,6 +38,7 @@ pub(crate) fn container(id: &str, phase: ContainerPhase) -> ContainerRecord {
         image_annotations: HashMap::new(),
         user_image: "docker.io/library/busybox:1".into(),
         image_id: "sha256:1".into(),
+        image_digest: String::new(),
         created_at: 100,
         started_at: 0,
         finished_at: 0,

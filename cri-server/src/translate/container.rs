@@ -1,9 +1,9 @@
 //! CreateContainer's configuration and the image's, checked whole and turned into what the agent is asked.
 
-use cofferdam_image_store::Image;
+use cofferdam_image_store::{Image, Reference};
 use cofferdam_proto::agent::namespaces::Pid;
 use cofferdam_proto::agent::{self, Namespaces, Process};
-use cofferdam_proto::cri::{ContainerConfig, LinuxContainerSecurityContext, NamespaceMode};
+use cofferdam_proto::cri::{ContainerConfig, ImageSpec, LinuxContainerSecurityContext, NamespaceMode};
 use cofferdam_sandbox::Kind;
 
 use super::mounts::Volume;
@@ -74,6 +74,7 @@ pub(crate) fn plan(
         name: metadata.name.clone(),
         attempt: metadata.attempt,
         phase: ContainerPhase::Creating,
+        image_digest: image_digest(&spec, image),
         user_image: spec.user_specified_image,
         image_annotations: spec.annotations,
         image: spec.image,
@@ -94,6 +95,14 @@ pub(crate) fn plan(
         terminal: asked.tty,
     };
     Ok(ContainerPlan { record, request, volumes: mounts::volumes(&asked.mounts, pod.kind, pod.namespaces.users)? })
+}
+
+/// `repository@digest`: of the repository that the pod's author named, if the image came from there.
+fn image_digest(spec: &ImageSpec, image: &Image) -> String {
+    let named = if spec.user_specified_image.is_empty() { &spec.image } else { &spec.user_specified_image };
+    let repository = named.parse().map(|reference: Reference| reference.name() + "@").ok();
+    let of_it = |digest: &&String| repository.as_ref().is_some_and(|name| digest.starts_with(name.as_str()));
+    image.repo_digests.iter().find(of_it).or(image.repo_digests.first()).cloned().unwrap_or_default()
 }
 
 fn process(

@@ -70,13 +70,18 @@ pub(crate) fn list_container(r: &ContainerRecord, filter: &cri::ContainerFilter)
         pod_sandbox_id: r.pod.clone(),
         metadata: Some(cri::ContainerMetadata { name: r.name.clone(), attempt: r.attempt }),
         image: Some(image(r)),
-        image_ref: r.image_id.clone(),
+        image_ref: image_ref(r),
         state,
         created_at: r.created_at,
         labels: r.labels.clone(),
         annotations: r.annotations.clone(),
         image_id: r.image_id.clone(),
     })
+}
+
+/// The digested reference, which the kubelet publishes as `imageID` and scanners look up; the id of an image that has none.
+fn image_ref(r: &ContainerRecord) -> String {
+    if r.image_digest.is_empty() { r.image_id.clone() } else { r.image_digest.clone() }
 }
 
 fn image(r: &ContainerRecord) -> cri::ImageSpec {
@@ -139,7 +144,7 @@ pub(crate) fn container_status(r: &ContainerRecord, log_directory: &str) -> Opti
         finished_at: r.finished_at,
         exit_code: r.exit_code,
         image: Some(cri::ImageSpec { image: shown, ..image(r) }),
-        image_ref: r.image_id.clone(),
+        image_ref: image_ref(r),
         reason: r.reason.clone(),
         message: r.message.clone(),
         labels: r.labels.clone(),

@@ -55,6 +55,20 @@ fn process_of(asked: &ContainerConfig) -> Process {
 }
 
 #[test]
+fn an_image_s_digest_is_that_of_the_repository_that_was_named() {
+    let mut image = image();
+    let digest = |asked: &ContainerConfig, image: &Image| {
+        plan("id", &pod_record("p"), asked, image, 7).unwrap().record.image_digest
+    };
+    assert_eq!(digest(&asked(), &image), "", "an image without a registry");
+    image.repo_digests = vec!["a.example/other@sha256:2".into(), "docker.io/library/busybox@sha256:3".into()];
+    assert_eq!(digest(&asked(), &image), "docker.io/library/busybox@sha256:3");
+    let mut elsewhere = asked();
+    elsewhere.image.get_or_insert_default().user_specified_image = "b.example/gone:1".into();
+    assert_eq!(digest(&elsewhere, &image), "a.example/other@sha256:2");
+}
+
+#[test]
 fn commands_come_from_the_request_or_the_image() {
     for (command, args, wanted) in [
         (vec![], vec![], vec!["/entry", "default"]),

@@ -83,7 +83,7 @@ fn a_pod_s_status_has_what_the_kubelet_compares() {
 
 #[test]
 fn a_container_s_status_has_what_the_kubelet_checks() {
-    let c = container("c", ContainerPhase::Running);
+    let mut c = container("c", ContainerPhase::Running);
     let status = container_status(&c, "/var/log/pods/x/").unwrap();
     assert_eq!(status.log_path, "/var/log/pods/x/app/1.log");
     assert_eq!((status.image_ref.as_str(), status.image_id.as_str()), ("sha256:1", "sha256:1"));
@@ -93,4 +93,8 @@ fn a_container_s_status_has_what_the_kubelet_checks() {
     assert_eq!(status.user.unwrap().linux.unwrap().supplemental_groups, [6, 7]);
     assert_eq!(status.annotations, c.annotations);
     assert_eq!(container_status(&c, "").unwrap().log_path, "");
+    c.image_digest = "docker.io/library/busybox@sha256:2".into();
+    let status = container_status(&c, "").unwrap();
+    assert_eq!((status.image_ref.as_str(), status.image_id.as_str()), (c.image_digest.as_str(), "sha256:1"));
+    assert_eq!(list_container(&c, &cri::ContainerFilter::default()).unwrap().image_ref, c.image_digest);
 }

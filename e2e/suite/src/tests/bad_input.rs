@@ -14,7 +14,9 @@ pub(super) const TESTS: &[Test] = &[
     ("bad_input_unknown_handler", unknown_handler),
     ("bad_input_unknown_image", || with_both(unknown_image)),
     ("bad_input_wrong_digest_from_the_registry", || refused_pull("corrupt/cofferdam/victim:1", &["digest"])),
-    ("bad_input_registry_down_in_mid_blob", || refused_pull("cut/cofferdam/victim:1", &["code = Unavailable"])),
+    ("bad_input_registry_down_in_mid_blob", || {
+        refused_pull("cut/cofferdam/victim:1", &["RegistryUnavailable: registry"])
+    }),
     ("bad_input_tar_entry_that_climbs_out", climbing),
     ("bad_input_second_sandbox_of_the_same_name", || with_both(same_name)),
     ("bad_input_command_that_does_not_exist", || with_both(no_command)),
