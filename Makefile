@@ -12,25 +12,24 @@ say = @printf '\033[1m[make] %s\033[0m\n' "$(1)"
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-# The node's image, and the kubelet where it is used, are made beside the compilations.
+# The node's image, and the Go programs that test it where they are used, are made beside the compilations.
 BESIDE := e2e/node/beside.sh $(MAKE) --no-print-directory
-BESIDE_KUBELET := e2e/node/beside.sh --kubelet $(MAKE) --no-print-directory
+BESIDE_TOOLS := e2e/node/beside.sh --with-tools $(MAKE) --no-print-directory
 
 demo: setup ## Show a pod in a microVM, from pull to nothing left (does all its set-up)
 	@$(BESIDE) build
 	@e2e/in-node.sh demo
 
 test: setup ## Run every check and every test (does all its set-up); what CI runs
-	@$(BESIDE_KUBELET) lint unit build
-	@e2e/in-node.sh test
-	@e2e/in-node.sh kubelet
+	@$(BESIDE_TOOLS) lint unit build
+	@e2e/everything.sh
 
 kubelet-smoke: setup ## A real kubelet on Cofferdam alone: static pods, probes, volumes, logs, exec, restarts
-	@$(BESIDE_KUBELET) build
+	@$(BESIDE_TOOLS) build
 	@e2e/in-node.sh kubelet
 
 critest: setup ## Kubernetes' own CRI tests; HANDLER=host or vm for one of them, FOCUS=regexp for some specs; writes docs/conformance.md
-	@$(BESIDE) build
+	@$(BESIDE_TOOLS) build
 	@e2e/in-node.sh critest $(HANDLER)
 
 bench: setup ## Measure beside containerd + runc; writes docs/benchmarks.md and docs/benchmarks.json

@@ -1,17 +1,22 @@
 #!/usr/bin/env bash
-# Runs a command while the node's image (and the kubelet, if asked for) is made beside it: downloads and package scripts fit between compilations.
+# Runs a command while the node's image (and the Go programs of `make test`, if asked for) is made beside it: downloads and package scripts
+# fit between compilations.
 #
-#   e2e/node/beside.sh [--kubelet] COMMAND...
+#   e2e/node/beside.sh [--with-tools] COMMAND...
 set -euo pipefail
 cd "$(dirname "$0")"
-parts=(./build-image.sh)
-if [ "$1" = --kubelet ]; then
-    parts+=(./build-kubelet.sh)
+tools=
+if [ "$1" = --with-tools ]; then
+    tools=1
     shift
 fi
 log=${COFFERDAM_CACHE:-$HOME/.cache/cofferdam}/beside.log
 mkdir -p "$(dirname "$log")"
-build() { local part; for part in "${parts[@]}"; do nice "$part" || return; done; }
+build() {
+    local disk
+    disk=$(nice ./build-image.sh) || return
+    [ -z "$tools" ] || { nice ./build-critest.sh "$disk" && nice ./build-kubelet.sh; }
+}
 build >"$log" 2>&1 </dev/null &
 image=$!
 status=0
