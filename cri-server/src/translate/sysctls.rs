@@ -21,6 +21,26 @@ const MAX_COUNT: usize = 128;
 const MAX_NAME: usize = 256;
 const MAX_VALUE: usize = 256;
 
+/// The spelling with dots. sysctl(8) and the kubelet know one with slashes too, by the first separator; what separates in the one stands
+/// for a dot within a component in the other (`net.ipv4.conf.eth0/100.forwarding` is of the interface `eth0.100`).
+fn dotted(name: &str) -> String {
+    let swapped = |c| match c {
+        '/' => '.',
+        '.' => '/',
+        other => other,
+    };
+    match name.find(['.', '/']).map(|at| name.as_bytes()[at]) {
+        Some(b'/') => name.chars().map(swapped).collect(),
+        _ => name.to_owned(),
+    }
+}
+
+/// Whether it can be a folder or file of /proc/sys; one of dots alone would climb.
+fn is_component(component: &str) -> bool {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"_-/".contains(&b);
+    component.bytes().all(plain) && component.bytes().any(|b| b != b'/')
+}
+
 /// Checks the sysctls of a pod that may share the node's ipc or network namespace.
 pub(crate) fn check(
     asked: &HashMap<String, String>,
@@ -32,11 +52,10 @@ pub(crate) fn check(
     }
     let mut checked = BTreeMap::new();
     for (name, value) in asked {
-        // sysctl(8) takes slashes too; dots within a component are then written as such. Neither is needed for what is allowed.
-        let name = name.replace('/', ".");
-        let refuse = |why: &str| Err(CriError::invalid(format!("sysctl {name:?} {why}")));
-        let plain = |c: &str| !c.is_empty() && c.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
-        if name.len() > MAX_NAME || !name.split('.').all(plain) {
+        let name = dotted(name);
+        let shown = crate::node::shorten(&name);
+        let refuse = |why: &str| Err(CriError::invalid(format!("sysctl {shown:?} {why}")));
+        if name.len() > MAX_NAME || !name.split('.').all(is_component) {
             return refuse("is not a name of plain words and dots");
         }
         let fits = |allowed: &str| name == allowed || (allowed.ends_with('.') && name.starts_with(allowed));
@@ -77,10 +96,20 @@ mod tests {
             ("net.ipv4.tcp_congestion_control", "bbr"),
             ("net.ipv4.ip_local_reserved_ports", "8080,9000-9010"),
             ("kernel.sem", "250 32000 100 128"),
+            ("net.ipv4.ping_group_range", "0 2147483647"),
+            // Safe since Kubernetes 1.37.
+            ("net.ipv4.tcp_slow_start_after_idle", "0"),
+            ("net.ipv4.tcp_notsent_lowat", "131072"),
+            ("net.ipv4.conf.eth0/100.forwarding", "1"),
         ] {
             assert_eq!(one(name, value, false, false).unwrap()[name], value);
         }
-        assert!(one("net/ipv4/ip_forward", "1", false, false).unwrap().contains_key("net.ipv4.ip_forward"));
+        for (slashed, name) in [
+            ("net/ipv4/ip_forward", "net.ipv4.ip_forward"),
+            ("net/ipv4/conf/eth0.100/forwarding", "net.ipv4.conf.eth0/100.forwarding"),
+        ] {
+            assert!(one(slashed, "1", false, false).unwrap().contains_key(name), "{slashed}");
+        }
     }
 
     #[test]
@@ -98,6 +127,9 @@ mod tests {
             ("net..x", "1", false, false),
             ("net.ipv4.../../kernel/core_pattern", "1", false, false),
             ("net/../kernel/core_pattern", "x", false, false),
+            ("net.//.kernel.core_pattern", "x", false, false),
+            ("fs.mqueue.//.//.kernel.panic", "1", false, false),
+            ("net./.x", "1", false, false),
             ("", "1", false, false),
             ("net.ipv4.ip_forward", "1", false, true),
             ("kernel.sem", "1", true, false),

@@ -53,8 +53,8 @@ pub async fn configure(agent: &Arc<Agent>, request: ConfigurePodRequest) -> Resu
         network::configure(&request.interfaces, &request.routes).await?;
     }
     // After the interfaces, whose settings some of them are.
-    for (path, value) in &sysctls {
-        sys::write_knob(path, value).asked(format!("set sysctl {}", path.display()))?;
+    for sysctl in &sysctls {
+        sysctl.set()?;
     }
     *known = Some(identity(&request));
     Ok(())
@@ -79,8 +79,24 @@ fn check_hostname(name: &str) -> Result<()> {
     Ok(())
 }
 
+/// A setting of the kernel.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Sysctl {
+    path: PathBuf,
+    /// As the request has it: whoever asked for it knows no path.
+    name: String,
+    value: String,
+}
+
+impl Sysctl {
+    fn set(&self) -> Result<()> {
+        let lacks = if self.path.exists() { "" } else { ", which this kernel does not have for a pod" };
+        sys::write_knob(&self.path, &self.value).asked(format!("set sysctl {} to {:?}{lacks}", self.name, self.value))
+    }
+}
+
 /// Only what belongs to the pod's own namespaces; in a microVM the whole kernel does.
-fn check_sysctls(sysctls: &HashMap<String, String>, vm: bool, shared: Shared) -> Result<Vec<(PathBuf, String)>> {
+fn check_sysctls(sysctls: &HashMap<String, String>, vm: bool, shared: Shared) -> Result<Vec<Sysctl>> {
     let mut checked = Vec::new();
     for (name, value) in sysctls {
         let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-' | b'/' | b':' | b'@');
@@ -104,7 +120,8 @@ fn check_sysctls(sysctls: &HashMap<String, String>, vm: bool, shared: Shared) ->
         if !vm && !own {
             return Err(Error::invalid(format!("sysctl {name} does not belong to the pod: it would change the node")));
         }
-        checked.push((parts.iter().fold(PathBuf::from("/proc/sys"), |p, part| p.join(part)), value.clone()));
+        let path = parts.iter().fold(PathBuf::from("/proc/sys"), |p, part| p.join(part));
+        checked.push(Sysctl { path, name: name.clone(), value: value.clone() });
     }
     checked.sort();
     Ok(checked)
@@ -223,7 +240,21 @@ mod tests {
         }
         let map = HashMap::from([("net.ipv4.conf.eth0/1.forwarding".to_owned(), "1".to_owned())]);
         let got = check_sysctls(&map, false, own).unwrap();
-        assert_eq!(got[0].0, Path::new("/proc/sys/net/ipv4/conf/eth0.1/forwarding"));
+        assert_eq!(got[0].path, Path::new("/proc/sys/net/ipv4/conf/eth0.1/forwarding"));
+    }
+
+    #[test]
+    fn a_sysctl_that_the_kernel_lacks_or_refuses_is_named_as_it_was_asked_for() {
+        // Neither changes anything: the one is not there, the other only takes a number.
+        for (name, words) in
+            [("net.ipv4.no_such_thing", "does not have"), ("kernel.shmmni", "kernel.shmmni to \"many\"")]
+        {
+            let map = HashMap::from([(name.to_owned(), "many".to_owned())]);
+            let error = check_sysctls(&map, true, Shared::default()).unwrap()[0].set().unwrap_err();
+            let status = tonic::Status::from(error);
+            assert_eq!(status.code(), tonic::Code::InvalidArgument);
+            assert!(status.message().contains(name) && status.message().contains(words), "{status}");
+        }
     }
 
     #[test]
