@@ -82,9 +82,11 @@ pub(crate) fn sets(asked: Option<&Capability>, privileged: bool) -> Result<Capab
     let empty = Capability::default();
     let asked = asked.unwrap_or(&empty);
     let is_all = |name: &String| name.eq_ignore_ascii_case("ALL") || name.eq_ignore_ascii_case("CAP_ALL");
-    let mut set: Vec<&'static str> = if privileged || asked.add_capabilities.iter().any(is_all) {
+    let drop_all = asked.drop_capabilities.iter().any(is_all);
+    // Of both ALLs the drop counts, as in containerd: what is then left is named one by one.
+    let mut set: Vec<&'static str> = if privileged || (asked.add_capabilities.iter().any(is_all) && !drop_all) {
         ALL.to_vec()
-    } else if asked.drop_capabilities.iter().any(is_all) {
+    } else if drop_all {
         Vec::new()
     } else {
         DEFAULT.to_vec()
@@ -135,6 +137,7 @@ mod tests {
         assert_eq!(count(&asked(&["ALL"], &[], &[])), 41);
         assert_eq!(count(&asked(&[], &["ALL"], &[])), 0);
         assert_eq!(count(&asked(&["NET_ADMIN"], &["ALL"], &[])), 1);
+        assert_eq!(count(&asked(&["ALL", "NET_ADMIN"], &["ALL"], &[])), 1);
         assert_eq!(count(&asked(&["ALL"], &["SYS_ADMIN"], &[])), 40);
         assert_eq!(sets(Some(&asked(&[], &["ALL"], &[])), true).unwrap().effective.len(), 41);
         assert!(sets(None, false).unwrap().inheritable.is_empty());
