@@ -7,7 +7,7 @@ use cofferdam_proto::cri::{ContainerConfig, ImageSpec, LinuxContainerSecurityCon
 use cofferdam_sandbox::Kind;
 
 use super::mounts::Volume;
-use super::{apparmor, capabilities, mounts, resources, seccomp, signal, text, user, users};
+use super::{apparmor, capabilities, cdi, mounts, resources, seccomp, signal, text, user, users};
 use crate::apparmor::Kernel;
 use crate::error::CriError;
 use crate::records::{ContainerPhase, ContainerRecord, PodRecord, UserRecord};
@@ -29,7 +29,7 @@ pub(crate) struct ContainerPlan {
     pub(crate) volumes: Vec<Volume>,
 }
 
-/// Checks the configuration of a container that gets `id`. Blocks: a seccomp profile may have to be read.
+/// Checks the configuration of a container that gets `id`. Blocks: a seccomp profile or CDI specifications may have to be read.
 pub(crate) fn plan(
     id: &str,
     pod: &PodRecord,
@@ -53,7 +53,10 @@ pub(crate) fn plan(
         .ok_or_else(|| CriError::invalid(format!("unknown stop signal {}", asked.stop_signal)))?
         .or_else(|| image.config.stop_signal.as_deref().and_then(signal::parse))
         .unwrap_or(signal::TERM);
-    let request = agent::CreateContainerRequest {
+    let folders = cdi::FOLDERS.map(std::path::Path::new);
+    let edits = cdi::edits(pod.kind, &asked.cdi_devices, &folders)?;
+    let volumes = mounts::volumes(&edits.mounts(&asked.mounts), pod.kind, pod.namespaces.users)?;
+    let mut request = agent::CreateContainerRequest {
         id: id.to_owned(),
         readonly_rootfs: context.readonly_rootfs,
         process: Some(process(pod, asked, &context, &limits, image)?),
@@ -68,6 +71,7 @@ pub(crate) fn plan(
         stop_signal,
         ..Default::default()
     };
+    edits.apply(&mut request);
     let record = ContainerRecord {
         id: id.to_owned(),
         pod: pod.id.clone(),
@@ -94,7 +98,7 @@ pub(crate) fn plan(
         stop_signal,
         terminal: asked.tty,
     };
-    Ok(ContainerPlan { record, request, volumes: mounts::volumes(&asked.mounts, pod.kind, pod.namespaces.users)? })
+    Ok(ContainerPlan { record, request, volumes })
 }
 
 /// `repository@digest`: of the repository that the pod's author named, if the image came from there.
@@ -235,9 +239,6 @@ fn paths(what: &str, list: &[String], privileged: bool) -> Result<Vec<String>, C
 }
 
 fn devices(kind: Kind, asked: &ContainerConfig) -> Result<Vec<agent::Device>, CriError> {
-    if !asked.cdi_devices.is_empty() {
-        return Err(CriError::invalid("CDI devices are not supported"));
-    }
     if kind == Kind::Vm && !asked.devices.is_empty() {
         return Err(CriError::invalid(
             "devices of the node cannot be given to a microVM: use the runtime handler \"host\"",
@@ -261,4 +262,4 @@ fn devices(kind: Kind, asked: &ContainerConfig) -> Result<Vec<agent::Device>, Cr
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

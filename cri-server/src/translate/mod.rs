@@ -1,8 +1,9 @@
-//! CRI's messages, turned into what a sandbox and an agent are asked. No I/O but two: a seccomp profile is read by path, and the kernel
-//! is asked which AppArmor profiles it has.
+//! CRI's messages, turned into what a sandbox and an agent are asked. No I/O but three: a seccomp profile is read by path, the kernel
+//! is asked which AppArmor profiles it has, and the node which CDI devices.
 
 pub(crate) mod apparmor;
 pub(crate) mod capabilities;
+pub(crate) mod cdi;
 pub(crate) mod container;
 pub(crate) mod dns;
 pub(crate) mod filters;

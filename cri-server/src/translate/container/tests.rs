@@ -9,7 +9,7 @@ use cofferdam_proto::cri::{
 use super::*;
 use crate::records::tests::pod as pod_record;
 
-fn image() -> Image {
+pub(crate) fn image() -> Image {
     Image {
         id: "sha256:1".into(),
         repo_tags: vec![],
@@ -28,7 +28,7 @@ fn image() -> Image {
     }
 }
 
-fn asked() -> ContainerConfig {
+pub(crate) fn asked() -> ContainerConfig {
     ContainerConfig {
         metadata: Some(ContainerMetadata { name: "app".into(), attempt: 1 }),
         image: Some(cofferdam_proto::cri::ImageSpec {
