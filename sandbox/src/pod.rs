@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cofferdam_proto::agent::ShutdownRequest;
@@ -20,7 +20,7 @@ use crate::runtime::{Shared, Timeline};
 use crate::share::{Access, Exported};
 use crate::spec::{Kind, NetworkStatus, PodSpec, VmSize};
 use crate::usage::{self, PodUsage};
-use crate::{connect, share, teardown};
+use crate::{connect, share, teardown, users};
 
 /// How long a pod may take to end by itself when it is asked to, before it is killed.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(15);
@@ -41,6 +41,19 @@ struct Inner {
     pid: u32,
     channel: Channel,
     ended: watch::Receiver<Option<End>>,
+    /// A namespace of the pod's own users, by which mounts are mapped; made when it is first needed.
+    mapping: OnceLock<OwnedFd>,
+}
+
+impl Inner {
+    /// Users of the pod's own. Blocks for a moment the first time.
+    fn mapping(&self) -> Result<Option<&OwnedFd>, SandboxError> {
+        let Some(range) = self.spec.users else { return Ok(None) };
+        if self.mapping.get().is_none() {
+            let _ = self.mapping.set(users::mapping(range)?);
+        }
+        Ok(self.mapping.get())
+    }
 }
 
 /// How a pod ended.
@@ -132,7 +145,8 @@ impl Pod {
         watched: Watched,
     ) -> Self {
         let Watched { pid, ended } = watched;
-        Self { inner: Arc::new(Inner { shared, spec, dirs, cgroup, network, timeline, pid, channel, ended }) }
+        let mapping = OnceLock::new();
+        Self { inner: Arc::new(Inner { shared, spec, dirs, cgroup, network, timeline, pid, channel, ended, mapping }) }
     }
 
     /// Its id.
@@ -191,22 +205,30 @@ impl Pod {
         let (inner, container, source) = (Arc::clone(&self.inner), container.to_owned(), source.to_owned());
         let _lock = inner.shared.lock(&inner.spec.id).await;
         self.must_run()?;
-        blocking(move || share::export(&inner.dirs, &container, &source, access)).await
+        blocking(move || {
+            let users = if access.mapped { inner.mapping()? } else { None };
+            share::export(&inner.dirs, &container, &source, access, users)
+        })
+        .await
     }
 
     /// As [`Pod::export`], read-only, for a directory that never changes as long as it is there (an image's layer): a microVM may cache
-    /// all of it for as long as it likes.
+    /// all of it for as long as it likes. `mapped`: its owners are shown as the pod's users, if it has some of its own.
     ///
     /// # Errors
     /// As [`Pod::export`].
-    pub async fn export_layer(&self, container: &str, source: &Path) -> Result<String, SandboxError> {
+    pub async fn export_layer(&self, container: &str, source: &Path, mapped: bool) -> Result<String, SandboxError> {
         if self.kind() == Kind::Host {
             return self.export(container, source, Access::default()).await.map(|exported| exported.path);
         }
         let (inner, container, source) = (Arc::clone(&self.inner), container.to_owned(), source.to_owned());
         let _lock = inner.shared.lock(&inner.spec.id).await;
         self.must_run()?;
-        blocking(move || share::export_layer(&inner.dirs, &container, &source)).await
+        blocking(move || {
+            let users = if mapped { inner.mapping()? } else { None };
+            share::export_layer(&inner.dirs, &container, &source, users)
+        })
+        .await
     }
 
     /// Takes back all exports of a container. Idempotent.

@@ -93,7 +93,7 @@ impl Runtime {
         Ok(())
     }
 
-    /// Why host pods cannot have users of their own on this node, if so; tried once, when the daemon started.
+    /// Why pods cannot have users of their own on this node, if so; tried once, when the daemon started.
     pub fn user_namespaces(&self) -> Option<&str> {
         self.shared.no_users.as_deref()
     }

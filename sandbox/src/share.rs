@@ -17,7 +17,7 @@ use rustix::mount::{
 
 use crate::dirs::{Dirs, make_private};
 use crate::error::{Doing, SandboxError};
-use crate::mountinfo;
+use crate::{mountinfo, users};
 
 mod submounts;
 
@@ -37,6 +37,8 @@ pub struct Access {
     pub recursive: bool,
     /// What is mounted below on the node later comes in.
     pub follow: bool,
+    /// Owners are shown as the pod's users. A pod with those of its machine shows them as they are.
+    pub mapped: bool,
 }
 
 /// How the agent reaches an export.
@@ -54,7 +56,7 @@ pub(crate) fn create(dirs: &Dirs) -> Result<OwnedFd, SandboxError> {
     make_private(&tree)?;
     make_private(&share)?;
     let source = path_fd(&tree)?;
-    mount(&source, &share, Access { read_only: true, ..Access::default() })?;
+    mount(&source, &share, Access { read_only: true, ..Access::default() }, None)?;
     // Whatever is attached to a shared mount, as /run is, becomes shared: exports would show up in every mount namespace of the node.
     // Unbindable is that and more: a pod that has the node's / as a volume gets no copies of other pods' shares, nor of its own.
     mount_change(&share, MountPropagationFlags::UNBINDABLE).doing(|| format!("make {} private", share.display()))?;
@@ -69,9 +71,19 @@ pub(crate) fn create(dirs: &Dirs) -> Result<OwnedFd, SandboxError> {
 ///
 /// One source is one mount in a pod, whichever containers see it: to the file server and so to the guest it is one file, and containers
 /// share its sockets, locks and mappings. A source with mounts below it is another one when those have changed (`p`), and also when
-/// it follows the node's (`s`). `tree/<container>/<key>` marks who uses it. A folder's mount stays as long as the pod: a
+/// it follows the node's (`s`), or shows its owners as the pod's users. `tree/<container>/<key>` marks who uses it. A folder's mount stays as long as the pod: a
 /// container may have it read-only that another one, gone by now, had otherwise.
-pub(crate) fn export(dirs: &Dirs, container: &str, source: &Path, access: Access) -> Result<Exported, SandboxError> {
+///
+/// `users` are those of the pod's own.
+pub(crate) fn export(
+    dirs: &Dirs,
+    container: &str,
+    source: &Path,
+    access: Access,
+    users: Option<&OwnedFd>,
+) -> Result<Exported, SandboxError> {
+    let users = users.filter(|_| access.mapped);
+    let access = Access { mapped: users.is_some(), ..access };
     plain(container)?;
     let from = path_fd(source)?;
     let step = || format!("make a mount point for {}", source.display());
@@ -97,7 +109,7 @@ pub(crate) fn export(dirs: &Dirs, container: &str, source: &Path, access: Access
     let target = dirs.share().join(VOLUMES).join(&key);
     let there = rustix::fs::stat(&target).doing(step)?;
     if (there.st_dev, there.st_ino) != (stat.st_dev, stat.st_ino)
-        && let Err(error) = mount(&from, &target, access)
+        && let Err(error) = mount(&from, &target, access, users)
     {
         let _ = if is_folder { fs::remove_dir(&point) } else { fs::remove_file(&point) };
         return Err(error);
@@ -127,15 +139,22 @@ fn check_kind(from: &OwnedFd, kind: FileType, source: &Path) -> Result<(), Sandb
     )))
 }
 
-/// As [`export`], read-only, for an image's layer, which never changes: the file server lets guests cache what has such a name.
-pub(crate) fn export_layer(dirs: &Dirs, container: &str, source: &Path) -> Result<String, SandboxError> {
+/// As [`export`], read-only and mapped to `users`, for an image's layer, which never changes: the file server lets guests cache what has
+/// such a name.
+pub(crate) fn export_layer(
+    dirs: &Dirs,
+    container: &str,
+    source: &Path,
+    users: Option<&OwnedFd>,
+) -> Result<String, SandboxError> {
     plain(container)?;
     let from = path_fd(source)?;
     let points = dirs.tree().join(container);
     make_private(&points)?;
     let name = claim(&points).doing(|| format!("make a mount point for {}", source.display()))?;
     let target = dirs.share().join(container).join(&name);
-    if let Err(error) = mount(&from, &target, Access { read_only: true, recursive: true, follow: false }) {
+    let access = Access { read_only: true, recursive: true, ..Access::default() };
+    if let Err(error) = mount(&from, &target, access, users) {
         let _ = fs::remove_dir(points.join(&name));
         return Err(error);
     }
@@ -209,16 +228,32 @@ fn claim(points: &Path) -> io::Result<String> {
 }
 
 /// Binds the file or tree that `source` is to `target`: private, or a slave, into which comes what is mounted on the node later.
-fn mount(source: &OwnedFd, target: &Path, access: Access) -> Result<(), SandboxError> {
+/// Its owners are shown as `users`, if any.
+fn mount(source: &OwnedFd, target: &Path, access: Access, users: Option<&OwnedFd>) -> Result<(), SandboxError> {
     let step = || format!("mount {}", target.display());
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     let tree = open_tree(source, "", flags | OpenTreeFlags::AT_RECURSIVE).doing(step)?;
     let propagation = if access.follow { libc::MS_SLAVE } else { libc::MS_PRIVATE };
     set_attributes(&tree, 0, propagation, true).doing(step)?;
+    if let Some(users) = users {
+        users::map_owners(&tree, users, true).map_err(|error| {
+            SandboxError::Invalid(format!(
+                "cannot show the owners of files as the pod's users in {}: its file system, and each mounted below it, must be able \
+                 to (ext4, xfs, btrfs, tmpfs): {error}",
+                name_of(source)
+            ))
+        })?;
+    }
     if access.read_only {
         set_attributes(&tree, libc::MOUNT_ATTR_RDONLY, 0, access.recursive).doing(step)?;
     }
     move_mount(&tree, "", rustix::fs::CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).doing(step)
+}
+
+/// The path of an open file, for messages.
+fn name_of(file: &OwnedFd) -> String {
+    let link = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()));
+    link.map_or_else(|_| "a volume".to_owned(), |path| path.display().to_string())
 }
 
 fn set_attributes(tree: &OwnedFd, set: u64, propagation: u64, recursive: bool) -> io::Result<()> {

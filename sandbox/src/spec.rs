@@ -91,7 +91,7 @@ pub struct PodSpec {
     pub network: Option<NetworkSpec>,
     /// Sysctls of the pod, name to value; already checked against the allow-list.
     pub sysctls: BTreeMap<String, String>,
-    /// Users of the pod's own ([`Kind::Host`] only); then it shares no namespace with the node.
+    /// Users of the pod's own; then it shares no namespace with the node.
     #[serde(default)]
     pub users: Option<UserRange>,
     /// Share the node's pid namespace ([`Kind::Host`] only).

@@ -8,7 +8,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::mount::{OpenTreeFlags, open_tree};
 use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
@@ -32,17 +32,15 @@ pub(crate) struct Spaces {
 /// Makes them. Blocks for a moment.
 pub(crate) fn create(range: UserRange) -> Result<Spaces, SandboxError> {
     let step = || format!("make a user namespace for {} users from {} on", range.length, range.host_id);
-    let child = Child::start().doing(step)?;
-    let folder = Path::new("/proc").join(child.pid.to_string());
-    let line = format!("0 {} {}\n", range.host_id, range.length);
-    for name in ["uid_map", "gid_map"] {
-        // One write: the kernel takes the first for the whole.
-        fs::write(folder.join(name), &line).doing(step)?;
-    }
-    let open = |name: &str| -> Result<OwnedFd, SandboxError> {
-        File::open(folder.join("ns").join(name)).map(OwnedFd::from).doing(step)
-    };
+    let child = Child::start(libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS, range).doing(step)?;
+    let open = |name: &str| child.open(name).doing(step);
     Ok(Spaces { user: open("user")?, net: open("net")?, ipc: open("ipc")?, uts: open("uts")? })
+}
+
+/// Only the users, for mounts whose owners are mapped. Blocks for a moment.
+pub(crate) fn mapping(range: UserRange) -> Result<OwnedFd, SandboxError> {
+    let child = Child::start(0, range);
+    child.and_then(|child| child.open("user")).doing(|| format!("map {} users from {} on", range.length, range.host_id))
 }
 
 /// Tries whether the kernel makes user namespaces and the file system of `folder` can map owners.
@@ -55,24 +53,26 @@ pub(crate) fn try_out(folder: &Path) -> Result<(), String> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let tree = open_tree(rustix::fs::CWD, folder, flags)
         .map_err(|e| format!("cannot copy the mount of {}: {e}", folder.display()))?;
-    map_owners(&tree, &spaces.user)
+    map_owners(&tree, &spaces.user, false)
         .map_err(|e| format!("the file system of {} cannot map owners: {e}", folder.display()))
 }
 
-fn map_owners(tree: &OwnedFd, users: &OwnedFd) -> io::Result<()> {
+/// Makes a mount that is not mounted anywhere yet, or all in its tree, show their files' owners as `users`.
+pub(crate) fn map_owners(tree: &OwnedFd, users: &OwnedFd, recursive: bool) -> io::Result<()> {
     let attr = libc::mount_attr {
         attr_set: libc::MOUNT_ATTR_IDMAP,
         attr_clr: 0,
         propagation: 0,
         userns_fd: u64::from(users.as_raw_fd().unsigned_abs()),
     };
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the path is a NUL-terminated empty string and `attr` has the size that is given.
     let result = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
             tree.as_raw_fd(),
             c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
+            flags,
             &raw const attr,
             size_of::<libc::mount_attr>(),
         )
@@ -87,9 +87,27 @@ struct Child {
 }
 
 impl Child {
-    fn start() -> io::Result<Self> {
+    /// Starts it in users of its own, whose map is `range`, and in the namespaces `more`.
+    fn start(more: libc::c_int, range: UserRange) -> io::Result<Self> {
+        let child = Self::born(libc::CLONE_NEWUSER | more)?;
+        let line = format!("0 {} {}\n", range.host_id, range.length);
+        for name in ["uid_map", "gid_map"] {
+            // One write: the kernel takes the first for the whole.
+            fs::write(child.file(name), &line)?;
+        }
+        Ok(child)
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        Path::new("/proc").join(self.pid.to_string()).join(name)
+    }
+
+    fn open(&self, namespace: &str) -> io::Result<OwnedFd> {
+        File::open(self.file("ns").join(namespace)).map(OwnedFd::from)
+    }
+
+    fn born(spaces: libc::c_int) -> io::Result<Self> {
         let mut pidfd: RawFd = -1;
-        let spaces = libc::CLONE_NEWUSER | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
         // SAFETY: all-zero bytes are valid arguments: without a stack the child has a copy of this one.
         let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
         args.flags = u64::from((spaces | libc::CLONE_PIDFD).cast_unsigned());

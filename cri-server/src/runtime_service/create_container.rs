@@ -116,7 +116,8 @@ async fn build(
         .map_err(|e| CriError::internal("lease image layers", e))?
         .during(|| format!("use the layers of image {}", plan.record.image))?;
     for dir in &layers.dirs {
-        let seen = sandbox.export_layer(id, dir).await.during(|| format!("show layer {} to the pod", dir.display()))?;
+        let seen = sandbox.export_layer(id, dir, true).await;
+        let seen = seen.during(|| format!("show layer {} to the pod", dir.display()))?;
         request.lower.push(seen);
     }
     for volume in plan.volumes {

@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 
 use cofferdam_proto::cri;
-use cofferdam_sandbox::Kind;
 use serde_json::json;
 
 use crate::config::HANDLERS;
@@ -37,18 +36,10 @@ pub(super) fn status(node: &Node, request: &cri::StatusRequest) -> cri::StatusRe
         ),
     ];
     let users = node.runtime.user_namespaces();
-    let runtime_handlers = [("", node.config.default_kind)]
-        .into_iter()
-        .chain(HANDLERS)
-        .map(|(name, kind)| cri::RuntimeHandler {
-            name: name.into(),
-            features: Some(cri::RuntimeHandlerFeatures {
-                recursive_read_only_mounts: true,
-                // The guest's files come through a file server that cannot map owners.
-                user_namespaces: kind == Kind::Host && users.is_none(),
-            }),
-        })
-        .collect();
+    let features = cri::RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: users.is_none() };
+    let names = [""].into_iter().chain(HANDLERS.iter().map(|(name, _)| *name));
+    let runtime_handlers =
+        names.map(|name| cri::RuntimeHandler { name: name.into(), features: Some(features) }).collect();
     let mut info = HashMap::new();
     if request.verbose {
         let kinds: serde_json::Map<_, _> =

@@ -16,6 +16,8 @@ const MAX_MOUNTS: usize = 1024;
 
 /// The options that a mount may have; all are flags of the mount that `agent::Mount.options` calls so too.
 const OPTIONS: [&str; 3] = ["noexec", "nodev", "nosuid"];
+/// The option of a mount that shows its owners as the pod's users.
+const IDMAP: &str = "idmap";
 
 /// A volume, checked; its source on the node is not looked at yet.
 #[derive(Debug, Clone, PartialEq)]
@@ -56,7 +58,7 @@ fn volume(m: &Mount, kind: Kind, users: Option<UserRange>) -> Result<Volume, Cri
     }
     let mut options = m.mount_options.clone();
     if super::users::of_mount(&m.uid_mappings, &m.gid_mappings, users).map_err(|e| refuse(&e.to_string()))? {
-        options.push("idmap".into());
+        options.push(IDMAP.into());
     }
     let mount = agent::Mount {
         destination: destination.to_string_lossy().into_owned(),
@@ -120,7 +122,12 @@ fn node_volume(m: &Mount, kind: Kind, mount: agent::Mount) -> Result<Volume, Str
     if m.recursive_read_only && propagation != "private" {
         return Err("recursive_read_only needs private propagation: mounts that come later would be writable".into());
     }
-    let access = Access { read_only: m.readonly, recursive: m.recursive_read_only, follow: propagation == "slave" };
+    let access = Access {
+        read_only: m.readonly,
+        recursive: m.recursive_read_only,
+        follow: propagation == "slave",
+        mapped: is_mapped(&mount),
+    };
     let mount = agent::Mount {
         r#type: "bind".into(),
         recursive: true,
@@ -129,6 +136,11 @@ fn node_volume(m: &Mount, kind: Kind, mount: agent::Mount) -> Result<Volume, Str
         ..mount
     };
     Ok(Volume { source: Source::Node { host_path, access }, mount })
+}
+
+/// Whether the mount shows its owners as the pod's users.
+pub(crate) fn is_mapped(mount: &agent::Mount) -> bool {
+    mount.options.iter().any(|option| option == IDMAP)
 }
 
 /// The source of a volume with links resolved; a missing one is made as a directory, as runtimes do. Blocks.

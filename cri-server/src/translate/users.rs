@@ -1,7 +1,7 @@
 //! Users of a pod's own: a user namespace, as CRI asks for it.
 
 use cofferdam_proto::cri::{IdMapping, NamespaceMode, UserNamespace};
-use cofferdam_sandbox::{Kind, UserRange};
+use cofferdam_sandbox::UserRange;
 
 use super::namespaces::Placement;
 use crate::error::CriError;
@@ -9,11 +9,6 @@ use crate::error::CriError;
 /// The range of a pod's users; `None` for those of its machine.
 pub(crate) fn of_pod(asked: Option<&UserNamespace>, placement: &Placement) -> Result<Option<UserRange>, CriError> {
     let Some(range) = range(asked)? else { return Ok(None) };
-    if placement.kind == Kind::Vm {
-        return Err(CriError::invalid(
-            "a microVM has no user namespaces for its containers: use the runtime handler \"host\", or none: its root is not the node's",
-        ));
-    }
     let shared = [("network", placement.node_network), ("PID", placement.node_pid), ("IPC", placement.node_ipc)];
     if let Some((what, _)) = shared.iter().find(|(_, shared)| *shared) {
         return Err(CriError::invalid(format!(
@@ -93,6 +88,8 @@ fn one(what: &str, mappings: &[IdMapping]) -> Result<UserRange, CriError> {
 
 #[cfg(test)]
 mod tests {
+    use cofferdam_sandbox::Kind;
+
     use super::*;
 
     fn map(container_id: u32, host_id: u32, length: u32) -> IdMapping {
@@ -151,8 +148,7 @@ mod tests {
     #[test]
     fn what_does_not_go_with_it() {
         let asked = pod(NamespaceMode::Pod, &[map(0, 1000, 10)], &[map(0, 1000, 10)]);
-        let text = of_pod(Some(&asked), &placement(Kind::Vm)).unwrap_err().to_string();
-        assert!(text.contains("handler \"host\""), "{text}");
+        assert!(of_pod(Some(&asked), &placement(Kind::Vm)).unwrap().is_some());
         for (network, pid, ipc) in [(true, false, false), (false, true, false), (false, false, true)] {
             let shared = Placement { node_network: network, node_pid: pid, node_ipc: ipc, ..placement(Kind::Host) };
             assert!(of_pod(Some(&asked), &shared).is_err());

@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
 use cofferdam_proto::agent::ContainerState;
 use cofferdam_proto::agent::container_state::Phase;
+use cofferdam_proto::supervisor::UserRange;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tokio::sync::{broadcast, watch};
@@ -114,8 +115,8 @@ pub struct Agent {
     pub node_ipc: bool,
     /// What it shares with its surroundings.
     pub shared: Shared,
-    /// Users of the pod's own.
-    pub users: Option<Users>,
+    /// Users of the pod's own; in a microVM, they come with ConfigurePod.
+    users: OnceLock<Users>,
     /// Limit on open files for containers; the agent's own is higher.
     pub nofile: Rlimit,
     /// Ended children.
@@ -165,7 +166,7 @@ impl Agent {
             node_pid: shared.pid,
             node_ipc: shared.ipc,
             shared,
-            users,
+            users: users.map(OnceLock::from).unwrap_or_default(),
             nofile,
             reaper: Reaper::start()?,
             logs,
@@ -176,6 +177,31 @@ impl Agent {
             stopping: watch::Sender::new(false),
             projects: std::sync::atomic::AtomicU32::new(1),
         }))
+    }
+
+    /// Users of the pod's own.
+    pub fn users(&self) -> Option<&Users> {
+        self.users.get()
+    }
+
+    /// Users whose numbers this agent has to show files with: a microVM's come from the node with them.
+    pub fn mapping(&self) -> Option<&Users> {
+        self.users().filter(|_| self.mode == Mode::Host)
+    }
+
+    /// Makes the pod's users, once, unless they are there.
+    ///
+    /// # Errors
+    /// When the pod has others, or the kernel refuses.
+    pub async fn make_users(&self, range: UserRange) -> Result<()> {
+        match self.users() {
+            Some(users) if users.range() == range => Ok(()),
+            Some(_) => Err(Error::invalid("the pod has other users already")),
+            None => {
+                let users = Users::make(range).await?;
+                self.users.set(users).map_err(|_| Error::invalid("the pod has other users already"))
+            }
+        }
     }
 
     /// oom_score_adj of a container for which nothing was asked: the guest's agent is exempt, they are not.

@@ -106,10 +106,18 @@ fn mount_kernel() -> Result<()> {
     rustix::process::chroot(".").doing("enter the root")?;
 
     mount_new("proc", "/proc", &[], NOSUID | NODEV | NOEXEC)?;
-    mount_new("sysfs", "/sys", &[], NOSUID | NODEV | NOEXEC)?;
+    mount_sys()?;
     mount_new("devtmpfs", "/dev", &[], NOSUID)?;
-    mount_new("cgroup2", "/sys/fs/cgroup", &[], NOSUID | NODEV | NOEXEC)?;
     fs::create_dir_all(RUN).doing(format!("make {RUN}"))
+}
+
+/// Mounts /sys; again, to see another network namespace: it shows the one in which it was mounted.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn mount_sys() -> Result<()> {
+    mount_new("sysfs", "/sys", &[], NOSUID | NODEV | NOEXEC)?;
+    mount_new("cgroup2", "/sys/fs/cgroup", &[], NOSUID | NODEV | NOEXEC)
 }
 
 /// What the node gives to the pod.

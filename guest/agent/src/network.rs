@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::IpAddr;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 
 use cofferdam_proto::agent::{Interface, Route};
@@ -28,6 +29,28 @@ pub async fn loopback() -> Result<()> {
     let result = handle.link().set(LinkUnspec::new_with_name("lo").up().build()).execute().await;
     task.abort();
     result.doing("bring up loopback")
+}
+
+/// Gives all network cards to the network namespace `to`.
+///
+/// # Errors
+/// Says which it could not.
+pub async fn hand_over(to: &OwnedFd) -> Result<()> {
+    let cards = cards()?;
+    if cards.is_empty() {
+        return Ok(());
+    }
+    let (handle, task) = connect()?;
+    let mut result = Ok(());
+    for (index, name) in cards {
+        let link = LinkUnspec::new_with_index(index).setns_by_fd(to.as_raw_fd()).build();
+        result = handle.link().set(link).execute().await.doing(format!("give interface {name} to the pod's users"));
+        if result.is_err() {
+            break;
+        }
+    }
+    task.abort();
+    result
 }
 
 /// Sets interfaces and routes.

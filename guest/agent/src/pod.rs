@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use cofferdam_proto::agent::ConfigurePodRequest;
+use cofferdam_proto::supervisor::UserRange;
 use rustix::mount::MoveMountFlags;
 
 use crate::agent::{Agent, Mode, Shared};
@@ -43,6 +44,12 @@ pub async fn configure(agent: &Arc<Agent>, request: ConfigurePodRequest) -> Resu
     }
     check_hostname(&request.hostname)?;
     let sysctls = check_sysctls(&request.sysctls, vm, agent.shared)?;
+    match request.users {
+        Some(_) if !vm => return Err(Error::invalid("users of a host pod come with its supervisor")),
+        // Before all that is to belong to them.
+        Some(users) => agent.make_users(UserRange { host_id: users.host_id, length: users.length }).await?,
+        None => {}
+    }
 
     if !request.hostname.is_empty() && !agent.shared.uts {
         rustix::system::sethostname(request.hostname.as_bytes()).doing("set the host name")?;
@@ -155,7 +162,7 @@ fn files(agent: &Agent, request: &ConfigurePodRequest) -> Result<()> {
         fs::write(&path, text).doing(format!("write {}", path.display()))?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644))
             .doing(format!("open {} to all", path.display()))?;
-        if let Some(users) = &agent.users {
+        if let Some(users) = agent.users() {
             let root = Some(users.root());
             chown(&path, root, root).doing(format!("give {} to the pod's root", path.display()))?;
         }
@@ -171,7 +178,7 @@ fn shm(agent: &Agent, size: u64) -> Result<()> {
     fs::create_dir_all(&path).doing(format!("make {}", path.display()))?;
     let size = if size == 0 { DEFAULT_SHM } else { size };
     let mut data = vec![("mode".to_owned(), Some("1777".to_owned())), ("size".to_owned(), Some(size.to_string()))];
-    if let Some(users) = &agent.users {
+    if let Some(users) = agent.users() {
         data.extend(["uid", "gid"].map(|key| (key.to_owned(), Some(users.root().to_string()))));
     }
     let attributes = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;

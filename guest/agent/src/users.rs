@@ -5,17 +5,22 @@
 //!  on the node        host_id ...... host_id+length-1      files of layers and volumes are shown through mapped mounts
 //! ```
 //!
+//! In a microVM the node's file server shows files through such mounts; the guest's kernel sees the mapped numbers. There "the
+//! node" is the guest.
+//!
 //! The agent stays outside, as the node's root. A container is set up from there too; what that makes belongs to the pod's root
 //! ([`Users::own_what_is_made`]). Then its process enters for good, and takes a copy of its mounts that belongs to the pod's users: what is masked or
 //! read-only is locked in it.
 
+use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 
 use cofferdam_proto::supervisor::UserRange;
 use rustix::thread::{CapabilitiesSecureBits, LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 
 use crate::error::{Doing, Error, Result};
-use crate::sys;
+use crate::{guest, network, sys};
 
 /// The namespace and its map, the same for users and groups.
 #[derive(Debug)]
@@ -28,6 +33,58 @@ impl Users {
     /// The users of `namespace`, whose map is `range`.
     pub fn new(namespace: OwnedFd, range: UserRange) -> Self {
         Self { namespace, range }
+    }
+
+    /// Makes users in a microVM, with all its network cards, and enters their network, IPC and host name for good: a namespace belongs
+    /// to the users among whom it was made, and only in those may the pod's root bind to port 80 or send pings.
+    ///
+    /// # Errors
+    /// When they could not be told from the guest's root, or the kernel refuses.
+    pub async fn make(range: UserRange) -> Result<Self> {
+        let last = range.length.checked_sub(1).and_then(|more| range.host_id.checked_add(more));
+        if range.host_id == 0 || last.is_none_or(|last| last == u32::MAX) {
+            return Err(Error::invalid(format!("no pod can have {} users from {} on", range.length, range.host_id)));
+        }
+        let flags = libc::CLONE_NEWUSER | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
+        let child = sys::fork(flags, None, || {
+            let _ = sys::close_range(0, u32::MAX);
+            sys::pause_for_ever()
+        })
+        .doing("start a process with users of the pod's own")?;
+        let made = Self::of_process(child.pid.as_raw_nonzero().get(), range);
+        let _ = sys::pidfd_kill(&child.pidfd, libc::SIGKILL);
+        let (users, spaces) = made?;
+        network::hand_over(&spaces[0]).await?;
+        for (namespace, kind) in spaces.iter().zip([
+            LinkNameSpaceType::Network,
+            LinkNameSpaceType::InterProcessCommunication,
+            LinkNameSpaceType::HostNameAndNISDomainName,
+        ]) {
+            move_into_link_name_space(namespace.as_fd(), Some(kind)).doing("enter a namespace of the pod's users")?;
+        }
+        guest::mount_sys()?;
+        network::loopback().await?;
+        Ok(users)
+    }
+
+    /// Writes the map of the users of process `pid`, and opens its namespaces: network, IPC, host name.
+    fn of_process(pid: i32, range: UserRange) -> Result<(Self, [OwnedFd; 3])> {
+        let folder = Path::new("/proc").join(pid.to_string());
+        let line = format!("0 {} {}\n", range.host_id, range.length);
+        for name in ["uid_map", "gid_map"] {
+            // One write: the kernel takes the first for the whole.
+            fs::write(folder.join(name), &line).doing(format!("write the {name} of the pod's users"))?;
+        }
+        let open = |name: &str| -> Result<OwnedFd> {
+            let file = fs::File::open(folder.join("ns").join(name));
+            file.map(OwnedFd::from).doing(format!("open the {name} namespace of the pod's users"))
+        };
+        Ok((Self::new(open("user")?, range), [open("net")?, open("ipc")?, open("uts")?]))
+    }
+
+    /// Its map.
+    pub fn range(&self) -> UserRange {
+        self.range
     }
 
     /// The number on the node of a user or group of the pod.

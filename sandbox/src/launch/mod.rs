@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use cofferdam_proto::agent::agent_client::AgentClient;
-use cofferdam_proto::agent::{API_VERSION, ConfigurePodRequest, HelloRequest};
+use cofferdam_proto::agent::{API_VERSION, ConfigurePodRequest, HelloRequest, UserRange};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
@@ -92,9 +92,9 @@ fn check(spec: &PodSpec) -> Result<(), SandboxError> {
             "a microVM cannot share a namespace with the node: use the host handler".into(),
         ));
     }
-    if spec.users.is_some() && (spec.kind == Kind::Vm || spec.network.is_none() || spec.node_pid || spec.node_ipc) {
+    if spec.users.is_some() && (spec.network.is_none() || spec.node_pid || spec.node_ipc) {
         return Err(SandboxError::Invalid(
-            "users of a pod's own need a host pod that shares no namespace with the node".into(),
+            "users of a pod's own need one that shares no namespace with the node".into(),
         ));
     }
     Ok(())
@@ -105,7 +105,7 @@ fn prepare(spec: &PodSpec, dirs: &Dirs) -> Result<(Option<NetNs>, Option<Spaces>
     dirs::make_private(&dirs.run)?;
     dirs::make_private(&dirs.state)?;
     dirs::write(&dirs.spec(), spec)?;
-    if let Some(range) = spec.users {
+    if let (Some(range), Kind::Host) = (spec.users, spec.kind) {
         let spaces = users::create(range)?;
         let net = spaces.net.try_clone().doing(|| "copy a descriptor".into())?;
         return Ok((Some(netns::adopt(&dirs.netns(), net)?), Some(spaces)));
@@ -196,6 +196,7 @@ async fn configure(
         clock_unix_nanos: if vm { i64::try_from(now.as_nanos()).unwrap_or(0) } else { 0 },
         random_seed,
         shm_size: 0,
+        users: spec.users.filter(|_| vm).map(|range| UserRange { host_id: range.host_id, length: range.length }),
     };
     let mut agent = AgentClient::new(channel.clone());
     let limit = launch.shared.config.vm.boot_timeout;

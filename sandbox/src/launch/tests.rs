@@ -153,7 +153,7 @@ async fn container(node: &Node, pod: &Pod, script: &str) -> String {
         fs::copy(busybox.expect("busybox-static is installed"), layer.join("bin").join(name)).unwrap();
     }
     let id = new_id();
-    let lower = pod.export_layer(&id, &layer).await.unwrap();
+    let lower = pod.export_layer(&id, &layer, false).await.unwrap();
     let log = fs::File::options().create(true).append(true).open(node.folder.path().join("log")).unwrap();
     pod.open_log(&id, log.into()).await.unwrap();
     let process =

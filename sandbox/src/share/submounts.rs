@@ -45,13 +45,17 @@ impl Submounts {
         list
     }
 
-    /// Part of an export's name that says what is below it and whether later mounts come in: the file server keeps files of
-    /// different ones apart, since a folder in the one may hold a mount that it does not hold in the other. Empty: one plain mount.
+    /// Part of an export's name that says what is below it, whether later mounts come in and whether owners are mapped: the file server
+    /// keeps files of different ones apart, since a folder in the one may hold a mount that it does not hold in the other, and a
+    /// file other owners. Empty: one plain mount.
     pub(super) fn view(&self, access: Access) -> String {
-        if self.mounts.is_empty() && !access.follow {
+        if self.mounts.is_empty() && !access.follow && !access.mapped {
             return String::new();
         }
         let mut hash = DefaultHasher::new();
+        if access.mapped {
+            "mapped".hash(&mut hash);
+        }
         for mount in &self.mounts {
             (mount.id, mount.device, &mount.root, &mount.point).hash(&mut hash);
         }

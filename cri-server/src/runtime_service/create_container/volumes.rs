@@ -55,7 +55,7 @@ async fn show_image(
         .during(|| format!("use the layers of image {image} as a volume"))?;
     let mut lower = Vec::with_capacity(layers.dirs.len());
     for dir in &layers.dirs {
-        let shown = sandbox.export_layer(container, dir).await;
+        let shown = sandbox.export_layer(container, dir, mounts::is_mapped(&mount)).await;
         lower.push(shown.during(|| format!("show layer {} to the pod", dir.display()))?);
     }
     Ok(agent::Mount { lower, ..mount })

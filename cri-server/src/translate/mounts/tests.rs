@@ -18,7 +18,7 @@ fn image(name: &str) -> ImageSpec {
 
 #[test]
 fn access_and_options_are_passed_on() {
-    let access = |read_only, recursive, follow| Access { read_only, recursive, follow };
+    let access = |read_only, recursive, follow| Access { read_only, recursive, follow, mapped: false };
     let slave = MountPropagation::PropagationHostToContainer;
     let private = MountPropagation::PropagationPrivate;
     for (readonly, recursive, propagation, wanted) in [

@@ -138,47 +138,76 @@ fn apparmor_profiles() -> Outcome {
     crictl.remove_pod(&id)
 }
 
-/// Root of a host pod with users of its own is an ordinary user of the node, and works like any other pod's.
+/// Root of a pod with users of its own is an ordinary user of its machine, and works like any other pod's.
 fn user_namespaces() -> Outcome {
     let crictl = Crictl::default();
     let info = crictl.json(&["info"])?;
     let handlers = info["runtimeHandlers"].as_array().cloned().unwrap_or_default();
-    for (handler, wanted) in [("host", true), ("vm", false), ("", false)] {
+    for handler in ["host", "vm", ""] {
         let found = handlers.iter().find(|h| h["name"].as_str().unwrap_or_default() == handler);
         let told =
             found.is_some_and(|h| h["features"]["user_namespaces"] == true || h["features"]["userNamespaces"] == true);
-        ensure!(told == wanted, "user namespaces of handler {handler:?} in the status: {info}");
+        ensure!(told, "no user namespaces of handler {handler:?} in the status: {info}");
     }
+    own_users(&crictl, "host")?;
+    own_users(&crictl, "vm")
+}
+
+/// What a container with users of its pod's own does, and says of it.
+const WITH_OWN_USERS: &str = "tr -s ' ' < /proc/self/uid_map; stat -c '%u:%g %n' /bin/busybox /etc/hosts /data /data/old; \
+    stat -c 'plain %u' /plain; echo x > /data/made && mkdir /data/folder && ln -s made /data/link && echo x > /data/old; \
+    echo x > /tmp/made && echo x > /made && echo x >> /etc/motd; stat -c '%u:%g %n' /tmp/made /made; \
+    touch /data/given && chown 7:8 /data/given && stat -c '%u:%g %n' /data/given; \
+    touch /plain/no 2>/dev/null || echo kept out; \
+    nc -l -p 80 -e true & sleep 1; kill -0 $! && echo listens; \
+    ping -c 1 -W 2 127.0.0.1 > /dev/null && echo pings; echo whole; sleep 1000";
+
+fn own_users(crictl: &Crictl, handler: &str) -> Outcome {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
     let map = json!([{"container_id": 0, "host_id": 300_000, "length": 65_536}]);
     let options = json!({"userns_options": {"mode": 0, "uids": map, "gids": map}});
-    let asked = pod("userns", "default", &options);
-    crictl.refused(&["runp", "--runtime", "vm", &asked.file()?], &["code = InvalidArgument", "host"])?;
-    let id = crictl.run_pod("host", &asked)?;
+    let asked = pod(&format!("userns-{handler}"), "default", &options);
+    let id = crictl.run_pod(handler, &asked)?;
     let status = crictl.run(&["inspectp", "-o", "json", &id])?;
     ensure!(status.contains("300000"), "the mapping is not echoed: {status}");
 
-    let volume = "/run/cofferdam-e2e/userns";
-    fs::create_dir_all(volume).doing("make a volume")?;
-    let script = "tr -s ' ' < /proc/self/uid_map; stat -c '%u:%g %n' /bin/busybox /etc/hosts /data; echo x > /data/made; \
-                  nc -l -p 80 -e true & sleep 1; kill -0 $! && echo listens; echo whole; sleep 1000";
-    let mut container = Container::shell("userns", script);
+    let folder = format!("/run/cofferdam-e2e/userns-{handler}");
+    let (volume, plain) = (format!("{folder}/data"), format!("{folder}/plain"));
+    for path in [&volume, &plain] {
+        fs::create_dir_all(path).doing("make a volume")?;
+    }
+    let old = format!("{volume}/old");
+    fs::write(&old, "")
+        .and_then(|()| fs::set_permissions(&old, fs::Permissions::from_mode(0o600)))
+        .doing("make a file")?;
+    let mut container = Container::shell("userns", WITH_OWN_USERS);
     container.0["linux"] = json!({"security_context": {"namespace_options": options}});
-    container.0["mounts"] =
-        json!([{"host_path": volume, "container_path": "/data", "uidMappings": map, "gidMappings": map}]);
+    container.0["mounts"] = json!([
+        {"host_path": volume, "container_path": "/data", "uidMappings": map, "gidMappings": map},
+        {"host_path": plain, "container_path": "/plain"},
+    ]);
     let container = crictl.run_container(&id, &asked, &container)?;
     let log = crictl.wait_log(&container, "whole")?;
-    for wanted in [" 0 300000 65536", "0:0 /bin/busybox", "0:0 /etc/hosts", "0:0 /data", "listens"] {
-        ensure!(log.contains(wanted), "no {wanted:?} in {log}");
+    let all = [" 0 300000 65536", "0:0 /bin/busybox", "0:0 /etc/hosts", "0:0 /data", "0:0 /data/old", "plain 65534"];
+    let more = ["0:0 /tmp/made", "0:0 /made", "7:8 /data/given", "kept out", "listens", "pings"];
+    for wanted in all.into_iter().chain(more) {
+        ensure!(log.contains(wanted), "{handler}: no {wanted:?} in {log}");
     }
     let inside = crictl.run(&["exec", "--sync", &container, "sh", "-c", "tr -s ' ' < /proc/self/uid_map; id -u"])?;
     ensure!(inside.contains("0 300000 65536") && inside.ends_with('0'), "an exec has other users: {inside}");
     let pid = crictl.container_field(&container, "/info/pid").unwrap_or_default();
-    if let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) {
+    if handler == "host"
+        && let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status"))
+    {
         ensure!(status.contains("Uid:\t300000"), "the container's root on the node: {status}");
     }
-    use std::os::unix::fs::MetadataExt;
-    let made = fs::metadata(format!("{volume}/made")).doing("look at what the container made")?;
-    ensure!(made.uid() == 0, "what root made in a mapped volume belongs to {}", made.uid());
+    for (name, owner) in [("made", (0, 0)), ("folder", (0, 0)), ("link", (0, 0)), ("old", (0, 0)), ("given", (7, 8))] {
+        let made = fs::symlink_metadata(format!("{volume}/{name}")).doing("look at what the container made")?;
+        ensure!((made.uid(), made.gid()) == owner, "{handler}: {name} belongs to {}:{}", made.uid(), made.gid());
+    }
+    let written = fs::read_to_string(&old).doing("read what the container wrote")?;
+    ensure!(written == "x\n", "the container wrote {written:?}");
     crictl.remove_pod(&id)?;
-    fs::remove_dir_all(volume).doing("remove the volume")
+    fs::remove_dir_all(folder).doing("remove the volumes")
 }

@@ -33,7 +33,7 @@ pub async fn create(agent: Arc<Agent>, request: CreateContainerRequest) -> Resul
     check_users(&agent, &spec)?;
     let reservation = agent.reserve(&spec.id)?;
     let pids = pid_namespace(&agent, &spec)?;
-    let layer = Layer::create(&agent.dirs.state, &spec.id, &spec.lower[0], agent.users.as_ref())?;
+    let layer = Layer::create(&agent.dirs.state, &spec.id, &spec.lower[0], agent.mapping())?;
     let usage = Usage::start(&agent, &layer);
     let result = with_cgroup(&agent, spec, pids, layer, usage).await;
     let container = result?;
@@ -54,7 +54,7 @@ pub async fn create(agent: Arc<Agent>, request: CreateContainerRequest) -> Resul
 fn check_users(agent: &Agent, spec: &Spec) -> Result<()> {
     for m in &spec.mounts {
         let name = m.destination.display();
-        match agent.users {
+        match agent.users() {
             None if m.idmap => {
                 return Err(Error::invalid(format!("mount {name}: mapped owners need users of the pod's own")));
             }

@@ -136,7 +136,7 @@ fn become_program(
     }
     let entered = launch.enter_directory()?;
     let env = process::environment(spec, &container.user, &super::init::hostname());
-    if let Some(users) = &agent.users {
+    if let Some(users) = agent.users() {
         users.enter()?;
     }
     launch.drop_rights(entered)?;

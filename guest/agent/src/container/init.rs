@@ -52,20 +52,21 @@ fn set_up(
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).doing("make mounts private")?;
 
     trees.binds = with_images(agent, spec, layer, trees.binds)?;
-    let root = match &agent.users {
+    let root = match agent.mapping() {
         Some(users) => {
             let lower = rootfs::map_layers(&spec.lower, users, &agent.dirs.mapped_layers())?;
-            let root = rootfs::mount_overlay(&lower, layer, &agent.dirs.run)?;
-            users.own_what_is_made()?;
-            root
+            rootfs::mount_overlay(&lower, layer, &agent.dirs.run)?
         }
         None => rootfs::mount_overlay(&spec.lower, layer, &agent.dirs.run)?,
     };
-    let dev = mounts::standard(&root, spec, agent.users.as_ref(), &mut trees)?;
+    if let Some(users) = agent.users() {
+        users.own_what_is_made()?;
+    }
+    let dev = mounts::standard(&root, spec, agent.users(), &mut trees)?;
     mounts::device_nodes(&root, &spec.devices.nodes)?;
     mounts::requested(&root, &spec.mounts, std::mem::take(&mut trees.binds))?;
     let user = user::resolve(&root, &spec.process.user)?;
-    if let Some(users) = &agent.users {
+    if let Some(users) = agent.users() {
         for id in user.groups.iter().chain([&user.uid, &user.gid]) {
             users.on_node(*id)?;
         }
@@ -103,7 +104,7 @@ fn set_up(
     }
     let entered = launch.enter_directory()?;
     let env = process::environment(&spec.process, &user, &hostname());
-    if let Some(users) = &agent.users {
+    if let Some(users) = agent.users() {
         users.enter_with_mounts()?;
     }
     channel.report(&Report::Ready(user.clone()), None)?;
@@ -142,7 +143,7 @@ fn take_trees(agent: &Agent, spec: &Spec) -> Result<Trees> {
 }
 
 fn map_owners(agent: &Agent, mount: &MountSpec, tree: &OwnedFd) -> Result<()> {
-    let (true, Some(users)) = (mount.idmap, &agent.users) else { return Ok(()) };
+    let (true, Some(users)) = (mount.idmap, agent.mapping()) else { return Ok(()) };
     let name = mount.destination.display();
     users.map_mount(tree, mount.recursive).asked(format!(
         "map the owners of volume {name} to the pod's users: its file system, and each mounted below it, must be able to"

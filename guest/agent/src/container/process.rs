@@ -84,7 +84,7 @@ impl<'a> Launch<'a> {
     /// A process of a container of `agent`'s.
     pub fn new(agent: &'a Agent, spec: &'a ProcessSpec, user: &'a Resolved, channel: &'a Inner) -> Self {
         let die_with_agent = agent.node_pid;
-        Self { spec, user, channel, nofile: agent.nofile, die_with_agent, users: agent.users.as_ref() }
+        Self { spec, user, channel, nofile: agent.nofile, die_with_agent, users: agent.users() }
     }
 
     /// The user's number outside the pod's user namespace.
