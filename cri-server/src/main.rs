@@ -23,6 +23,7 @@ mod records;
 mod runtime_service;
 mod stats;
 mod streaming;
+mod telemetry;
 mod translate;
 
 use std::path::PathBuf;

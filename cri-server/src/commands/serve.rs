@@ -26,6 +26,7 @@ use crate::node::{Node, restore};
 use crate::records::Records;
 use crate::runtime_service;
 use crate::streaming::StreamingServer;
+use crate::telemetry::{self, MeasureCalls};
 
 /// Largest message either way, as the kubelet's own client has it.
 const MAX_MESSAGE: usize = 16 << 20;
@@ -58,16 +59,20 @@ async fn serve(config: Config) -> Result<(), Box<dyn std::error::Error>> {
     let store = Arc::new(Store::open(config.store())?);
     let runtime = Runtime::open(config.sandbox())?;
     let streaming = StreamingServer::start(config.streaming).await?;
-    let socket = config.socket.clone();
+    let (socket, metrics) = (config.socket.clone(), config.metrics);
     let node = Node::new(config, store, runtime, records, streaming);
     restore::all(&node).await?;
     crate::apparmor::load_default().await;
+    if let Some(address) = metrics {
+        telemetry::start(address, node.clone()).await?;
+    }
     let listener = listen(&socket).map_err(|e| CriError::internal(format!("listen on {}", socket.display()), e))?;
     probe_all(node.clone());
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let server = tonic::transport::Server::builder()
+        .layer(MeasureCalls(node.telemetry.clone()))
         .add_service(
             RuntimeServiceServer::new(runtime_service::Runtime(node.clone()))
                 .max_decoding_message_size(MAX_MESSAGE)

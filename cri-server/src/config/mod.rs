@@ -53,6 +53,8 @@ pub(crate) struct Config {
     pub(crate) cni: CniConfig,
     /// Where exec sessions are served.
     pub(crate) streaming: SocketAddr,
+    /// Where the daemon's own metrics are served, if at all.
+    pub(crate) metrics: Option<SocketAddr>,
     /// Layers of one image that are fetched at the same time.
     pub(crate) max_parallel_layers: usize,
     /// Registries that need settings.

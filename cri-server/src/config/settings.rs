@@ -26,6 +26,7 @@ pub(crate) struct Settings {
     pub(super) host: Host,
     pub(super) cni: Cni,
     pub(super) streaming: Streaming,
+    pub(super) metrics: Metrics,
     pub(super) images: Images,
     pub(super) registries: BTreeMap<String, Registry>,
 }
@@ -69,6 +70,13 @@ pub(super) struct Streaming {
     address: String,
 }
 
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Metrics {
+    /// Empty: nowhere.
+    listen: String,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Images {
@@ -98,6 +106,7 @@ impl Default for Settings {
             host: Host::default(),
             cni: Cni::default(),
             streaming: Streaming::default(),
+            metrics: Metrics::default(),
             images: Images::default(),
             registries: BTreeMap::new(),
         }
@@ -170,18 +179,11 @@ impl Settings {
         let kind = HANDLERS.iter().find(|(name, _)| *name == self.default_handler).map(|(_, kind)| *kind);
         let level = ["error", "warn", "info", "debug", "trace"].contains(&self.log_level.as_str());
         let level = level.then(|| self.log_level.parse().ok()).flatten();
-        let address: SocketAddr = self.streaming.address.parse().map_err(|_| {
-            (
-                "streaming.address",
-                format!("is {:?}, not an address and port such as 127.0.0.1:0", self.streaming.address),
-            )
-        })?;
-        if !address.ip().is_loopback() {
-            return Err((
-                "streaming.address",
-                format!("is {address}, which others can reach; give a loopback address"),
-            ));
-        }
+        let address = loopback("streaming.address", &self.streaming.address, "127.0.0.1:0")?;
+        let metrics = match self.metrics.listen.as_str() {
+            "" => None,
+            text => Some(loopback("metrics.listen", text, "127.0.0.1:9090")?),
+        };
         in_range("vm.vcpus", self.vm.vcpus.into(), 1, 64)?;
         in_range("vm.memory_mib", self.vm.memory_mib.into(), 64, 1 << 20)?;
         in_range("vm.boot_timeout_seconds", self.vm.boot_timeout_seconds, 1, 3600)?;
@@ -228,6 +230,7 @@ impl Settings {
                 plugin_timeout: seconds(self.cni.plugin_timeout_seconds),
             },
             streaming: address,
+            metrics,
             max_parallel_layers: self.images.max_parallel_layers,
             registries: self.registries.iter().map(|(host, r)| (host.clone(), r.parts())).collect(),
         })
@@ -274,6 +277,15 @@ impl Registry {
             ca_files: self.ca_files.clone(),
         }
     }
+}
+
+fn loopback(key: &'static str, text: &str, example: &str) -> Result<SocketAddr, Wrong> {
+    let address: SocketAddr =
+        text.parse().map_err(|_| (key, format!("is {text:?}, not an address and port such as {example}")))?;
+    if !address.ip().is_loopback() {
+        return Err((key, format!("is {address}, which others can reach; give a loopback address")));
+    }
+    Ok(address)
 }
 
 fn in_range(key: &'static str, value: u64, low: u64, high: u64) -> Result<(), Wrong> {

@@ -53,6 +53,8 @@ fn bad_values_name_the_key_and_the_file() {
         ("[vm]\nkernel_args = \"a\\nb\"\n", "vm.kernel_args"),
         ("[streaming]\naddress = \"0.0.0.0:10\"\n", "streaming.address"),
         ("[streaming]\naddress = \"here\"\n", "streaming.address"),
+        ("[metrics]\nlisten = \"0.0.0.0:9090\"\n", "metrics.listen"),
+        ("[metrics]\nlisten = \"9090\"\n", "metrics.listen"),
         ("[images]\nmax_parallel_layers = 0\n", "images.max_parallel_layers"),
         ("[cni]\nbin_dirs = [\"x\"]\n", "cni.bin_dirs"),
     ] {

@@ -27,6 +27,7 @@ use crate::config::Config;
 use crate::error::CriError;
 use crate::records::Records;
 use crate::streaming::StreamingServer;
+use crate::telemetry::Telemetry;
 pub(crate) use container::{Container, container_of, volume_holder};
 pub(crate) use events::Events;
 pub(crate) use names::Names;
@@ -41,6 +42,7 @@ pub(crate) struct Node {
     pub(crate) streaming: StreamingServer,
     pub(crate) names: Names,
     pub(crate) events: Events,
+    pub(crate) telemetry: Arc<Telemetry>,
     pods: RwLock<HashMap<String, Arc<Pod>>>,
     containers: RwLock<HashMap<String, Arc<Container>>>,
     /// Why a kind of pod cannot run, as it was when it was last tried.
@@ -68,6 +70,7 @@ impl Node {
             streaming,
             names: Names::default(),
             events: Events::default(),
+            telemetry: Arc::default(),
             pods: RwLock::default(),
             containers: RwLock::default(),
             unusable: Mutex::default(),

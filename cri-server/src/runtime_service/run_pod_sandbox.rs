@@ -62,10 +62,12 @@ async fn run(node: &Arc<Node>, plan: PodPlan, began: Instant) -> Result<Arc<Pod>
     let sandbox = match launched {
         Ok(sandbox) => sandbox,
         Err(error) => {
+            node.telemetry.failed(plan.spec.kind);
             undo_launch(node, &pod).await;
             return Err(error).during(|| format!("run {title}"));
         }
     };
+    node.telemetry.came_up(plan.spec.kind, sandbox.timeline());
     pod.attach(sandbox.clone());
     pod.change(|r| r.launched(sandbox.network().map(|n| n.addresses.clone()).unwrap_or_default()));
     node.add_pod(pod.clone());

@@ -30,6 +30,8 @@ struct Receiver<'a> {
     hasher: Sha256,
     sink: mpsc::Sender<Bytes>,
     meter: &'a AtomicU64,
+    /// Of all pulls.
+    all: &'a AtomicU64,
 }
 
 /// How one connection ended.
@@ -51,7 +53,7 @@ impl Session {
         meter: &AtomicU64,
     ) -> StoreResult<bool> {
         let what = self.name_of(&blob.digest);
-        let mut state = Receiver { blob, what, received: 0, hasher: Sha256::new(), sink, meter };
+        let mut state = Receiver { blob, what, received: 0, hasher: Sha256::new(), sink, meter, all: &self.received };
         let mut faults: Vec<(&Endpoint, Fault)> = Vec::new();
         let mut failures = 0;
         for endpoint in &self.endpoints {
@@ -156,6 +158,7 @@ impl Receiver<'_> {
             self.hasher.update(&chunk);
             self.received += length;
             self.meter.fetch_add(length, Relaxed);
+            self.all.fetch_add(length, Relaxed);
             if self.sink.send(chunk).await.is_err() {
                 return Ok(Ended::Unwanted);
             }

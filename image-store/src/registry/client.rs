@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::error::Error as _;
-use std::sync::{Mutex, Once, PoisonError};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, Once, PoisonError};
 
 use bytes::Bytes;
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, RANGE, WWW_AUTHENTICATE};
@@ -45,6 +46,8 @@ pub(crate) struct Registries {
     limits: Limits,
     platform: Platform,
     clients: Mutex<HashMap<String, Client>>,
+    /// Bytes of blobs that all of them have sent.
+    pub(crate) received: Arc<AtomicU64>,
 }
 
 /// One place to ask.
@@ -68,6 +71,8 @@ pub(crate) struct Session {
     pub(crate) timeouts: Timeouts,
     limits: Limits,
     platform: Platform,
+    /// As of the registries.
+    pub(crate) received: Arc<AtomicU64>,
 }
 
 /// A document and what it was served as.
@@ -100,6 +105,7 @@ impl Registries {
             limits: config.limits.clone(),
             platform: config.platform.clone(),
             clients: Mutex::default(),
+            received: Arc::default(),
         })
     }
 
@@ -128,6 +134,7 @@ impl Registries {
             timeouts: self.timeouts.clone(),
             limits: self.limits.clone(),
             platform: self.platform.clone(),
+            received: self.received.clone(),
         })
     }
 

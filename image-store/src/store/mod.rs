@@ -7,6 +7,7 @@ mod unpack;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex};
 
 use futures::future::{BoxFuture, FutureExt, Shared, WeakShared};
@@ -97,6 +98,11 @@ impl Store {
     /// The pulls that run.
     pub fn progress(&self) -> Vec<PullProgress> {
         self.inner.state().meters.iter().map(|meter| meter.snapshot()).collect()
+    }
+
+    /// Bytes of layers that registries have sent since the store was opened.
+    pub fn received_bytes(&self) -> u64 {
+        self.inner.registries.received.load(Relaxed)
     }
 
     /// The image that a reference, an id, or the beginning of an id stands for.

@@ -1,0 +1,185 @@
+//! The daemon's own metrics, for Prometheus: what it does, not what pods use (that is `stats`).
+//!
+//! ```text
+//!  every RPC ── layer.rs ──► Telemetry ◄── boots, failures
+//!                               │  ◄── pods and bytes, looked up when asked
+//!                  server.rs  /metrics
+//! ```
+//!
+//! Every label value comes from a list of ours, so no client, image or guest can make series.
+
+mod layer;
+mod methods;
+mod server;
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use cofferdam_sandbox::{Kind, Timeline};
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+pub(crate) use self::layer::MeasureCalls;
+pub(crate) use self::server::start;
+use crate::config::HANDLERS;
+use crate::node::Node;
+use crate::records::PodPhase;
+
+/// Names and values of a series' labels.
+type Labels<const N: usize> = [(&'static str, &'static str); N];
+
+/// Seconds: from a status call to a pull.
+const CALL_BUCKETS: [f64; 13] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0];
+/// Seconds: from a boot on metal to one in an emulated node.
+const BOOT_BUCKETS: [f64; 10] = [0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5, 10.0, 60.0];
+const STATES: [(PodPhase, &str); 4] = [
+    (PodPhase::Creating, "creating"),
+    (PodPhase::Ready, "ready"),
+    (PodPhase::NotReady, "not_ready"),
+    (PodPhase::Removing, "removing"),
+];
+
+/// All that is counted.
+#[derive(Debug)]
+pub(crate) struct Telemetry {
+    registry: Registry,
+    calls: Family<Labels<2>, Histogram, fn() -> Histogram>,
+    boots: Histogram,
+    failures: Family<Labels<1>, Counter>,
+    pods: Family<Labels<2>, Gauge>,
+    received: Counter,
+}
+
+fn name_of(kind: Kind) -> &'static str {
+    HANDLERS.iter().find(|(_, k)| *k == kind).map_or("", |(name, _)| name)
+}
+
+impl Default for Telemetry {
+    fn default() -> Self {
+        let calls = Family::new_with_constructor((|| Histogram::new(CALL_BUCKETS)) as fn() -> Histogram);
+        let (boots, failures) = (Histogram::new(BOOT_BUCKETS), Family::<Labels<1>, Counter>::default());
+        let (pods, received) = (Family::default(), Counter::default());
+        for (name, _) in HANDLERS {
+            // There from the beginning: a rate of what appears with its first event misses that one.
+            drop(failures.get_or_create(&[("handler", name)]));
+        }
+        let mut registry = Registry::with_prefix("cofferdam");
+        registry.register_with_unit(
+            "rpc_duration",
+            "Time from a CRI call's arrival to its end, by method and gRPC code; a call whose client left has the code Cancelled",
+            Unit::Seconds,
+            calls.clone(),
+        );
+        registry.register_with_unit(
+            "vm_boot_duration",
+            "Time from a monitor's start to the first answer of the agent in its microVM",
+            Unit::Seconds,
+            boots.clone(),
+        );
+        registry.register(
+            "pod_start_failures",
+            "Pods that did not come up: process, network or agent",
+            failures.clone(),
+        );
+        registry.register("pods", "Pods that are known, by handler and state", pods.clone());
+        registry.register_with_unit(
+            "image_received",
+            "Bytes of layers that registries have sent",
+            Unit::Bytes,
+            received.clone(),
+        );
+        Self { registry, calls, boots, failures, pods, received }
+    }
+}
+
+impl Telemetry {
+    /// A call has ended.
+    fn call(&self, method: &'static str, code: tonic::Code, took: Duration) {
+        let labels = [("method", method), ("code", methods::code(code))];
+        self.calls.get_or_create(&labels).observe(took.as_secs_f64());
+    }
+
+    /// A pod came up.
+    pub(crate) fn came_up(&self, kind: Kind, timeline: &Timeline) {
+        let at = |step| timeline.get(step).copied();
+        if kind == Kind::Vm
+            && let (Some(spawned), Some(answered)) = (at("monitor_spawned"), at("agent_answered"))
+        {
+            self.boots.observe(Duration::from_micros(answered.saturating_sub(spawned)).as_secs_f64());
+        }
+    }
+
+    /// A pod did not come up.
+    pub(crate) fn failed(&self, kind: Kind) {
+        self.failures.get_or_create(&[("handler", name_of(kind))]).inc();
+    }
+
+    /// All as OpenMetrics' text.
+    fn show(&self, node: &Node) -> Result<String, std::fmt::Error> {
+        let pods: Vec<_> = node.pods().iter().map(|pod| pod.with(|r| (r.kind, r.phase))).collect();
+        self.count_pods(&pods);
+        self.received.inner().store(node.store.received_bytes(), Relaxed);
+        self.encoded()
+    }
+
+    fn count_pods(&self, pods: &[(Kind, PodPhase)]) {
+        for (handler, kind) in HANDLERS {
+            for (phase, state) in STATES {
+                let count = pods.iter().filter(|pod| **pod == (kind, phase)).count();
+                let gauge = self.pods.get_or_create(&[("handler", handler), ("state", state)]);
+                gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+            }
+        }
+    }
+
+    fn encoded(&self) -> Result<String, std::fmt::Error> {
+        let mut text = String::new();
+        encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_happened_is_shown() {
+        let telemetry = Telemetry::default();
+        telemetry.call("Version", tonic::Code::Ok, Duration::from_millis(4));
+        telemetry.call("Version", tonic::Code::Internal, Duration::from_secs(90));
+        let timeline = Timeline::from([("monitor_spawned".into(), 1_000_000), ("agent_answered".into(), 1_250_000)]);
+        telemetry.came_up(Kind::Vm, &timeline);
+        telemetry.came_up(Kind::Host, &timeline);
+        telemetry.came_up(Kind::Vm, &Timeline::new());
+        telemetry.failed(Kind::Vm);
+        telemetry.count_pods(&[
+            (Kind::Vm, PodPhase::Ready),
+            (Kind::Vm, PodPhase::Ready),
+            (Kind::Host, PodPhase::NotReady),
+        ]);
+        let text = telemetry.encoded().unwrap();
+        for line in [
+            "cofferdam_rpc_duration_seconds_bucket{le=\"0.0025\",method=\"Version\",code=\"Ok\"} 0",
+            "cofferdam_rpc_duration_seconds_bucket{le=\"0.005\",method=\"Version\",code=\"Ok\"} 1",
+            "cofferdam_rpc_duration_seconds_count{method=\"Version\",code=\"Internal\"} 1",
+            "cofferdam_vm_boot_duration_seconds_sum 0.25",
+            "cofferdam_vm_boot_duration_seconds_count 1",
+            "cofferdam_pod_start_failures_total{handler=\"vm\"} 1",
+            "cofferdam_pod_start_failures_total{handler=\"host\"} 0",
+            "cofferdam_pods{handler=\"vm\",state=\"ready\"} 2",
+            "cofferdam_pods{handler=\"host\",state=\"not_ready\"} 1",
+            "cofferdam_pods{handler=\"host\",state=\"ready\"} 0",
+            "cofferdam_image_received_bytes_total 0",
+            "# EOF",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
+        }
+        telemetry.count_pods(&[]);
+        assert!(telemetry.encoded().unwrap().contains("cofferdam_pods{handler=\"vm\",state=\"ready\"} 0"));
+    }
+}
