@@ -24,7 +24,8 @@ pub(crate) enum Net {
 pub(crate) struct Client {
     /// For calls that are not below.
     pub(crate) runtime: cri::runtime_service_client::RuntimeServiceClient<Channel>,
-    image: cri::image_service_client::ImageServiceClient<Channel>,
+    /// For calls about images that are not below.
+    pub(crate) image: cri::image_service_client::ImageServiceClient<Channel>,
     name: &'static str,
     number: u32,
 }
@@ -104,6 +105,15 @@ impl Client {
     /// A pod sandbox without containers.
     pub(crate) async fn run_pod(&mut self, handler: &str, net: Net) -> Outcome<(String, cri::PodSandboxConfig)> {
         let config = self.pod_config(net);
+        self.run_pod_of(handler, config).await
+    }
+
+    /// A pod sandbox of this configuration.
+    pub(crate) async fn run_pod_of(
+        &mut self,
+        handler: &str,
+        config: cri::PodSandboxConfig,
+    ) -> Outcome<(String, cri::PodSandboxConfig)> {
         let request = cri::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: handler.into() };
         let answer = self.runtime.run_pod_sandbox(request).await;
         Ok((answer.map_err(|s| self.failed("RunPodSandbox", &s))?.into_inner().pod_sandbox_id, config))
@@ -152,12 +162,22 @@ impl Client {
     /// Runs `true` in a container; timed.
     pub(crate) async fn exec_true(&mut self, container: &str) -> Outcome<Duration> {
         let began = Instant::now();
-        let request = cri::ExecSyncRequest { container_id: container.into(), cmd: vec!["true".into()], timeout: 120 };
+        self.exec(container, &["true"]).await?;
+        Ok(began.elapsed())
+    }
+
+    /// Runs a command in a container, which must succeed.
+    pub(crate) async fn exec(&mut self, container: &str, command: &[&str]) -> Outcome {
+        let cmd = command.iter().map(|word| (*word).to_owned()).collect();
+        let request = cri::ExecSyncRequest { container_id: container.into(), cmd, timeout: 120 };
         let answer = self.runtime.exec_sync(request).await.map_err(|s| self.failed("ExecSync", &s))?.into_inner();
         if answer.exit_code != 0 {
-            return Err(format!("{}: `true` ended with {}", self.name, answer.exit_code).into());
+            let errors = String::from_utf8_lossy(&answer.stderr).into_owned();
+            return Err(
+                format!("{}: `{}` ended with {}: {errors}", self.name, command.join(" "), answer.exit_code).into()
+            );
         }
-        Ok(began.elapsed())
+        Ok(())
     }
 
     /// Stops and removes a pod.

@@ -4,12 +4,14 @@ mod any_order;
 mod bad_input;
 mod containers;
 mod disk;
+mod events;
 mod images;
 mod logs;
 mod network;
 mod records;
 mod security;
 mod soak;
+mod statistics;
 mod streaming;
 mod tour;
 
@@ -35,6 +37,8 @@ fn all() -> Vec<Test> {
         logs::TESTS,
         records::TESTS,
         streaming::TESTS,
+        statistics::TESTS,
+        events::TESTS,
         any_order::TESTS,
         soak::TESTS,
         bad_input::TESTS,
