@@ -9,8 +9,8 @@ use crate::daemon::{self, systemctl};
 use crate::failure::{Doing, Failure, Outcome, ensure};
 
 /// The kubelet adds the node's name to a static pod's.
-const SMOKE: &str = "smoke-node";
-const NODE_NETWORK: &str = "node-network-node";
+pub(super) const SMOKE: &str = "smoke-node";
+pub(super) const NODE_NETWORK: &str = "node-network-node";
 /// What the smoke's pod sees of the node.
 const SHARED: &str = "/srv/kubelet-smoke";
 

@@ -2,6 +2,7 @@
 
 mod api;
 mod checks;
+mod statistics;
 
 use std::time::Instant;
 
@@ -29,6 +30,8 @@ const STEPS: &[Step] = &[
     ("logs, also of the life before", checks::logs),
     ("commands in containers", checks::commands),
     ("a pod in kube-system that asks for the node's network is a host pod", checks::kube_system),
+    ("the summary has CPU and memory of all containers, by CRI alone", statistics::summary),
+    ("and so has /metrics/cadvisor", statistics::metrics),
     ("one elsewhere is refused, and the events name the handler to use", checks::refused),
     ("the kubelet restarts and no container does", checks::kubelet_restarts),
     ("the daemon restarts and no container does", checks::daemon_restarts),
@@ -46,7 +49,7 @@ pub(crate) fn run() -> Outcome {
         println!("ok      {:6.1} s  {title}", began.elapsed().as_secs_f32());
     }
     println!(
-        "\nkubelet smoke passed: kubelet {} on Cofferdam alone, {} steps in {} s: pods of both handlers, probes, volumes, logs, exec, both restarted, nothing left",
+        "\nkubelet smoke passed: kubelet {} on Cofferdam alone, {} steps in {} s: pods of both handlers, probes, volumes, logs, exec, statistics, both restarted, nothing left",
         api::version()?,
         STEPS.len(),
         started.elapsed().as_secs()
