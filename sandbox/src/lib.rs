@@ -36,7 +36,7 @@ mod users;
 pub use error::SandboxError;
 pub use pod::{End, Pod};
 pub use runtime::{Adopted, Runtime, Timeline};
-pub use share::{Access, Exported};
+pub use share::{Access, Exported, Submount};
 pub use spec::{
     CniConfig, Config, Kind, NetworkSpec, NetworkStatus, PodSpec, PortMapping, Protocol, UserRange, VmConfig, VmSize,
 };

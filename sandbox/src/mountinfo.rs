@@ -10,6 +10,8 @@ use crate::error::{Doing, SandboxError};
 pub struct MountInfo {
     /// The kernel's number of it; may be used again when it is gone.
     pub id: u64,
+    /// The number of the mount that it lies on.
+    pub parent: u64,
     /// Major and minor number of the file system.
     pub device: (u32, u32),
     /// The directory of the file system that is mounted.
@@ -18,6 +20,8 @@ pub struct MountInfo {
     pub point: PathBuf,
     /// The mount or its file system takes no writes.
     pub read_only: bool,
+    /// No bind mount shows it or what lies on it.
+    pub unbindable: bool,
     /// Type of the file system: `tmpfs`.
     pub kind: String,
 }
@@ -35,16 +39,18 @@ pub fn read() -> Result<Vec<MountInfo>, SandboxError> {
 fn parse(line: &str) -> Option<MountInfo> {
     let (mount, file_system) = line.split_once(" - ")?;
     let fields: Vec<&str> = mount.split(' ').collect();
-    let [id, _parent, device, root, point, options, ..] = fields[..] else { return None };
+    let [id, parent, device, root, point, options, ref tags @ ..] = fields[..] else { return None };
     let (major, minor) = device.split_once(':')?;
     let mut rest = file_system.split(' ');
     let kind = rest.next()?.to_owned();
     let read_only = |options: &str| options.split(',').any(|option| option == "ro");
     Some(MountInfo {
         id: id.parse().ok()?,
+        parent: parent.parse().ok()?,
         device: (major.parse().ok()?, minor.parse().ok()?),
         root: unescape(root),
         point: unescape(point),
+        unbindable: tags.contains(&"unbindable"),
         read_only: read_only(options) || rest.nth(1).is_some_and(read_only),
         kind,
     })
@@ -82,6 +88,8 @@ mod tests {
         assert_eq!((mount.id, mount.device, mount.kind.as_str()), (36, (98, 7), "ext3"));
         assert_eq!((mount.root.to_str(), mount.point.to_str()), (Some("/a b"), Some(r"/mnt/c\d")));
         assert!(mount.read_only, "the file system is");
+        assert!(mount.parent == 35 && !mount.unbindable);
+        assert!(parse("36 35 0:7 / /x rw unbindable - tmpfs none rw").unwrap().unbindable);
         assert!(!parse("36 35 0:7 / /x rw - tmpfs none rw,size=1k").unwrap().read_only);
         assert!(parse("36 35 0:7 / /x ro,nosuid - tmpfs none rw").unwrap().read_only);
         for bad in ["", "36 35 0:7 / /x rw", "x 35 0:7 / /x rw - tmpfs none rw", "36 35 07 / /x rw - tmpfs none rw"] {

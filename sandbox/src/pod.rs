@@ -198,7 +198,7 @@ impl Pod {
     pub async fn export(&self, container: &str, source: &Path, access: Access) -> Result<Exported, SandboxError> {
         if self.kind() == Kind::Host {
             return match source.to_str() {
-                Some(path) => Ok(Exported { path: path.to_owned(), writable_below: Vec::new() }),
+                Some(path) => Ok(Exported { path: path.to_owned(), ..Exported::default() }),
                 None => Err(SandboxError::Invalid(format!("path {} is not UTF-8", source.display()))),
             };
         }

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use cofferdam_proto::agent::GUEST_SHARE;
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags, StatVfsMountFlags};
 use rustix::mount::{
     MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount_change, move_mount, open_tree, unmount,
 };
@@ -46,8 +46,22 @@ pub struct Access {
 pub struct Exported {
     /// The agent's path.
     pub path: String,
-    /// Below a read-only `path` that the agent sees as one mount: what stays writable (`agent::Mount.writable_below`).
+    /// Below a read-only `path` that the agent sees as one mount, because it follows the node's: what stays writable
+    /// (`agent::Mount.writable_below`).
     pub writable_below: Vec<PathBuf>,
+    /// What was mounted below `path`, which is without it; each after those that it lies in.
+    pub submounts: Vec<Submount>,
+}
+
+/// A mount below an export's source, which is an export too.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Submount {
+    /// Its place below the source.
+    pub below: PathBuf,
+    /// The agent's path.
+    pub path: String,
+    /// No writes. Enforced on the node.
+    pub read_only: bool,
 }
 
 /// Makes an empty share; returns its root for the monitor.
@@ -70,8 +84,10 @@ pub(crate) fn create(dirs: &Dirs) -> Result<OwnedFd, SandboxError> {
 /// ```
 ///
 /// One source is one mount in a pod, whichever containers see it: to the file server and so to the guest it is one file, and containers
-/// share its sockets, locks and mappings. A source with mounts below it is another one when those have changed (`p`), and also when
-/// it follows the node's (`s`), or shows its owners as the pod's users. `tree/<container>/<key>` marks who uses it. A folder's mount stays as long as the pod: a
+/// share its sockets, locks and mappings. What is mounted below is exported for itself: copied along, it would make its place a mount
+/// point of the node, which nobody there could remove or rename as long as the pod lives. Only a source that follows the node's mounts
+/// has them in it: it is another one when those have changed (`s`), and a source also when it shows its owners as the pod's users (`p`).
+/// `tree/<container>/<key>` marks who uses it. A folder's mount stays as long as the pod: a
 /// container may have it read-only that another one, gone by now, had otherwise.
 ///
 /// `users` are those of the pod's own.
@@ -86,17 +102,49 @@ pub(crate) fn export(
     let access = Access { mapped: users.is_some(), ..access };
     plain(container)?;
     let from = path_fd(source)?;
-    let step = || format!("make a mount point for {}", source.display());
-    let stat = rustix::fs::fstat(&from).doing(step)?;
-    check_kind(&from, FileType::from_raw_mode(stat.st_mode), source)?;
-    let is_folder = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+    check_kind(&from, source)?;
     let below = Submounts::below(source)?;
-    let mode = match (access.read_only, access.recursive) {
+    if access.follow {
+        let path = export_mount(dirs, container, (&from, source), access, users, &below.view(access))?.0;
+        let writable_below = if access.read_only && !access.recursive { below.writable() } else { Vec::new() };
+        return Ok(Exported { path, writable_below, submounts: Vec::new() });
+    }
+    // The file server reads a number there.
+    let view = if access.mapped { "-p1" } else { "" };
+    let (path, _) = export_mount(dirs, container, (&from, source), access, users, view)?;
+    let access = Access { read_only: access.read_only && access.recursive, ..access };
+    let mut submounts = Vec::new();
+    for (below, point, from) in below.open() {
+        // Nobody asked for this one by name: what is of no use to a guest is left out.
+        if check_kind(&from, point).is_ok() {
+            let (path, read_only) = export_mount(dirs, container, (&from, point), access, users, view)?;
+            submounts.push(Submount { below, path, read_only });
+        }
+    }
+    Ok(Exported { path, writable_below: Vec::new(), submounts })
+}
+
+/// Exports one mount, or with `access.follow` a tree of mounts; returns the agent's path and whether it is read-only.
+fn export_mount(
+    dirs: &Dirs,
+    container: &str,
+    (from, source): (&OwnedFd, &Path),
+    access: Access,
+    users: Option<&OwnedFd>,
+    view: &str,
+) -> Result<(String, bool), SandboxError> {
+    let step = || format!("make a mount point for {}", source.display());
+    let stat = rustix::fs::fstat(from).doing(step)?;
+    let is_folder = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+    // A mount that takes no writes is not the one of another place of the node where the same folder takes them.
+    let takes_none = rustix::fs::fstatvfs(from).doing(step)?.f_flag.contains(StatVfsMountFlags::RDONLY);
+    let read_only = access.read_only || takes_none;
+    let mode = match (read_only, access.recursive) {
         (false, _) => "rw",
         (true, false) => "ro",
         (true, true) => "rro",
     };
-    let key = format!("{:x}-{:x}-{mode}{}", stat.st_dev, stat.st_ino, below.view(access));
+    let key = format!("{:x}-{:x}-{mode}{view}", stat.st_dev, stat.st_ino);
     for folder in [dirs.tree().join(VOLUMES), dirs.tree().join(container)] {
         make_private(&folder)?;
     }
@@ -109,21 +157,22 @@ pub(crate) fn export(
     let target = dirs.share().join(VOLUMES).join(&key);
     let there = rustix::fs::stat(&target).doing(step)?;
     if (there.st_dev, there.st_ino) != (stat.st_dev, stat.st_ino)
-        && let Err(error) = mount(&from, &target, access, users)
+        && let Err(error) = mount(from, &target, access, users)
     {
         let _ = if is_folder { fs::remove_dir(&point) } else { fs::remove_file(&point) };
         return Err(error);
     }
     File::create(dirs.tree().join(container).join(&key)).doing(|| format!("mark {} as used", source.display()))?;
-    let writable_below = if mode == "ro" { below.writable() } else { Vec::new() };
-    Ok(Exported { path: format!("{GUEST_SHARE}/{VOLUMES}/{key}"), writable_below })
+    Ok((format!("{GUEST_SHARE}/{VOLUMES}/{key}"), read_only))
 }
 
 /// What a guest cannot use, though it would see it.
-fn check_kind(from: &OwnedFd, kind: FileType, source: &Path) -> Result<(), SandboxError> {
-    let what = match kind {
+fn check_kind(from: &OwnedFd, source: &Path) -> Result<(), SandboxError> {
+    let step = || format!("look at {}", source.display());
+    let stat = rustix::fs::fstat(from).doing(step)?;
+    let what = match FileType::from_raw_mode(stat.st_mode) {
         FileType::Directory | FileType::RegularFile => {
-            let on = rustix::fs::fstatfs(from).doing(|| format!("look at {}", source.display()))?;
+            let on = rustix::fs::fstatfs(from).doing(step)?;
             if on.f_type != HUGETLBFS {
                 return Ok(());
             }
@@ -227,12 +276,13 @@ fn claim(points: &Path) -> io::Result<String> {
     }
 }
 
-/// Binds the file or tree that `source` is to `target`: private, or a slave, into which comes what is mounted on the node later.
-/// Its owners are shown as `users`, if any.
+/// Binds the mount that `source` is in to `target`, private; or with all that is mounted below and as a slave, into which comes what
+/// is mounted on the node later. Owners are shown as `users`, if any.
 fn mount(source: &OwnedFd, target: &Path, access: Access, users: Option<&OwnedFd>) -> Result<(), SandboxError> {
     let step = || format!("mount {}", target.display());
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-    let tree = open_tree(source, "", flags | OpenTreeFlags::AT_RECURSIVE).doing(step)?;
+    let below = if access.follow { OpenTreeFlags::AT_RECURSIVE } else { OpenTreeFlags::empty() };
+    let tree = open_tree(source, "", flags | below).doing(step)?;
     let propagation = if access.follow { libc::MS_SLAVE } else { libc::MS_PRIVATE };
     set_attributes(&tree, 0, propagation, true).doing(step)?;
     if let Some(users) = users {

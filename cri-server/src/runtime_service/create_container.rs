@@ -121,7 +121,7 @@ async fn build(
         request.lower.push(seen);
     }
     for volume in plan.volumes {
-        request.mounts.push(volumes::show(node, sandbox, id, volume).await?);
+        request.mounts.append(&mut volumes::show(node, sandbox, id, volume).await?);
     }
     super::reopen_container_log::open(container, sandbox).await?;
     request.cgroup_parent = sandbox.container_cgroup_parent();

@@ -12,7 +12,7 @@ fn what_is_exported_is_there_read_only_if_so_and_goes_away() {
         let source = node.folder.path().join("volume with space");
         fs::create_dir_all(source.join("sub")).unwrap();
         fs::write(source.join("file"), "text").unwrap();
-        // A mount below the source comes along, and is read-only too.
+        // A mount below the source is exported with it.
         rustix::mount::mount("tmpfs", source.join("sub"), "tmpfs", rustix::mount::MountFlags::empty(), None).unwrap();
 
         let (ro, rro, rw) = (
@@ -34,10 +34,15 @@ fn what_is_exported_is_there_read_only_if_so_and_goes_away() {
             format!("{GUEST_SHARE}/{container}/layer1")
         );
         let layer = seen(layer);
-        // Read-only, but not recursively: the mount below stays as it is, and the agent is told of it.
-        let above = export(&dirs, &container, &source, ro, None).unwrap();
-        assert_eq!(above.writable_below, [PathBuf::from("sub")]);
-        let above = path(above);
+        let below = |access| {
+            let exported = export(&dirs, &container, &source, access, None).unwrap();
+            let [submount] = &exported.submounts[..] else { panic!("{exported:?}") };
+            assert_eq!((submount.below.to_str(), submount.read_only), (Some("sub"), access.recursive));
+            seen(submount.path.clone())
+        };
+        // Read-only, but not recursively: the mount below stays as it is.
+        let above = path(export(&dirs, &container, &source, ro, None).unwrap());
+        assert_eq!(below(ro), below(rw), "and is the same for all");
         // Another container that sees the same sees the same mounts.
         assert_eq!(path(export(&dirs, &other, &source, rw, None).unwrap()), writable);
         assert_eq!(path(export(&dirs, &other, &source.join("file"), ro, None).unwrap()), file);
@@ -48,15 +53,17 @@ fn what_is_exported_is_there_read_only_if_so_and_goes_away() {
         };
         refused(read_only.join("new"));
         refused(read_only.join("sub/new"));
+        refused(below(rro).join("new"));
         refused(above.join("new"));
-        fs::write(above.join("sub/new"), "x").unwrap();
         refused(file.clone());
         refused(layer.join("new"));
         refused(dirs.share().join("new"));
         refused(dirs.share().join(&container).join("new"));
-        fs::write(writable.join("sub/new"), "x").unwrap();
+        fs::write(below(rw).join("new"), "x").unwrap();
+        assert!(source.join("sub/new").exists() && !writable.join("sub/new").exists());
+        fs::write(writable.join("top"), "x").unwrap();
         // The monitor's descriptor sees what was mounted after it was opened.
-        let name = writable.strip_prefix(dirs.share()).unwrap().join("sub/new");
+        let name = writable.strip_prefix(dirs.share()).unwrap().join("top");
         rustix::fs::openat(&root, &name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).unwrap();
         // What is mounted on the node later does not get in.
         fs::create_dir(source.join("late")).unwrap();
@@ -64,8 +71,10 @@ fn what_is_exported_is_there_read_only_if_so_and_goes_away() {
         fs::write(source.join("late/secret"), "x").unwrap();
         assert!(!writable.join("late/secret").exists());
         // A container that comes after it sees it.
-        let after = path(export(&dirs, &other, &source, rw, None).unwrap());
-        assert!(after != writable && after.join("late/secret").exists());
+        let after = export(&dirs, &other, &source, rw, None).unwrap();
+        assert_eq!(after.submounts.len(), 2);
+        assert!(after.submounts.iter().any(|submount| seen(submount.path.clone()).join("secret").exists()));
+        assert_eq!(path(after), writable);
 
         assert!(export(&dirs, &container, Path::new("/nowhere"), ro, None).is_err());
         assert!(export(&dirs, "../up", &source, ro, None).is_err());
@@ -78,7 +87,7 @@ fn what_is_exported_is_there_read_only_if_so_and_goes_away() {
         assert_eq!(fs::read_to_string(&file).unwrap(), "text", "another container has it still");
         unexport(&dirs, &other).unwrap();
         assert!(!file.exists());
-        assert!(writable.join("sub/new").exists(), "folders stay as long as the pod");
+        assert!(writable.join("top").exists(), "folders stay as long as the pod");
         assert_eq!(fs::read_to_string(source.join("file")).unwrap(), "text");
 
         export(&dirs, &container, &source, ro, None).unwrap();
@@ -121,6 +130,7 @@ fn what_is_mounted_on_the_node_later_comes_in_where_it_is_asked_for() {
         assert!(!source.join("own/file").exists());
         unmount(source.join("late"), UnmountFlags::DETACH).unwrap();
         assert!(!slave.join("late/file").exists());
+        fs::remove_dir(source.join("late")).unwrap();
         unmount_below(&dirs.run).unwrap();
         crate::dirs::delete(&dirs.run).unwrap();
         unmount(&source, UnmountFlags::DETACH).unwrap();
@@ -148,17 +158,22 @@ fn owners_are_mapped_where_it_is_asked_for() {
         }
         let container = new_id();
         let seen = |guest: &str| PathBuf::from(guest.replacen(GUEST_SHARE, dirs.share().to_str().unwrap(), 1));
-        let path = |access| seen(&export(&dirs, &container, &source, access, Some(&own)).unwrap().path);
-        let mapped = path(Access { mapped: true, ..Access::default() });
-        let plain = path(Access::default());
+        let paths = |access| {
+            let exported = export(&dirs, &container, &source, access, Some(&own)).unwrap();
+            (seen(&exported.path), seen(&exported.submounts[0].path))
+        };
+        let (mapped, below) = paths(Access { mapped: true, ..Access::default() });
+        let (plain, _) = paths(Access::default());
         assert_ne!(mapped, plain);
         // What follows says that it is one of several views of the same files, which the file server keeps apart.
-        assert!(mapped.to_str().unwrap().contains("-rw-p"), "{}", mapped.display());
+        assert!(mapped.to_str().unwrap().ends_with("-rw-p1"), "{}", mapped.display());
+        assert!(below.to_str().unwrap().ends_with("-rw-p1"), "{}", below.display());
         let layer = seen(&export_layer(&dirs, &container, &source.join("below"), Some(&own)).unwrap());
         let owners = |path: PathBuf| fs::metadata(&path).map(|m| (m.uid(), m.gid())).unwrap();
-        for (name, expected) in [("root", 200_000), ("user", 200_007), ("below/user", 200_007), ("stranger", 65_534)] {
+        for (name, expected) in [("root", 200_000), ("user", 200_007), ("stranger", 65_534)] {
             assert_eq!(owners(mapped.join(name)), (expected, expected), "{name}");
         }
+        assert_eq!(owners(below.join("user")), (200_007, 200_007));
         assert_eq!(owners(plain.join("user")), (7, 7));
         assert_eq!(owners(layer.join("user")), (200_007, 200_007));
         // And back, which is how a volume's files get their owners.
@@ -179,6 +194,97 @@ fn owners_are_mapped_where_it_is_asked_for() {
 }
 
 #[test]
+fn mounts_below_are_exports_of_their_own_and_the_node_keeps_its_way() {
+    on_a_node(|node| async move {
+        let dirs = Dirs::of(&node.config, &new_id()).unwrap();
+        make_private(&dirs.run).unwrap();
+        create(&dirs).unwrap();
+        let container = new_id();
+        // What lies on a shared mount cannot be moved.
+        let around = node.folder.path().join("around");
+        fs::create_dir(&around).unwrap();
+        rustix::mount::mount_bind(&around, &around).unwrap();
+        mount_change(&around, MountPropagationFlags::PRIVATE).unwrap();
+        let source = around.join("volume");
+        let tmpfs = |name: &str, flags| {
+            fs::create_dir_all(source.join(name)).unwrap();
+            rustix::mount::mount("tmpfs", source.join(name), "tmpfs", flags, None).unwrap();
+        };
+        let none = rustix::mount::MountFlags::empty();
+        tmpfs("a/closed", rustix::mount::MountFlags::RDONLY);
+        tmpfs("over", none);
+        tmpfs("over/covered", none);
+        // Over what is there already: the topmost counts, and what lies in the lower one is out of sight.
+        tmpfs("over", none);
+        fs::write(source.join("over/topmost"), "x").unwrap();
+        // A mount on a younger one.
+        tmpfs("old", none);
+        tmpfs("new", none);
+        fs::create_dir(source.join("new/old")).unwrap();
+        let (from, to) = (path_fd(&source.join("old")).unwrap(), source.join("new/old"));
+        move_mount(&from, "", rustix::fs::CWD, &to, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).unwrap();
+        drop(from);
+        fs::write(source.join("file"), "").unwrap();
+        fs::write(source.join("other"), "other").unwrap();
+        rustix::mount::mount_bind(source.join("other"), source.join("file")).unwrap();
+        fs::write(source.join("null"), "").unwrap();
+        rustix::mount::mount_bind("/dev/null", source.join("null")).unwrap();
+
+        let exported =
+            export(&dirs, &container, &source, Access { read_only: true, ..Access::default() }, None).unwrap();
+        assert!(exported.writable_below.is_empty());
+        let seen = |path: &str| PathBuf::from(path.replacen(GUEST_SHARE, dirs.share().to_str().unwrap(), 1));
+        let find = |name: &str| {
+            let place = exported.submounts.iter().position(|submount| submount.below == Path::new(name));
+            let place = place.unwrap_or_else(|| panic!("no {name} in {exported:?}"));
+            (place, exported.submounts[place].read_only, seen(&exported.submounts[place].path))
+        };
+        assert_eq!(exported.submounts.len(), 5, "{exported:?}");
+        assert!(find("a/closed").1 && !find("over").1 && !find("file").1);
+        assert!(find("over").2.join("topmost").exists());
+        assert!(find("new").0 < find("new/old").0);
+        fs::write(find("file").2, "written").unwrap();
+        assert_eq!(fs::read_to_string(source.join("other")).unwrap(), "written");
+        let refused = fs::write(seen(&exported.path).join("new/x"), "").unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(libc::EROFS), "what is below is not in it");
+
+        // As long as the exports live, the node can unmount and remove everything.
+        for name in ["null", "file", "new/old", "new", "over", "over/covered", "over", "a/closed"] {
+            unmount(source.join(name), UnmountFlags::empty()).unwrap_or_else(|error| panic!("{name}: {error}"));
+        }
+        fs::remove_dir(source.join("over")).unwrap();
+        fs::remove_dir_all(&source).unwrap();
+        assert!(find("over").2.join("topmost").exists(), "and the container keeps what it has");
+        unmount(&around, UnmountFlags::DETACH).unwrap();
+        unmount_below(&dirs.run).unwrap();
+        crate::dirs::delete(&dirs.run).unwrap();
+    });
+}
+
+#[test]
+fn too_many_mounts_below_are_refused() {
+    on_a_node(|node| async move {
+        let dirs = Dirs::of(&node.config, &new_id()).unwrap();
+        make_private(&dirs.run).unwrap();
+        create(&dirs).unwrap();
+        let source = node.folder.path().join("volume");
+        for number in 0..1025 {
+            let place = source.join(number.to_string());
+            fs::create_dir_all(&place).unwrap();
+            rustix::mount::mount_bind(&place, &place).unwrap();
+        }
+        let export = || export(&dirs, &new_id(), &source, Access::default(), None);
+        let error = export().unwrap_err();
+        assert!(matches!(&error, SandboxError::Invalid(text) if text.contains("more than 1024 mounts")), "{error}");
+        unmount(source.join("0"), UnmountFlags::empty()).unwrap();
+        assert_eq!(export().unwrap().submounts.len(), 1024);
+        unmount_below(&source).unwrap();
+        unmount_below(&dirs.run).unwrap();
+        crate::dirs::delete(&dirs.run).unwrap();
+    });
+}
+
+#[test]
 fn no_share_is_in_a_volume() {
     on_a_node(|node| async move {
         let dirs = Dirs::of(&node.config, &new_id()).unwrap();
@@ -188,6 +294,7 @@ fn no_share_is_in_a_volume() {
         let export = |source: &Path| export(&dirs, &container, source, Access::default(), None);
         export(node.folder.path()).unwrap();
         let run = export(&dirs.run).unwrap();
+        assert!(run.submounts.is_empty(), "{run:?}");
         let run = PathBuf::from(run.path.replacen(GUEST_SHARE, dirs.share().to_str().unwrap(), 1));
         assert!(dirs.share().join("volumes").exists() && !run.join("share/volumes").exists());
         unmount_below(&dirs.run).unwrap();

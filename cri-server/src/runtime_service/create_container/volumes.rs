@@ -28,15 +28,15 @@ pub(super) fn find_images(node: &Node, plan: &mut ContainerPlan) -> Result<(), C
     Ok(())
 }
 
-/// Makes a volume visible to the pod; returns what the agent mounts.
+/// Makes a volume visible to the pod; returns what the agent mounts: itself, then what is mounted below it on the node.
 pub(super) async fn show(
     node: &Arc<Node>,
     sandbox: &Sandbox,
     container: &str,
     volume: Volume,
-) -> Result<agent::Mount, CriError> {
+) -> Result<Vec<agent::Mount>, CriError> {
     match volume.source {
-        Source::Image(image) => show_image(node, sandbox, container, &image, volume.mount).await,
+        Source::Image(image) => Ok(vec![show_image(node, sandbox, container, &image, volume.mount).await?]),
         Source::Node { host_path, access } => show_path(sandbox, container, host_path, access, volume.mount).await,
     }
 }
@@ -67,7 +67,7 @@ async fn show_path(
     host_path: PathBuf,
     access: Access,
     mount: agent::Mount,
-) -> Result<agent::Mount, CriError> {
+) -> Result<Vec<agent::Mount>, CriError> {
     let asked = host_path.clone();
     let source = tokio::task::spawn_blocking(move || mounts::source(&asked)).await;
     let source = source.map_err(|e| CriError::internal("resolve a volume", e))??;
@@ -77,7 +77,18 @@ async fn show_path(
         .during(|| format!("show volume {} to the pod", host_path.display()))?;
     let text = |path: &PathBuf| path.to_str().map(str::to_owned).ok_or_else(|| not_text(&source.join(path)));
     let writable_below = exported.writable_below.iter().map(text).collect::<Result<_, _>>()?;
-    Ok(agent::Mount { source: exported.path, writable_below, ..mount })
+    let mut below = Vec::with_capacity(exported.submounts.len());
+    for submount in exported.submounts {
+        below.push(agent::Mount {
+            destination: format!("{}/{}", mount.destination.trim_end_matches('/'), text(&submount.below)?),
+            source: submount.path,
+            readonly: submount.read_only,
+            ..mount.clone()
+        });
+    }
+    let mut shown = vec![agent::Mount { source: exported.path, writable_below, ..mount }];
+    shown.append(&mut below);
+    Ok(shown)
 }
 
 fn not_text(path: &Path) -> CriError {

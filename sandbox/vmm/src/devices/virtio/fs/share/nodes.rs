@@ -34,7 +34,7 @@ pub(super) enum Class {
     Volume(View),
 }
 
-/// Volumes whose folders hold the same mounts. In others the same folder is another one.
+/// Volumes whose folders hold the same mounts and whose files show the same owners. In others the same file is another one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct View {
     number: u64,
