@@ -127,7 +127,9 @@ fn store_code(error: &StoreError) -> Code {
 
 fn sandbox_code(error: &SandboxError) -> Code {
     match error {
-        SandboxError::Unusable { .. } | SandboxError::Ended { .. } => Code::FailedPrecondition,
+        SandboxError::Unusable { .. } | SandboxError::Ended { .. } | SandboxError::Refused(_) => {
+            Code::FailedPrecondition
+        }
         SandboxError::Invalid(_) => Code::InvalidArgument,
         SandboxError::TimedOut { .. } => Code::DeadlineExceeded,
         _ => Code::Internal,

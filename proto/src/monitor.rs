@@ -34,6 +34,9 @@ pub struct LaunchConfig {
     pub vcpus: u8,
     /// Guest memory in MiB, at least 32.
     pub memory_mib: u32,
+    /// MiB that can be plugged later, even; 0: the guest keeps the size that it started with.
+    #[serde(default)]
+    pub hotplug_mib: u32,
     /// Uncompressed kernel (`vmlinux`, ELF with a PVH note).
     pub kernel_fd: i32,
     /// Initramfs (cpio archive).
@@ -72,6 +75,12 @@ pub enum Request {
     Console,
     /// One log sink request, with its descriptor attached to the same packet; answered by [`Reply::Done`].
     Sink(crate::sink::SinkRequest),
+    /// Asks the guest to have so much plugged beside the memory that it started with; answered by [`Reply::Done`] at once:
+    /// [`Status::memory`] tells how far the guest is.
+    Memory {
+        /// MiB, even, at most [`LaunchConfig::hotplug_mib`].
+        plugged_mib: u32,
+    },
     /// Ends the VM at once; the exit report says [`ExitReason::Killed`]. Answered by [`Reply::Done`] first.
     Kill,
 }
@@ -114,6 +123,20 @@ pub struct Status {
     pub queue_kicks: u64,
     /// Interrupts injected by devices since start.
     pub interrupts: u64,
+    /// Memory beside what the guest started with; absent when it can have none.
+    #[serde(default)]
+    pub memory: Option<Memory>,
+}
+
+/// Memory that comes and goes, MiB.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Memory {
+    /// At most.
+    pub most_mib: u32,
+    /// What the guest should have.
+    pub requested_mib: u32,
+    /// What it has.
+    pub plugged_mib: u32,
 }
 
 /// Microseconds since the monitor's exec, 0 while it has not happened.

@@ -1,8 +1,11 @@
-//! A pod's cgroup (v2): `<cgroup_parent>/<id>`, with the monitor or supervisor in a leaf of it, since a cgroup that
+//! A pod's cgroup (v2): `<cgroup_parent>/<id>`, or systemd's scope `cofferdam-<id>.scope` where the parent is a slice, with the monitor or supervisor in a leaf of it, since a cgroup that
 //! has controllers for its children may hold no process itself.
 
+mod scope;
+
+use std::error::Error as _;
 use std::fs;
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, Write as _};
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -12,6 +15,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::error::{Doing, SandboxError};
 use crate::spec::Config;
+
+use scope::{Holder, Scope};
 
 /// Controllers that pods use; each is handed down where the kernel has it.
 const CONTROLLERS: [&str; 6] = ["cpu", "cpuset", "memory", "pids", "io", "hugetlb"];
@@ -24,20 +29,39 @@ pub(crate) struct PodCgroup {
     root: PathBuf,
     /// Relative to the root, with a leading slash.
     name: String,
+    /// Where systemd makes it.
+    scope: Option<Scope>,
+}
+
+/// A place for a pod's first process.
+#[derive(Debug)]
+pub(crate) struct Place {
+    /// `cgroup.procs` of the leaf.
+    pub(crate) procs: fs::File,
+    /// Keeps a scope alive until the process has joined.
+    _holder: Option<Holder>,
 }
 
 impl PodCgroup {
-    /// The cgroup of pod `id`.
+    /// The cgroup of pod `id` below `parent`: a path, or the name of a slice, which has no slash.
     ///
     /// # Errors
-    /// When `parent` would leave the root.
+    /// When `parent` would leave the root, or is a slice that there cannot be.
     pub(crate) fn new(config: &Config, parent: &str, id: &str) -> Result<Self, SandboxError> {
+        if parent.ends_with(".slice") && !parent.contains('/') {
+            let scope = Scope { unit: format!("cofferdam-{id}.scope"), slice: parent.to_owned() };
+            let name = match scope::expand(parent)? {
+                root if root.is_empty() => format!("/{}", scope.unit),
+                path => format!("/{path}/{}", scope.unit),
+            };
+            return Ok(Self { root: config.cgroup_root.clone(), name, scope: Some(scope) });
+        }
         let parent = parent.trim_matches('/');
         if parent.split('/').any(|part| part == ".." || part == "." || part.contains('\0')) {
             return Err(SandboxError::Invalid(format!("cgroup parent {parent:?} is no plain path")));
         }
         let name = if parent.is_empty() { format!("/{id}") } else { format!("/{parent}/{id}") };
-        Ok(Self { root: config.cgroup_root.clone(), name })
+        Ok(Self { root: config.cgroup_root.clone(), name, scope: None })
     }
 
     /// As it is called below the mount point, `/kubepods/.../<id>`.
@@ -49,34 +73,54 @@ impl PodCgroup {
         self.root.join(&self.name[1..])
     }
 
-    /// Makes it and its parents with all controllers that can be had, and `leaf` in it; returns the leaf's `cgroup.procs`. What is made in the
-    /// pod's cgroup later has controllers too if `divided`: each switch costs the kernel a grace period, and a VM needs none.
-    pub(crate) fn create(&self, leaf: &str, divided: bool) -> Result<fs::File, SandboxError> {
-        let mut at = self.root.clone();
-        for part in self.name[1..].split('/') {
-            hand_down(&at);
-            at.push(part);
-            make(&at)?;
+    /// Makes it and its parents with all controllers that can be had, and `leaf` in it, where the pod's process is to start while the
+    /// answer is held. What is made in the pod's cgroup later has controllers too if `divided`: each switch costs the kernel a grace
+    /// period, and a VM needs none. Blocks.
+    pub(crate) fn create(&self, leaf: &str, divided: bool) -> Result<Place, SandboxError> {
+        let at = self.path();
+        let holder = match &self.scope {
+            Some(scope) => Some(scope.start(&self.name)?),
+            None => {
+                let mut at = self.root.clone();
+                for part in self.name[1..].split('/') {
+                    hand_down(&at);
+                    at.push(part);
+                    make(&at)?;
+                }
+                None
+            }
+        };
+        let leaf = at.join(leaf);
+        make(&leaf)?;
+        let path = leaf.join("cgroup.procs");
+        let procs = fs::OpenOptions::new().write(true).open(&path).doing(|| format!("open {}", path.display()))?;
+        if let Some(holder) = &holder {
+            // Before controllers are handed down: a cgroup that does has no process itself.
+            let moved = (&procs).write_all(holder.pid().to_string().as_bytes());
+            moved.doing(|| format!("move a process to {}", leaf.display()))?;
         }
         if divided {
             hand_down(&at);
         }
-        at.push(leaf);
-        make(&at)?;
-        let procs = at.join("cgroup.procs");
-        fs::OpenOptions::new().write(true).open(&procs).doing(|| format!("open {}", procs.display()))
+        Ok(Place { procs, _holder: holder })
     }
 
     /// Kills everything in it, waits until nothing is left, and removes it. Idempotent. Blocks.
     pub(crate) fn destroy(&self) -> Result<(), SandboxError> {
         let path = self.path();
-        if !path.exists() {
-            return Ok(());
+        if path.exists() {
+            let step = || format!("empty cgroup {}", path.display());
+            kill(&path).doing(step)?;
+            wait_empty(&path)?;
+            remove(&path).doing(|| format!("remove cgroup {}", path.display()))?;
         }
-        let step = || format!("empty cgroup {}", path.display());
-        kill(&path).doing(step)?;
-        wait_empty(&path)?;
-        remove(&path).doing(|| format!("remove cgroup {}", path.display()))
+        if let Some(scope) = &self.scope
+            && let Err(error) = scope.stop()
+        {
+            // systemd collects a scope without processes by itself.
+            tracing::warn!(unit = scope.unit, error = %error, cause = ?error.source(), "scope not stopped");
+        }
+        Ok(())
     }
 }
 

@@ -129,6 +129,24 @@ impl Control {
     }
 }
 
+/// What memory the guest has beside what it started with. Blocks for a moment.
+pub(crate) fn memory(dirs: &Dirs) -> Result<Option<monitor::Memory>, SandboxError> {
+    let step = || "ask the monitor for the guest's memory".to_owned();
+    match Control::open(&dirs.control(), ANSWER_LIMIT)?.0.ask(&Request::Status, None).doing(step)? {
+        Reply::Status(status) => Ok(status.memory),
+        other => Err(unexpected(other)).doing(step),
+    }
+}
+
+/// Has the monitor ask the guest for `plugged_mib` of it. Blocks for a moment.
+pub(crate) fn request_memory(dirs: &Dirs, plugged_mib: u32) -> Result<(), SandboxError> {
+    let step = || "have the monitor change the guest's memory".to_owned();
+    match Control::open(&dirs.control(), ANSWER_LIMIT)?.0.ask(&Request::Memory { plugged_mib }, None).doing(step)? {
+        Reply::Done => Ok(()),
+        other => Err(unexpected(other)).doing(step),
+    }
+}
+
 fn unexpected(reply: Reply) -> String {
     match reply {
         Reply::Error { message } => message,

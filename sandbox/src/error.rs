@@ -17,6 +17,9 @@ pub enum SandboxError {
     /// The specification contradicts itself or the kind (gRPC: InvalidArgument).
     #[error("{0}")]
     Invalid(String),
+    /// The pod cannot be as was asked, and is as it was (gRPC: FailedPrecondition).
+    #[error("{0}")]
+    Refused(String),
     /// The pod has ended already (gRPC: FailedPrecondition).
     #[error("pod {id} does not run")]
     Ended {

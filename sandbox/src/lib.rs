@@ -23,6 +23,7 @@ mod netns;
 mod pod;
 mod probe;
 mod process;
+mod resize;
 mod runtime;
 mod sealed;
 mod share;

@@ -28,13 +28,13 @@ const SHUTDOWN_LIMIT: Duration = Duration::from_secs(15);
 /// A running pod. Cheap to clone; dropping it ends nothing.
 #[derive(Clone)]
 pub struct Pod {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
 }
 
-struct Inner {
+pub(crate) struct Inner {
     shared: Arc<Shared>,
-    spec: PodSpec,
-    dirs: Dirs,
+    pub(crate) spec: PodSpec,
+    pub(crate) dirs: Dirs,
     cgroup: String,
     network: Option<NetworkStatus>,
     timeline: Timeline,
@@ -300,7 +300,7 @@ impl Pod {
         self.inner.spec.vm
     }
 
-    fn must_run(&self) -> Result<(), SandboxError> {
+    pub(crate) fn must_run(&self) -> Result<(), SandboxError> {
         if self.inner.ended.borrow().is_some() { Err(SandboxError::Ended { id: self.id().into() }) } else { Ok(()) }
     }
 

@@ -48,6 +48,8 @@ pub struct VmConfig {
     pub disk_template: PathBuf,
     /// Added to the guest's kernel command line.
     pub kernel_args: String,
+    /// What a guest's memory can grow to, MiB.
+    pub memory_max_mib: u32,
     /// How long a guest's agent may take to answer first.
     pub boot_timeout: Duration,
 }
@@ -81,7 +83,8 @@ pub struct PodSpec {
     pub kind: Kind,
     /// Size, for [`Kind::Vm`].
     pub vm: VmSize,
-    /// Parent cgroup below the root (`/kubepods/...`); the pod's is `<cgroup_parent>/<id>`.
+    /// Parent cgroup below the root (`/kubepods/...`), where the pod's is `<cgroup_parent>/<id>`; or a slice of systemd's
+    /// (`kubepods-pod1.slice`), where it is the scope `cofferdam-<id>.scope`.
     pub cgroup_parent: String,
     /// Host name inside.
     pub hostname: String,

@@ -40,7 +40,9 @@ pub(crate) struct Config {
     /// Kubernetes namespaces whose pods may have the node's namespaces without naming a handler.
     pub(crate) host_namespaces_in: Vec<String>,
     /// Parent cgroup of pods that name none.
-    pub(crate) cgroup_parent: CgroupPath,
+    pub(crate) cgroup_parent: CgroupParent,
+    /// Who makes pods' cgroups.
+    pub(crate) cgroup_driver: CgroupDriver,
     /// Least severe events that are written.
     pub(crate) log_level: tracing::Level,
     /// What microVMs are made of.
@@ -91,13 +93,49 @@ impl Config {
     }
 }
 
-/// An absolute cgroup path below the root, `/kubepods/burstable/pod…`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct CgroupPath(String);
+/// Who makes the cgroups of pods: must be what the kubelet takes, which asks RuntimeConfig.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum CgroupDriver {
+    /// We do, by path.
+    Cgroupfs,
+    /// systemd does, as scopes in slices.
+    Systemd,
+}
 
-impl CgroupPath {
+/// Where a pod's cgroup is: an absolute path below the root, `/kubepods/burstable/pod…`, or a slice, `kubepods-burstable-pod….slice`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct CgroupParent(String);
+
+impl CgroupParent {
+    /// Checks what a driver takes as a parent.
+    pub(crate) fn parse(driver: CgroupDriver, text: &str) -> Result<Self, &'static str> {
+        match driver {
+            CgroupDriver::Cgroupfs => Self::path(text),
+            CgroupDriver::Systemd => Self::slice(text),
+        }
+    }
+
+    /// A slice: its name, or its path (`/kubepods.slice/kubepods-burstable.slice`) as the kubelet says it, which its name tells as well.
+    fn slice(text: &str) -> Result<Self, &'static str> {
+        let path = text.strip_prefix('/').unwrap_or(text);
+        let (above, name) = path.rsplit_once('/').map_or((None, path), |(above, name)| (Some(above), name));
+        let Some(stem) = name.strip_suffix(".slice") else {
+            return Err("is no systemd slice, such as kubepods.slice, which cgroup_driver = \"systemd\" needs");
+        };
+        let plain =
+            |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b":_.\\".contains(&b));
+        if name.len() > 255 || (stem != "-" && !stem.split('-').all(plain)) {
+            return Err("is no name that a systemd slice can have");
+        }
+        let parents = stem.match_indices('-').filter(|(at, _)| *at > 0).map(|(at, _)| format!("{}.slice", &stem[..at]));
+        if above.is_some_and(|above| !parents.eq(above.split('/').map(str::to_owned))) {
+            return Err("is no path of a systemd slice: the slice's name says which slices are above it");
+        }
+        Ok(Self(name.to_owned()))
+    }
+
     /// Checks a path: absolute, plain components, none that climbs.
-    pub(crate) fn parse(text: &str) -> Result<Self, &'static str> {
+    fn path(text: &str) -> Result<Self, &'static str> {
         let path = text.strip_suffix('/').unwrap_or(text);
         let Some(rest) = path.strip_prefix('/') else {
             return Err("is not an absolute cgroup path, such as /kubepods");

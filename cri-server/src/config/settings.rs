@@ -8,7 +8,7 @@ use cofferdam_image_store::RegistryConfig;
 use cofferdam_sandbox::{CniConfig, VmConfig, VmSize};
 use serde::{Deserialize, Serialize};
 
-use super::{CgroupPath, Config, HANDLERS, seconds};
+use super::{CgroupDriver, CgroupParent, Config, HANDLERS, seconds};
 
 /// The whole file. docs/configuration.md explains each key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,6 +20,7 @@ pub(crate) struct Settings {
     pub(super) socket: PathBuf,
     pub(super) default_handler: String,
     pub(super) cgroup_parent: String,
+    pub(super) cgroup_driver: String,
     pub(super) log_level: String,
     pub(super) pods: Pods,
     pub(super) vm: Vm,
@@ -42,6 +43,7 @@ pub(super) struct Pods {
 pub(super) struct Vm {
     vcpus: u8,
     memory_mib: u32,
+    memory_max_mib: u32,
     monitor: PathBuf,
     kernel: PathBuf,
     kernel_args: String,
@@ -99,7 +101,8 @@ impl Default for Settings {
             state_dir: "/var/lib/cofferdam".into(),
             socket: PathBuf::new(),
             default_handler: "vm".into(),
-            cgroup_parent: "/cofferdam".into(),
+            cgroup_parent: String::new(),
+            cgroup_driver: "cgroupfs".into(),
             log_level: "info".into(),
             pods: Pods::default(),
             vm: Vm::default(),
@@ -124,6 +127,7 @@ impl Default for Vm {
         Self {
             vcpus: 1,
             memory_mib: 256,
+            memory_max_mib: 8192,
             monitor: "/usr/lib/cofferdam/cofferdam-vmm".into(),
             kernel: "/usr/lib/cofferdam/vmlinux".into(),
             kernel_args: String::new(),
@@ -171,6 +175,9 @@ impl Settings {
         if self.socket.as_os_str().is_empty() {
             self.socket = self.run_dir.join("cofferdam.sock");
         }
+        if self.cgroup_parent.is_empty() {
+            self.cgroup_parent = if self.cgroup_driver == "systemd" { "cofferdam.slice" } else { "/cofferdam" }.into();
+        }
         self
     }
 
@@ -186,6 +193,7 @@ impl Settings {
         };
         in_range("vm.vcpus", self.vm.vcpus.into(), 1, 64)?;
         in_range("vm.memory_mib", self.vm.memory_mib.into(), 64, 1 << 20)?;
+        in_range("vm.memory_max_mib", self.vm.memory_max_mib.into(), 64, 1 << 20)?;
         in_range("vm.boot_timeout_seconds", self.vm.boot_timeout_seconds, 1, 3600)?;
         in_range("cni.plugin_timeout_seconds", self.cni.plugin_timeout_seconds, 1, 3600)?;
         in_range("images.max_parallel_layers", self.images.max_parallel_layers as u64, 1, 64)?;
@@ -210,6 +218,11 @@ impl Settings {
         if self.socket.as_os_str().len() > 107 {
             return Err(("socket", "is longer than the 107 bytes of a unix socket's path".into()));
         }
+        let driver = match self.cgroup_driver.as_str() {
+            "cgroupfs" => CgroupDriver::Cgroupfs,
+            "systemd" => CgroupDriver::Systemd,
+            other => return Err(("cgroup_driver", format!("is {other:?}, neither cgroupfs nor systemd"))),
+        };
         Ok(Config {
             socket: self.socket.clone(),
             run_dir: self.run_dir.clone(),
@@ -217,7 +230,9 @@ impl Settings {
             default_kind: kind
                 .ok_or_else(|| ("default_handler", format!("is {:?}, neither vm nor host", self.default_handler)))?,
             host_namespaces_in: self.pods.host_namespaces_in.clone(),
-            cgroup_parent: CgroupPath::parse(&self.cgroup_parent).map_err(|e| ("cgroup_parent", e.to_owned()))?,
+            cgroup_parent: CgroupParent::parse(driver, &self.cgroup_parent)
+                .map_err(|e| ("cgroup_parent", e.to_owned()))?,
+            cgroup_driver: driver,
             log_level: level.ok_or_else(|| {
                 ("log_level", format!("is {:?}, not error, warn, info, debug or trace", self.log_level))
             })?,
@@ -263,6 +278,7 @@ impl Vm {
             initramfs: self.initramfs.clone(),
             disk_template: self.disk_template.clone(),
             kernel_args: self.kernel_args.clone(),
+            memory_max_mib: self.memory_max_mib,
             boot_timeout: seconds(self.boot_timeout_seconds),
         }
     }

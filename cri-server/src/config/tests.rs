@@ -45,6 +45,8 @@ fn bad_values_name_the_key_and_the_file() {
         ("log_level = \"loud\"\n", "log_level"),
         ("default_handler = \"runc\"\n", "default_handler"),
         ("cgroup_parent = \"a/../b\"\n", "cgroup_parent"),
+        ("cgroup_driver = \"v1\"\n", "cgroup_driver"),
+        ("cgroup_driver = \"systemd\"\ncgroup_parent = \"/kubepods\"\n", "cgroup_parent"),
         ("run_dir = \"run\"\n", "run_dir"),
         ("state_dir = \"/a/../b\"\n", "state_dir"),
         ("[pods]\nhost_namespaces_in = [\"*\"]\n", "pods.host_namespaces_in"),
@@ -113,8 +115,39 @@ fn what_config_prints_is_the_same_configuration() {
 
 #[test]
 fn cgroup_paths_stay_below_the_root() {
-    assert_eq!(CgroupPath::parse("/kubepods/burstable/pod1-2/").unwrap().as_str(), "/kubepods/burstable/pod1-2");
+    assert_eq!(
+        CgroupParent::parse(CgroupDriver::Cgroupfs, "/kubepods/burstable/pod1-2/").unwrap().as_str(),
+        "/kubepods/burstable/pod1-2"
+    );
     for bad in ["", "/", "a", "/..", "/a/../b", "/a//b", "/a b", "/a\n", "/./a"] {
-        assert!(CgroupPath::parse(bad).is_err(), "{bad:?}");
+        assert!(CgroupParent::parse(CgroupDriver::Cgroupfs, bad).is_err(), "{bad:?}");
+    }
+}
+
+#[test]
+fn slices_are_taken_whole_or_not_at_all() {
+    let slice = |text| CgroupParent::parse(CgroupDriver::Systemd, text);
+    for good in ["test.slice", "/test.slice", "kubepods-burstable-pod0_1.slice", "-.slice"] {
+        assert_eq!(slice(good).unwrap().as_str(), good.trim_start_matches('/'));
+    }
+    let kubelet = "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod0_1.slice";
+    assert_eq!(slice(kubelet).unwrap().as_str(), "kubepods-burstable-pod0_1.slice");
+    for bad in [
+        "",
+        "/",
+        ".slice",
+        "/kubepods",
+        "a.scope",
+        "-a.slice",
+        "a--b.slice",
+        "a/b.slice",
+        "/a.slice/b.slice",
+        "/a.slice/a-b-c.slice",
+        "/../a-b.slice",
+        "//a.slice",
+        "a b.slice",
+        "..slice/",
+    ] {
+        assert!(slice(bad).is_err(), "{bad:?}");
     }
 }

@@ -6,6 +6,8 @@ use std::net::IpAddr;
 use cofferdam_sandbox::{Kind, UserRange};
 use serde::{Deserialize, Serialize};
 
+use super::ResourcesRecord;
+
 /// How far a pod is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -65,6 +67,12 @@ pub(crate) struct PodRecord {
     /// Why it is not ready, when nobody asked for that.
     #[serde(default)]
     pub(crate) ended: String,
+    /// Sums of its containers, as RunPodSandbox or UpdatePodSandboxResources said last.
+    #[serde(default)]
+    pub(crate) resources: Option<ResourcesRecord>,
+    /// What it costs beside them.
+    #[serde(default)]
+    pub(crate) overhead: Option<ResourcesRecord>,
 }
 
 impl PodRecord {

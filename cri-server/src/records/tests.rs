@@ -24,6 +24,8 @@ pub(crate) fn pod(id: &str) -> PodRecord {
         addresses: vec!["10.88.0.5".parse().unwrap(), "fd00::5".parse().unwrap()],
         freed: false,
         ended: String::new(),
+        resources: None,
+        overhead: Some(ResourcesRecord { memory_limit: 1 << 20, ..Default::default() }),
     }
 }
 

@@ -21,6 +21,7 @@ mod stop_container;
 mod stop_pod_sandbox;
 pub(crate) mod streamed;
 mod update_container_resources;
+mod update_pod_sandbox_resources;
 
 use std::sync::Arc;
 
@@ -66,7 +67,7 @@ impl RuntimeService for Runtime {
     }
 
     async fn runtime_config(&self, _: Request<cri::RuntimeConfigRequest>) -> Answer<cri::RuntimeConfigResponse> {
-        answer(Ok(status::runtime_config()))
+        answer(Ok(status::runtime_config(&self.0)))
     }
 
     async fn update_runtime_config(
@@ -239,9 +240,11 @@ impl RuntimeService for Runtime {
 
     async fn update_pod_sandbox_resources(
         &self,
-        _: Request<cri::UpdatePodSandboxResourcesRequest>,
+        request: Request<cri::UpdatePodSandboxResourcesRequest>,
     ) -> Answer<cri::UpdatePodSandboxResourcesResponse> {
-        missing("resources of a pod cannot be changed yet: remove it and create it anew")
+        let request = request.into_inner();
+        let id = request.pod_sandbox_id.clone();
+        done("UpdatePodSandboxResources", &id, update_pod_sandbox_resources::call(&self.0, request).await)
     }
 
     type StreamPodSandboxesStream = BoxStream<'static, Result<cri::StreamPodSandboxesResponse, Status>>;

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use cofferdam_proto::cri;
 use serde_json::json;
 
-use crate::config::HANDLERS;
+use crate::config::{CgroupDriver, HANDLERS};
 use crate::error::chain;
 use crate::node::Node;
 
@@ -70,8 +70,11 @@ fn condition(kind: &str, status: bool, reason: &str, message: String) -> cri::Ru
     cri::RuntimeCondition { r#type: kind.into(), status, reason: reason.into(), message }
 }
 
-pub(super) fn runtime_config() -> cri::RuntimeConfigResponse {
-    // Zero would mean systemd.
-    let linux = cri::LinuxRuntimeConfiguration { cgroup_driver: cri::CgroupDriver::Cgroupfs.into() };
+pub(super) fn runtime_config(node: &Node) -> cri::RuntimeConfigResponse {
+    let driver = match node.config.cgroup_driver {
+        CgroupDriver::Cgroupfs => cri::CgroupDriver::Cgroupfs,
+        CgroupDriver::Systemd => cri::CgroupDriver::Systemd,
+    };
+    let linux = cri::LinuxRuntimeConfiguration { cgroup_driver: driver.into() };
     cri::RuntimeConfigResponse { linux: Some(linux) }
 }

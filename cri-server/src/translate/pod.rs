@@ -7,7 +7,7 @@ use cofferdam_proto::cri::{PodSandboxConfig, PortMapping, Protocol};
 use cofferdam_sandbox::{Kind, NetworkSpec, PodSpec};
 
 use super::{dns, namespaces, resources, sysctls, text, users};
-use crate::config::{CgroupPath, Config};
+use crate::config::{CgroupParent, Config};
 use crate::error::CriError;
 use crate::node::names::Name;
 use crate::records::{NamespacesRecord, PodPhase, PodRecord};
@@ -59,7 +59,8 @@ pub(crate) fn plan(
     log_directory(&asked.log_directory)?;
     let cgroup_parent = match linux.cgroup_parent.as_str() {
         "" => config.cgroup_parent.clone(),
-        path => CgroupPath::parse(path).map_err(|why| CriError::invalid(format!("cgroup_parent {path:?} {why}")))?,
+        path => CgroupParent::parse(config.cgroup_driver, path)
+            .map_err(|why| CriError::invalid(format!("cgroup_parent {path:?} {why}")))?,
     };
     let resolv_conf = dns::resolv_conf(asked.dns_config.as_ref())?;
     let node_cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -101,6 +102,8 @@ pub(crate) fn plan(
         addresses: Vec::new(),
         freed: false,
         ended: String::new(),
+        resources: linux.resources.as_ref().map(resources::record),
+        overhead: linux.overhead.as_ref().map(resources::record),
     };
     let name = Name::Pod {
         name: metadata.name.clone(),

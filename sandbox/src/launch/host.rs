@@ -111,7 +111,7 @@ fn spawn(launch: &Launch) -> Result<(Started, OwnedFd), SandboxError> {
         copy: Some((*copy).as_fd()),
         args: &["supervise", "--config-fd", &number],
         inherit,
-        cgroup: &cgroup,
+        cgroup: &cgroup.procs,
         netns: None,
         stderr: &dirs.stderr(),
     };

@@ -47,6 +47,7 @@ fn spawn(launch: &Launch) -> Result<process::Started, SandboxError> {
         name: spec.id.clone(),
         vcpus: spec.vm.vcpus,
         memory_mib: spec.vm.memory_mib,
+        hotplug_mib: config.memory_max_mib.saturating_sub(spec.vm.memory_mib) & !1,
         kernel_fd: kernel.as_raw_fd(),
         initrd_fd: initrd.as_raw_fd(),
         cmdline: config.kernel_args.clone(),
@@ -67,7 +68,7 @@ fn spawn(launch: &Launch) -> Result<process::Started, SandboxError> {
         copy: None,
         args: &["--config-fd", &number],
         inherit,
-        cgroup: &cgroup,
+        cgroup: &cgroup.procs,
         netns: launch.netns.as_ref().map(|netns| netns.fd.as_fd()),
         stderr: &dirs.stderr(),
     };

@@ -24,7 +24,7 @@ fn start(config: &Config, folder: &Path, text: &str) -> (Started, PodCgroup) {
         copy: None,
         args: &[&number],
         inherit: vec![settings.as_fd()],
-        cgroup: &procs,
+        cgroup: &procs.procs,
         netns: None,
         stderr: &folder.join("stderr"),
     };

@@ -5,12 +5,13 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
-use cofferdam_proto::monitor::{API_VERSION, ExitReason, Reply, Request, Status};
+use cofferdam_proto::monitor::{API_VERSION, ExitReason, Memory, Reply, Request, Status};
 use cofferdam_proto::packet::{self, PacketError};
 use rustix::net::SocketFlags;
 
 use crate::counters::{INTERRUPTS, QUEUE_KICKS, VCPU_EXITS};
 use crate::devices::serial::SerialPort;
+use crate::devices::virtio::mem::Mem;
 use crate::devices::virtio::vsock::Vsock;
 use crate::ending::Ending;
 use crate::event_loop::{EventFlags, EventHandler, Flow, Poller, lock};
@@ -28,11 +29,19 @@ pub(crate) struct Control {
     connections: BTreeMap<u32, Connection>,
     next_token: u32,
     poller: Option<Poller>,
-    serial: Arc<Mutex<SerialPort>>,
-    /// Which has the log sink.
-    vsock: Arc<Mutex<Vsock>>,
+    parts: Parts,
     timeline: Arc<Timeline>,
     ending: Arc<Ending>,
+}
+
+/// The devices that requests reach.
+pub(crate) struct Parts {
+    /// The console.
+    pub(crate) serial: Arc<Mutex<SerialPort>>,
+    /// Which has the log sink.
+    pub(crate) vsock: Arc<Mutex<Vsock>>,
+    /// Memory that comes and goes.
+    pub(crate) mem: Option<Arc<Mutex<Mem>>>,
 }
 
 struct Connection {
@@ -44,14 +53,13 @@ impl Control {
     /// Serves the listening socket `listener`.
     pub(crate) fn new(
         listener: OwnedFd,
-        serial: Arc<Mutex<SerialPort>>,
-        vsock: Arc<Mutex<Vsock>>,
+        parts: Parts,
         timeline: Arc<Timeline>,
         ending: Arc<Ending>,
     ) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&listener, true)?;
         let connections = BTreeMap::new();
-        Ok(Self { listener, connections, next_token: LISTENER + 1, poller: None, serial, vsock, timeline, ending })
+        Ok(Self { listener, connections, next_token: LISTENER + 1, poller: None, parts, timeline, ending })
     }
 
     fn accept(&mut self) -> io::Result<()> {
@@ -103,8 +111,9 @@ impl Control {
     fn answer(&self, request: Request, fd: Option<OwnedFd>) -> (Reply, bool) {
         match request {
             Request::Status => (Reply::Status(self.status()), false),
-            Request::Console => (Reply::Console { text: lock(&self.serial).tail(CONSOLE_LIMIT) }, false),
-            Request::Sink(request) => match lock(&self.vsock).sink_request(&request, fd) {
+            Request::Console => (Reply::Console { text: lock(&self.parts.serial).tail(CONSOLE_LIMIT) }, false),
+            Request::Memory { plugged_mib } => (self.plug(plugged_mib), false),
+            Request::Sink(request) => match lock(&self.parts.vsock).sink_request(&request, fd) {
                 Ok(()) => (Reply::Done, false),
                 Err(error) => (refused(error.to_string()), false),
             },
@@ -119,6 +128,7 @@ impl Control {
             vcpu_exits: VCPU_EXITS.get(),
             queue_kicks: QUEUE_KICKS.get(),
             interrupts: INTERRUPTS.get(),
+            memory: self.memory(),
         }
     }
 
@@ -138,6 +148,23 @@ impl Control {
             eprintln!("control: a reply was not sent: {error}: {error:?}");
         }
         result.is_ok()
+    }
+}
+
+impl Control {
+    fn plug(&self, mib: u32) -> Reply {
+        let Some(mem) = &self.parts.mem else { return refused("this VM keeps the memory that it started with".into()) };
+        match lock(mem).request(u64::from(mib) << 20) {
+            Ok(()) => Reply::Done,
+            Err(error) => refused(error),
+        }
+    }
+
+    fn memory(&self) -> Option<Memory> {
+        let mem = lock(self.parts.mem.as_ref()?);
+        let mib = |bytes: u64| u32::try_from(bytes >> 20).unwrap_or(u32::MAX);
+        let (most_mib, requested_mib, plugged_mib) = (mib(mem.size()), mib(mem.requested()), mib(mem.plugged()));
+        Some(Memory { most_mib, requested_mib, plugged_mib })
     }
 }
 

@@ -67,6 +67,8 @@ pub(crate) struct Settings {
     pub(crate) vcpus: u8,
     /// Guest memory.
     pub(crate) memory_mib: u32,
+    /// What can be plugged later.
+    pub(crate) hotplug_mib: u32,
     /// The launcher's part of the kernel command line.
     pub(crate) cmdline: String,
 }
@@ -122,6 +124,8 @@ impl Launch {
         }
         bounds("vcpus", u32::from(config.vcpus), 1, u32::from(MAX_VCPUS))?;
         bounds("memory_mib", config.memory_mib, MIN_MEMORY_MIB, MAX_MEMORY_MIB)?;
+        bounds("hotplug_mib", config.hotplug_mib, 0, MAX_MEMORY_MIB)?;
+        bounds("hotplug_mib modulo 2", config.hotplug_mib % 2, 0, 0)?;
         if !config.cmdline.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
             return Err(LaunchError::Cmdline);
         }
@@ -140,6 +144,7 @@ impl Launch {
             name: config.name.clone(),
             vcpus: config.vcpus,
             memory_mib: config.memory_mib,
+            hotplug_mib: config.hotplug_mib,
             cmdline: config.cmdline.clone(),
         };
         Ok((settings, handed))
@@ -182,6 +187,7 @@ mod tests {
             name: "test".into(),
             vcpus: 2,
             memory_mib: 64,
+            hotplug_mib: 128,
             kernel_fd: loose(),
             initrd_fd: loose(),
             cmdline: "a=b".into(),

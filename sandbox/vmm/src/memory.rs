@@ -6,6 +6,8 @@
 //! | (boot     | (reserved up to  |                          | IOAPIC, LAPIC, | not fit below
 //! |  records) |  1 MiB)          |                          | KVM's own pages|
 //! ```
+//!
+//! Behind the RAM, from the next GiB above 4 GiB on, is the region of virtio-mem; the memory map does not tell of it.
 
 use linux_loader::loader::elf::start_info::hvm_memmap_table_entry;
 use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
@@ -53,6 +55,12 @@ pub(crate) fn map(memory_mib: u32) -> std::io::Result<GuestMemoryMmap> {
 /// End of the RAM below the hole.
 pub(crate) fn low_end(memory: &GuestMemoryMmap) -> u64 {
     memory.iter().next().map_or(0, |region| region.start_addr().0 + region.len())
+}
+
+/// Where memory that comes later may start: behind all RAM and the hole, at a multiple of whatever the guest's kernel takes as a block.
+pub(crate) fn hotplug_start(ram: &GuestMemoryMmap) -> u64 {
+    let end = ram.iter().map(|region| region.start_addr().0 + region.len()).max().unwrap_or(0);
+    end.max(ABOVE_4G).next_multiple_of(1 << 30)
 }
 
 /// The memory map that the kernel is told.

@@ -10,11 +10,12 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::boot::{self, BootError};
 use crate::bus::Bus;
-use crate::control::Control;
+use crate::control::{self, Control};
 use crate::devices::serial::SerialPort;
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::blk::Blk;
 use crate::devices::virtio::fs::Fs;
+use crate::devices::virtio::mem::{Mem, Region};
 use crate::devices::virtio::mmio::{Slot, Transport};
 use crate::devices::virtio::net::Net;
 use crate::devices::virtio::rng::Rng;
@@ -136,6 +137,12 @@ impl Prepared {
     pub(crate) fn new(settings: &Settings, handed: Handed, timeline: Arc<Timeline>) -> Result<Self, VmError> {
         let Handed { kvm, kernel, initrd, control, vsock, share, disk, tap } = handed;
         let memory = memory::map(settings.memory_mib).map_err(step("map the guest's memory"))?;
+        let (ram, hotplug) = (memory.clone(), settings.hotplug_mib);
+        let reserve = |mib| Region::reserve(&ram, mib).map_err(step("reserve memory for later"));
+        let (region, memory) = match (hotplug > 0).then(|| reserve(hotplug)).transpose()? {
+            Some((region, memory)) => (Some(region), memory),
+            None => (None, memory),
+        };
         let machine = Machine::new(kvm, &memory)?;
         let ending = Ending::new().map_err(step("make an eventfd"))?;
         let serial = SerialPort::new().map_err(step("make the serial port"))?;
@@ -147,6 +154,10 @@ impl Prepared {
         let agent_listens = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(step("make an eventfd"))?;
         let agent_listens = Arc::new(agent_listens);
         let vsock = devices.add_all(DeviceFds { disk, tap, share, vsock }, agent_listens.clone())?;
+        let mem = region.map(|region| Arc::new(Mutex::new(Mem::new(region))));
+        if let Some(mem) = &mem {
+            devices.share_polled(mem.clone())?;
+        }
         let Devices { mut events, transports, .. } = devices;
         for transport in &transports {
             machine.attach(transport)?;
@@ -154,12 +165,17 @@ impl Prepared {
 
         let slots: Vec<Slot> = transports.iter().map(Transport::slot).collect();
         let cmdline = boot::cmdline(&slots, &settings.cmdline);
-        let entry = boot::load(&memory, kernel, initrd, &cmdline, settings.vcpus)?;
+        let entry = boot::load(&ram, kernel, initrd, &cmdline, settings.vcpus)?;
         timeline.mark(&timeline.kernel_loaded);
         let vcpus = machine.vcpus(settings.vcpus, entry, &memory)?;
 
-        let control = Control::new(control, serial.clone(), vsock, timeline.clone(), ending.clone())
-            .map_err(step("serve the control socket"))?;
+        let control = Control::new(
+            control,
+            control::Parts { serial: serial.clone(), vsock, mem },
+            timeline.clone(),
+            ending.clone(),
+        )
+        .map_err(step("serve the control socket"))?;
         for handler in [
             Arc::new(Mutex::new(control)) as Arc<Mutex<dyn EventHandler>>,
             Arc::new(Mutex::new(EndWatcher(ending.clone()))),

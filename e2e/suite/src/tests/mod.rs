@@ -9,6 +9,7 @@ mod images;
 mod logs;
 mod network;
 mod records;
+mod resources;
 mod security;
 mod soak;
 mod statistics;
@@ -36,6 +37,7 @@ fn all() -> Vec<Test> {
         disk::TESTS,
         logs::TESTS,
         records::TESTS,
+        resources::TESTS,
         streaming::TESTS,
         statistics::TESTS,
         events::TESTS,

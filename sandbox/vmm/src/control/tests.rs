@@ -28,7 +28,9 @@ impl Bench {
         let timeline = Arc::new(Timeline::new());
         let vsock = Vsock::new(3, seqpacket(), Arc::new(EventFd::new(EFD_NONBLOCK).unwrap())).unwrap();
         let vsock = Arc::new(Mutex::new(vsock));
-        let control = Control::new(listener, serial.clone(), vsock, timeline, ending.clone()).unwrap();
+        let control =
+            Control::new(listener, Parts { serial: serial.clone(), vsock, mem: None }, timeline, ending.clone())
+                .unwrap();
         events.add(Arc::new(Mutex::new(control))).unwrap();
         events.add(Arc::new(Mutex::new(EndWatcher(ending.clone())))).unwrap();
         let thread = Some(std::thread::spawn(move || events.run().unwrap()));

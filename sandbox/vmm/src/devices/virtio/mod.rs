@@ -7,6 +7,7 @@
 pub(crate) mod blk;
 mod buffers;
 pub(crate) mod fs;
+pub(crate) mod mem;
 pub(crate) mod mmio;
 pub(crate) mod net;
 pub(crate) mod rng;

@@ -1,0 +1,180 @@
+//! Resources that change while a pod runs, and where its cgroup is.
+
+use std::fs;
+use std::path::Path;
+
+use cofferdam_proto::cri;
+use serde_json::json;
+
+use super::{Test, with_both};
+use crate::crictl::{self, Container, Crictl, Pod, wait_for};
+use crate::daemon;
+use crate::failure::{Doing, Failure, Outcome, ensure};
+use crate::processes;
+use crate::rpc::Client;
+
+pub(super) const TESTS: &[Test] = &[
+    ("update_container_resources", || with_both(update_container)),
+    ("pod_grows_and_shrinks", || with_both(grow_and_shrink)),
+    ("cgroupfs_driver_keeps_a_pod_below_its_parent", || with_both(|handler| below_parent(handler, "/e2e/deeper", ""))),
+    ("systemd_cgroup_driver", systemd),
+];
+
+const MIB: i64 = 1 << 20;
+
+/// What the container's own cgroup says.
+fn cgroup(crictl: &Crictl, container: &str) -> Outcome<String> {
+    let script = "cd /sys/fs/cgroup; echo $(cat memory.max) $(cat cpu.max)";
+    crictl.run(&["exec", "--sync", container, "sh", "-c", script])
+}
+
+fn update_container(handler: &'static str) -> Outcome {
+    let crictl = Crictl::default();
+    let pod = Pod::new("update");
+    let id = crictl.run_pod(handler, &pod)?;
+    let resources = json!({"memory_limit_in_bytes": 32 * MIB, "cpu_quota": 20_000, "cpu_period": 100_000});
+    let container = Container::shell("update", "exec sleep 100000").with("linux", json!({"resources": resources}));
+    let container = crictl.run_container(&id, &pod, &container)?;
+    let first = cgroup(&crictl, &container)?;
+    ensure!(first == format!("{} 20000 100000", 32 * MIB), "the container starts with {first}");
+
+    let memory = (64 * MIB).to_string();
+    crictl.run(&["update", "--memory", &memory, "--cpu-quota", "50000", "--cpu-period", "100000", &container])?;
+    let check = |when: &str| {
+        let now = cgroup(&crictl, &container)?;
+        ensure!(now == format!("{} 50000 100000", 64 * MIB), "{when}: the container's cgroup has {now}");
+        for (field, wanted) in [("memoryLimitInBytes", memory.as_str()), ("cpuQuota", "50000"), ("cpuPeriod", "100000")]
+        {
+            let told = crictl.container_field(&container, &format!("/status/resources/linux/{field}"))?;
+            ensure!(told == wanted, "{when}: the status tells {field} = {told}, not {wanted}");
+        }
+        Ok(())
+    };
+    check("after the update")?;
+    daemon::kill_and_restart()?;
+    check("after the daemon's restart")?;
+    crictl.remove_pod(&id)
+}
+
+/// Sets the memory limit of all of a pod, as the kubelet does before it changes the pod's cgroup.
+fn resize(pod: &str, mib: i64) -> Outcome<Result<(), tonic::Status>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().doing("start tokio")?;
+    runtime.block_on(async {
+        let mut client = Client::connect("cofferdam", crictl::SOCKET).await?;
+        let resources = cri::LinuxContainerResources { memory_limit_in_bytes: mib * MIB, ..Default::default() };
+        let request = cri::UpdatePodSandboxResourcesRequest {
+            pod_sandbox_id: pod.into(),
+            resources: Some(resources),
+            ..Default::default()
+        };
+        Ok(client.runtime.update_pod_sandbox_resources(request).await.map(drop))
+    })
+}
+
+fn resized(pod: &str, mib: i64) -> Outcome {
+    resize(pod, mib)?.map_err(|s| Failure(format!("UpdatePodSandboxResources to {mib} MiB: {}", s.message())))
+}
+
+fn grow_and_shrink(handler: &'static str) -> Outcome {
+    let crictl = Crictl::default();
+    let pod = Pod::new("resize");
+    let id = crictl.run_pod(handler, &pod)?;
+    let container = crictl.run_container(&id, &pod, &Container::shell("resize", "exec sleep 100000"))?;
+    let total = || {
+        let text =
+            crictl.run(&["exec", "--sync", &container, "sh", "-c", "awk '/MemTotal/ {print $2}' /proc/meminfo"])?;
+        Ok::<i64, Failure>(text.parse::<i64>().doing(&format!("read {text:?} as MemTotal"))? / 1024)
+    };
+    let before = total()?;
+    resized(&id, 512)?;
+    let grown = total()?;
+    if handler == "host" {
+        ensure!(grown == before, "the node's memory changed from {before} to {grown} MiB");
+        return crictl.remove_pod(&id);
+    }
+    // 256 MiB more, of which the kernel keeps some to describe them.
+    ensure!((236..=257).contains(&(grown - before)), "MemTotal was {before} MiB and is {grown} MiB");
+    // Memory that the guest can use: more than it started with.
+    crictl.run(&["exec", "--sync", &container, "dd", "if=/dev/zero", "of=/dev/null", "bs=320M", "count=1"])?;
+    daemon::kill_and_restart()?;
+    ensure!(total()? == grown, "the guest has other memory after a restart of the daemon");
+    let refused = resize(&id, 1 << 30 >> 10)?;
+    let message = refused.err().map(|s| s.message().to_owned()).unwrap_or_default();
+    ensure!(message.contains("memory_max_mib"), "1 TiB should be refused with what to do: {message:?}");
+    ensure!(total()? == grown, "a refused growth changed the guest");
+    resized(&id, 256)?;
+    let shrunk = total()?;
+    ensure!(shrunk - before < 16, "MemTotal was {before} MiB, then {grown} MiB, and is {shrunk} MiB after it shrank");
+    crictl.remove_pod(&id)
+}
+
+/// Runs a pod below `parent`, where its first cgroup is to be `<parent's folder>/<prefix…>`, through a restart of the daemon; nothing of
+/// it may stay.
+fn below_parent(handler: &'static str, parent: &str, scope: &str) -> Outcome {
+    let crictl = Crictl::default();
+    let pod = Pod::new("placed").with("linux", json!({"cgroup_parent": parent}));
+    let id = crictl.run_pod(handler, &pod)?;
+    let name = if scope.is_empty() { id.clone() } else { format!("cofferdam-{id}.scope") };
+    let cgroup = Path::new("/sys/fs/cgroup").join(parent.trim_start_matches('/')).join(&name);
+    let container = crictl.run_container(&id, &pod, &Container::shell("placed", "exec sleep 100000"))?;
+    let wanted = cgroup.strip_prefix("/sys/fs/cgroup").doing("name the cgroup")?.display().to_string();
+    everything_is_in(handler, &id, &wanted)?;
+    daemon::kill_and_restart()?;
+    crictl.run(&["exec", "--sync", &container, "true"])?;
+    everything_is_in(handler, &id, &wanted)?;
+    // Whoever held the place for the pod's first process is gone.
+    wait_for("the daemon to be alone", || Ok(processes::all("cofferdam").len() == 1))?;
+    crictl.remove_pod(&id)?;
+    ensure!(!cgroup.exists(), "{} is still there", cgroup.display());
+    if scope.is_empty() {
+        return Ok(());
+    }
+    wait_for("systemd to forget the scope", || {
+        Ok(daemon::systemctl(&["list-units", "--all", "--plain", "--no-legend", "cofferdam-*.scope"])?.is_empty())
+    })
+}
+
+/// The monitor or supervisor of the pod, and all below it, are in the cgroup.
+fn everything_is_in(handler: &str, pod: &str, wanted: &str) -> Outcome {
+    let program = if handler == "vm" { "cofferdam-vmm" } else { "cofferdam-agent" };
+    let running = processes::all(program);
+    ensure!(!running.is_empty(), "no {program} runs for pod {pod}");
+    for pid in running {
+        let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).doing("read a process's cgroup")?;
+        let at = text.trim().trim_start_matches("0::/");
+        ensure!(at.starts_with(&format!("{wanted}/")), "{program} {pid} is in {at}, not below {wanted}");
+    }
+    Ok(())
+}
+
+const DROP_IN: &str = "/etc/cofferdam/conf.d/60-systemd.toml";
+
+fn systemd() -> Outcome {
+    fs::write(DROP_IN, "cgroup_driver = \"systemd\"\n").doing(&format!("write {DROP_IN}"))?;
+    let outcome = restart().and_then(|()| with_scopes());
+    fs::remove_file(DROP_IN).doing(&format!("remove {DROP_IN}"))?;
+    restart()?;
+    outcome
+}
+
+fn restart() -> Outcome {
+    daemon::systemctl(&["restart", "cofferdam.service"])?;
+    daemon::wait_ready(&Crictl::default())
+}
+
+fn with_scopes() -> Outcome {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().doing("start tokio")?;
+    let driver = runtime.block_on(async {
+        let mut client = Client::connect("cofferdam", crictl::SOCKET).await?;
+        let answer = client.runtime.runtime_config(cri::RuntimeConfigRequest {}).await;
+        let answer = answer.map_err(|s| client.failed("RuntimeConfig", &s))?.into_inner();
+        Ok::<_, Failure>(answer.linux.map(|linux| linux.cgroup_driver()))
+    })?;
+    ensure!(driver == Some(cri::CgroupDriver::Systemd), "RuntimeConfig says {driver:?}");
+    // As critest says it, and as the kubelet does.
+    with_both(|handler| below_parent(handler, "/test.slice", "scope"))?;
+    with_both(|handler| below_parent(handler, "/test.slice/test-deeper.slice", "scope"))?;
+    let crictl = Crictl::default();
+    let wrong = Pod::new("wrong").with("linux", json!({"cgroup_parent": "/kubepods"}));
+    crictl.refused(&["runp", &wrong.file()?], &["slice"])
+}
