@@ -7,6 +7,7 @@ pub(crate) mod cdi;
 pub(crate) mod container;
 pub(crate) mod dns;
 pub(crate) mod filters;
+pub(crate) mod memory_volume;
 pub(crate) mod mounts;
 pub(crate) mod namespaces;
 pub(crate) mod pod;

@@ -53,6 +53,11 @@ impl Dirs {
         self.run.join("layers")
     }
 
+    /// Volumes in memory.
+    pub fn memory(&self) -> PathBuf {
+        self.run.join("memory")
+    }
+
     /// A file that each container sees in its /etc.
     pub fn pod_file(&self, name: &str) -> PathBuf {
         self.run.join("etc").join(name)

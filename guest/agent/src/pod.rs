@@ -209,6 +209,7 @@ pub async fn shut_down(agent: &Arc<Agent>) -> Result<()> {
     if agent.mode == Mode::Host {
         let _ = rustix::mount::unmount(agent.dirs.shm(), rustix::mount::UnmountFlags::DETACH);
         let _ = fs::remove_dir(agent.dirs.shm());
+        crate::container::memory::clear(&agent.dirs);
         let _ = fs::remove_dir_all(agent.dirs.run.join("etc"));
         let _ = fs::remove_dir(agent.dirs.mapped_layers());
     }

@@ -4,11 +4,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use cofferdam_proto::agent;
-use cofferdam_sandbox::{Access, Pod as Sandbox};
+use cofferdam_sandbox::{Access, Kind, Pod as Sandbox};
 
 use crate::error::{CriError, During};
 use crate::node::{Node, shorten, volume_holder};
 use crate::translate::container::ContainerPlan;
+use crate::translate::memory_volume;
 use crate::translate::mounts::{self, Source, Volume};
 
 /// Replaces the names of images by their ids, in the plan's volumes and in its record.
@@ -68,9 +69,18 @@ async fn show_path(
     access: Access,
     mount: agent::Mount,
 ) -> Result<Vec<agent::Mount>, CriError> {
-    let asked = host_path.clone();
-    let source = tokio::task::spawn_blocking(move || mounts::source(&asked)).await;
-    let source = source.map_err(|e| CriError::internal("resolve a volume", e))??;
+    let (asked, in_vm, mapped, wanted) = (host_path.clone(), sandbox.kind() == Kind::Vm, access.mapped, mount.clone());
+    let look = move || {
+        let source = mounts::source(&asked)?;
+        // Of a pod with users of its own it stays the node's, whose owners the share maps.
+        let memory = if in_vm && !mapped { memory_volume::mount(&source, &wanted)? } else { None };
+        Ok::<_, CriError>((source, memory))
+    };
+    let looked = tokio::task::spawn_blocking(look).await;
+    let (source, memory) = looked.map_err(|e| CriError::internal("resolve a volume", e))??;
+    if let Some(mount) = memory {
+        return Ok(vec![mount]);
+    }
     let exported = sandbox
         .export(container, &source, access)
         .await

@@ -15,6 +15,7 @@ mod soak;
 mod statistics;
 mod streaming;
 mod tour;
+mod volumes;
 
 use std::time::Instant;
 
@@ -45,6 +46,7 @@ fn all() -> Vec<Test> {
         soak::TESTS,
         bad_input::TESTS,
         security::TESTS,
+        volumes::TESTS,
     ]
     .concat()
 }

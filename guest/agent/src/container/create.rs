@@ -12,6 +12,7 @@ use super::cgroup::Cgroup;
 use super::channel::{self, Outer, Report};
 use super::init;
 use super::lifecycle::{Container, State, empty};
+use super::memory;
 use super::rootfs::Layer;
 use super::spec::{Propagation, Spec};
 use super::stats::Usage;
@@ -33,6 +34,9 @@ pub async fn create(agent: Arc<Agent>, request: CreateContainerRequest) -> Resul
     check_users(&agent, &spec)?;
     let reservation = agent.reserve(&spec.id)?;
     let pids = pid_namespace(&agent, &spec)?;
+    for mount in spec.mounts.iter().filter(|m| m.is_memory()) {
+        memory::prepare(&agent.dirs, mount)?;
+    }
     let layer = Layer::create(&agent.dirs.state, &spec.id, &spec.lower[0], agent.mapping())?;
     let usage = Usage::start(&agent, &layer);
     let result = with_cgroup(&agent, spec, pids, layer, usage).await;

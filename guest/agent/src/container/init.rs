@@ -15,6 +15,7 @@ use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space}
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::channel::{Inner, Report};
+use super::memory;
 use super::mounts::{self, Trees};
 use super::process::{self, Launch};
 use super::rootfs::{self, Layer};
@@ -51,7 +52,7 @@ fn set_up(
     unshare_mounts()?;
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).doing("make mounts private")?;
 
-    trees.binds = with_images(agent, spec, layer, trees.binds)?;
+    trees.binds = sources(agent, spec, layer, &mut trees)?;
     let root = match agent.mapping() {
         Some(users) => {
             let lower = rootfs::map_layers(&spec.lower, users, &agent.dirs.mapped_layers())?;
@@ -129,6 +130,9 @@ fn take_trees(agent: &Agent, spec: &Spec) -> Result<Trees> {
             trees.pod_files.push((Path::new("/etc").join(name), mounts::take(&file, false)?));
         }
     }
+    for mount in spec.mounts.iter().filter(|m| m.is_memory()) {
+        trees.memory.push(memory::take(&agent.dirs, mount)?);
+    }
     move_into_link_name_space(agent.node_mounts.as_fd(), Some(LinkNameSpaceType::Mount))
         .doing("enter the node's mount namespace")?;
     if agent.node_ipc {
@@ -150,15 +154,18 @@ fn map_owners(agent: &Agent, mount: &MountSpec, tree: &OwnedFd) -> Result<()> {
     ))
 }
 
-/// The sources of binds, and between them those of image volumes, which are mounted in the container's own namespace.
-fn with_images(agent: &Agent, spec: &Spec, layer: &Layer, binds: Vec<OwnedFd>) -> Result<Vec<OwnedFd>> {
-    let mut binds = binds.into_iter();
+/// The sources of binds, memory and image volumes in the request's order; those of images are mounted in the container's own namespace.
+fn sources(agent: &Agent, spec: &Spec, layer: &Layer, trees: &mut Trees) -> Result<Vec<OwnedFd>> {
+    let mut binds = std::mem::take(&mut trees.binds).into_iter();
+    let mut memory = std::mem::take(&mut trees.memory).into_iter();
     let mut all = Vec::new();
     for mount in &spec.mounts {
         if mount.is_image() {
             let tree = mounts::image(mount, layer)?;
             map_owners(agent, mount, &tree)?;
             all.push(tree);
+        } else if mount.is_memory() {
+            all.extend(memory.next());
         } else if mount.is_bind() {
             all.extend(binds.next());
         }

@@ -10,6 +10,7 @@ pub mod exec;
 pub mod init;
 pub mod lifecycle;
 mod limits;
+pub mod memory;
 pub mod mounts;
 pub mod paths;
 pub mod process;

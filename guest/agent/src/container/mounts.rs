@@ -34,8 +34,10 @@ pub struct Trees {
     pub shm: Option<OwnedFd>,
     /// Destination and file of what the pod gives to each container.
     pub pod_files: Vec<(PathBuf, OwnedFd)>,
-    /// For each bind mount and image volume of the request, in order.
+    /// For each bind mount, image and memory volume of the request, in order.
     pub binds: Vec<OwnedFd>,
+    /// For each memory volume, in order.
+    pub memory: Vec<OwnedFd>,
 }
 
 /// Copies the mount at `path`, as this process sees it, into a tree that is mounted nowhere.
@@ -50,7 +52,11 @@ pub fn take(path: &Path, recursive: bool) -> Result<OwnedFd> {
     open_tree(CWD, path, flags).asked(format!("take {} for a mount", path.display()))
 }
 
-fn again(fd: impl AsFd, recursive: bool) -> std::io::Result<OwnedFd> {
+/// Copies the mount that an open file is in, from that file down.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn again(fd: impl AsFd, recursive: bool) -> std::io::Result<OwnedFd> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     if recursive {
         flags |= OpenTreeFlags::AT_RECURSIVE;
@@ -214,17 +220,17 @@ pub fn image(m: &MountSpec, layer: &Layer) -> Result<OwnedFd> {
     Ok(tree)
 }
 
-/// Makes the mounts of the request, in its order. `binds` are the trees of its bind mounts and image volumes.
+/// Makes the mounts of the request, in its order. `binds` are the trees of its bind mounts, image and memory volumes.
 ///
 /// # Errors
 /// When one does not fit.
 pub fn requested(root: &OwnedFd, mounts: &[MountSpec], binds: Vec<OwnedFd>) -> Result<()> {
     let mut binds = binds.into_iter();
     for m in mounts {
-        let (tree, directory) = if m.is_bind() || m.is_image() {
+        let (tree, directory) = if m.is_bind() || m.is_image() || m.is_memory() {
             let tree = binds.next().ok_or_else(|| Error::invalid("a bind mount has no source"))?;
             let kind = paths::file_type(&tree).doing(format!("look at {}", m.source.display()))?;
-            if m.is_bind() {
+            if !m.is_image() {
                 shape_bind(&tree, m)?;
             }
             (tree, kind == FileType::Directory)

@@ -9,6 +9,7 @@ use rustix::process::{Resource, Rlimit};
 
 use super::capabilities::Caps;
 use super::devices::Devices;
+use super::memory::Owner;
 use super::paths::{check_absolute, check_relative};
 use super::seccomp::{self, Filter};
 use crate::error::{Doing, Error, Result};
@@ -118,8 +119,12 @@ pub struct MountSpec {
     pub writable_below: Vec<PathBuf>,
     /// Layers of an image volume, topmost first.
     pub lower: Vec<PathBuf>,
-    /// What of an image is mounted.
+    /// What of an image or a memory volume is mounted.
     pub sub_path: PathBuf,
+    /// Name of a memory volume.
+    pub memory: String,
+    /// Of `sub_path` in a memory volume.
+    pub owner: Owner,
 }
 
 impl MountSpec {
@@ -133,14 +138,22 @@ impl MountSpec {
         self.kind == "image"
     }
 
+    /// Whether it is a volume in memory that the pod's containers share.
+    pub fn is_memory(&self) -> bool {
+        self.kind == "memory"
+    }
+
     fn parse(m: &Mount) -> Result<Self> {
         let destination = check_absolute(&m.destination)?;
-        const KINDS: [&str; 8] = ["bind", "image", "tmpfs", "proc", "sysfs", "mqueue", "cgroup2", "devpts"];
+        const KINDS: [&str; 9] = ["bind", "image", "memory", "tmpfs", "proc", "sysfs", "mqueue", "cgroup2", "devpts"];
         if !KINDS.contains(&m.r#type.as_str()) {
             return Err(Error::invalid(format!("cannot mount {:?}: {:?} is not a type", m.destination, m.r#type)));
         }
         let source = if m.r#type == "bind" { check_absolute(&m.source)? } else { PathBuf::new() };
         let (lower, sub_path) = image_parts(m)?;
+        if m.r#type == "memory" {
+            check_id(&m.memory)?;
+        }
         if m.writable_below.len() > MAX_ITEMS {
             return Err(Error::invalid(format!("{:?} has more than {MAX_ITEMS} mounts below it", m.source)));
         }
@@ -190,20 +203,25 @@ impl MountSpec {
             writable_below: m.writable_below.iter().map(|p| check_relative(p)).collect::<Result<_>>()?,
             lower,
             sub_path,
+            memory: m.memory.clone(),
+            owner: Owner { uid: m.sub_uid, gid: m.sub_gid, mode: m.sub_mode },
         })
     }
 }
 
-/// Layers and path of an image volume; nothing for other mounts.
+/// Layers of an image volume, and the path in it or in a memory volume; nothing for other mounts.
 fn image_parts(m: &Mount) -> Result<(Vec<PathBuf>, PathBuf)> {
-    if m.r#type != "image" {
-        return Ok(Default::default());
+    let sub_path = if m.sub_path.is_empty() { PathBuf::new() } else { check_relative(&m.sub_path)? };
+    match m.r#type.as_str() {
+        "image" => {}
+        "memory" => return Ok((Vec::new(), sub_path)),
+        _ => return Ok(Default::default()),
     }
     if m.lower.is_empty() || m.lower.len() > MAX_LAYERS {
         return Err(Error::invalid(format!("an image volume has 1 to {MAX_LAYERS} layers, not {}", m.lower.len())));
     }
     let lower = m.lower.iter().map(|p| check_absolute(p)).collect::<Result<_>>()?;
-    Ok((lower, if m.sub_path.is_empty() { PathBuf::new() } else { check_relative(&m.sub_path)? }))
+    Ok((lower, sub_path))
 }
 
 /// Refuses ids that are no single, plain path component.
@@ -356,6 +374,9 @@ mod tests {
         );
         for bad in [
             mount("image"),
+            mount("memory"),
+            Mount { memory: "../x".into(), ..mount("memory") },
+            Mount { memory: "a".into(), sub_path: "a/../..".into(), ..mount("memory") },
             Mount { lower: vec!["l".into()], ..mount("image") },
             Mount { lower: vec!["/l".into(); 501], ..mount("image") },
             Mount { lower: vec!["/l".into()], sub_path: "/etc".into(), ..mount("image") },

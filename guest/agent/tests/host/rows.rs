@@ -39,6 +39,20 @@ fn image(pod: &Pod, sub_path: &str) -> Mount {
     }
 }
 
+fn memory(destination: &str, sub_path: &str) -> Mount {
+    Mount {
+        destination: destination.into(),
+        r#type: "memory".into(),
+        memory: "0-42".into(),
+        options: ["size=8192", "mode=2770", "uid=5", "gid=6"].map(str::to_owned).into(),
+        sub_path: sub_path.into(),
+        sub_uid: 7,
+        sub_gid: 8,
+        sub_mode: 0o700,
+        ..Mount::default()
+    }
+}
+
 /// One row: what is asked for, a script, and what it prints.
 #[tokio::test]
 async fn containers_see_what_was_asked_for() {
@@ -290,6 +304,22 @@ async fn containers_see_what_was_asked_for() {
             "ls /v; cat /text; /v/echo x; echo x > /text",
             1,
             "echo\nupper\nsh: /v/echo: Permission denied\nsh: can't create /text: Read-only file system\n",
+        ),
+        (
+            "memory volume of the pod",
+            |r, _| r.mounts = vec![memory("/m", "")],
+            "stat -c %a:%u:%g /m; head -c 9000 /dev/zero > /m/x 2>/dev/null; stat -c %s /m/x; echo -n kept > /m/x",
+            0,
+            "2770:5:6\n8192\n",
+        ),
+        (
+            "the same one, and a folder in it",
+            |r, _| {
+                r.mounts = vec![Mount { readonly: true, ..memory("/m", "") }, memory("/sub", "a/b")];
+            },
+            "cat /m/x; touch /sub/y; ls /m/a/b; stat -c %a:%u:%g /m/a/b; touch /m/x",
+            1,
+            "kepty\n700:7:8\ntouch: /m/x: Read-only file system\n",
         ),
         (
             "bind over the pod's file",

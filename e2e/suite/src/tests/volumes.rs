@@ -1,0 +1,257 @@
+//! Volumes, the same on both kinds of pods but where a kernel of one's own makes a difference.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::{Test, with_both};
+use crate::crictl::{self, BUSYBOX, Container, Crictl, Output, Pod, wait_for};
+use crate::failure::{Doing, Outcome, ensure};
+
+pub(super) const TESTS: &[Test] = &[
+    ("volumes_keep_their_access_and_follow_the_node", || with_both(access)),
+    ("volumes_in_memory_are_the_guests", || with_both(memory)),
+    ("volumes_of_images", || with_both(images)),
+    ("volumes_that_cannot_be_are_refused", || with_both(refusals)),
+];
+
+const FOLDER: &str = "/run/cofferdam-e2e/volumes";
+
+/// A folder of the node with mounts in it; both go away with it.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Outcome<Self> {
+        let folder = Self(FOLDER.into());
+        folder.clear();
+        fs::create_dir_all(&folder.0).doing("make the folder of volumes")?;
+        Ok(folder)
+    }
+
+    fn dir(&self, name: &str) -> Outcome<String> {
+        let path = self.0.join(name);
+        fs::create_dir_all(&path).doing(&format!("make {name}"))?;
+        Ok(path.display().to_string())
+    }
+
+    fn clear(&self) {
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        let points = mounts.lines().filter_map(|line| line.split(' ').nth(1));
+        let points: Vec<&str> = points.filter(|point| Path::new(point).starts_with(&self.0)).collect();
+        for point in points.iter().rev() {
+            let _ = Command::new("umount").args(["-l", point]).status();
+        }
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
+fn mount(args: &[&str]) -> Outcome {
+    let mut command = Command::new("mount");
+    command.args(args);
+    let done = crictl::run(command, "mount")?;
+    ensure!(done.code == 0, "mount {}: {}", args.join(" "), done.stderr);
+    Ok(())
+}
+
+/// A mount of the node, with further fields.
+fn volume(host: &str, container: &str, more: Value) -> Value {
+    let mut mount = json!({"host_path": host, "container_path": container});
+    for (key, value) in more.as_object().into_iter().flatten() {
+        mount[key] = value.clone();
+    }
+    mount
+}
+
+fn sleeper(name: &str, mounts: &[Value]) -> Container {
+    Container::shell(name, "exec sleep 100000").with("mounts", json!(mounts))
+}
+
+fn sh(container: &str, script: &str) -> Outcome<Output> {
+    Crictl::default().attempt(&["exec", "--sync", container, "sh", "-c", script])
+}
+
+fn prints(container: &str, script: &str, wanted: &str) -> Outcome {
+    let got = sh(container, script)?;
+    ensure!(got.stdout.trim() == wanted, "{script}: printed {:?} and {:?}, not {wanted:?}", got.stdout, got.stderr);
+    Ok(())
+}
+
+fn read_only(container: &str, path: &str) -> Outcome {
+    // crictl prints nothing of a command that fails.
+    let got = sh(container, &format!("touch {path} 2>&1; true"))?;
+    ensure!(got.stdout.contains("Read-only file system"), "{path} can be written: {got:?}");
+    Ok(())
+}
+
+/// What the kubelet's atomic writer does to a Secret.
+fn write_secret(folder: &Path, version: &str) -> Outcome {
+    let dir = folder.join(format!("..{version}"));
+    fs::create_dir(&dir).doing("make a version of the secret")?;
+    fs::write(dir.join("key"), version).doing("write the secret")?;
+    symlink(format!("..{version}"), folder.join("..data_tmp")).doing("link the secret")?;
+    fs::rename(folder.join("..data_tmp"), folder.join("..data")).doing("swap the secret")
+}
+
+fn access(handler: &'static str) -> Outcome {
+    let folder = Folder::new()?;
+    let (plain, shared, secret) = (folder.dir("plain")?, folder.dir("shared")?, folder.dir("secret")?);
+    mount(&["-t", "tmpfs", "tmpfs", &folder.dir("plain/tmpfs")?])?;
+    mount(&["--bind", &shared, &shared])?;
+    mount(&["--make-shared", &shared])?;
+    let late = folder.dir("shared/late")?;
+    write_secret(Path::new(&secret), "one")?;
+    symlink("..data/key", Path::new(&secret).join("key")).doing("link the key")?;
+    let file = format!("{FOLDER}/file");
+    fs::write(&file, "before").doing("write a file")?;
+    symlink(&plain, format!("{FOLDER}/link")).doing("make a link")?;
+
+    let crictl = Crictl::default();
+    let pod = Pod::new("volumes");
+    let id = crictl.run_pod(handler, &pod)?;
+    let mounts = [
+        volume(&plain, "/ro", json!({"readonly": true})),
+        volume(&plain, "/rro", json!({"readonly": true, "recursive_read_only": true})),
+        volume(&format!("{FOLDER}/link"), "/linked", json!({})),
+        volume(&shared, "/follows", json!({"propagation": 1})),
+        volume(&shared, "/private", json!({})),
+        volume(&secret, "/secret", json!({"readonly": true})),
+        volume(&file, "/etc/one/file", json!({})),
+        volume(&format!("{FOLDER}/made"), "/made", json!({})),
+    ];
+    let container = crictl.run_container(&id, &pod, &sleeper("volumes", &mounts))?;
+
+    read_only(&container, "/ro/x")?;
+    read_only(&container, "/rro/x")?;
+    read_only(&container, "/rro/tmpfs/x")?;
+    read_only(&container, "/secret/x")?;
+    prints(&container, "touch /ro/tmpfs/below && echo done", "done")?;
+    ensure!(Path::new(&plain).join("tmpfs/below").exists(), "what was written below a read-only volume is not there");
+    prints(&container, "echo a > /linked/a; echo b > /made/b; echo -n after > /etc/one/file; cat /ro/a", "a")?;
+    for (path, wanted) in [("plain/a", "a\n"), ("made/b", "b\n"), ("file", "after")] {
+        let got = fs::read_to_string(folder.0.join(path)).doing(&format!("read {path}"))?;
+        ensure!(got == wanted, "{path} holds {got:?}, not {wanted:?}");
+    }
+
+    prints(&container, "ls /follows/late /private/late | grep -c flag; true", "0")?;
+    mount(&["-t", "tmpfs", "tmpfs", &late])?;
+    fs::write(format!("{late}/flag"), "").doing("write the flag")?;
+    prints(&container, "ls /follows/late", "flag")?;
+    prints(&container, "ls /private/late", "")?;
+
+    prints(&container, "cat /secret/key", "one")?;
+    write_secret(Path::new(&secret), "two")?;
+    let swapped = Instant::now();
+    wait_for("the new secret", || Ok(sh(&container, "cat /secret/key")?.stdout.trim() == "two"))?;
+    ensure!(swapped.elapsed() < Duration::from_secs(20), "the new secret took {:?}", swapped.elapsed());
+
+    let status = crictl.json(&["inspect", "-o", "json", &container])?;
+    let echoed = status.pointer("/status/mounts").and_then(Value::as_array).map_or(0, Vec::len);
+    ensure!(echoed == mounts.len(), "the status has {echoed} of {} mounts", mounts.len());
+    crictl.remove_pod(&id)
+}
+
+/// As the kubelet makes an emptyDir of medium Memory.
+fn memory(handler: &'static str) -> Outcome {
+    let folder = Folder::new()?;
+    let cache = folder.dir("kubernetes.io~empty-dir/cache")?;
+    mount(&["-t", "tmpfs", "-o", "size=1m,mode=2770,gid=1234", "tmpfs", &cache])?;
+    let part = folder.dir("kubernetes.io~empty-dir/cache/part")?;
+    let crictl = Crictl::default();
+    let pod = Pod::new("memory-volumes");
+    let id = crictl.run_pod(handler, &pod)?;
+    let first = crictl.run_container(&id, &pod, &sleeper("first", &[volume(&cache, "/cache", json!({}))]))?;
+    let mounts = [volume(&part, "/part", json!({})), volume(&cache, "/all", json!({"readonly": true}))];
+    let second = crictl.run_container(&id, &pod, &sleeper("second", &mounts))?;
+    prints(&first, "stat -c %a:%g /cache; df -k /cache | tail -1 | awk '{print $2}'", "2770:1234\n1024")?;
+    prints(&first, "echo shared > /cache/part/file && echo done", "done")?;
+    prints(&second, "cat /part/file /all/part/file", "shared\nshared")?;
+    read_only(&second, "/all/x")?;
+    prints(
+        &first,
+        "head -c 2000000 /dev/zero > /cache/big 2>/dev/null; test $(stat -c %s /cache/big) -lt 1048577 && echo full",
+        "full",
+    )?;
+    let on_node = Path::new(&part).join("file").exists();
+    ensure!(
+        on_node == (handler == "host"),
+        "with handler {handler}, a file of a memory volume is on the node: {on_node}"
+    );
+    crictl.remove_pod(&id)
+}
+
+fn image_volume(path: &str, more: Value) -> Value {
+    let image = json!({"image": BUSYBOX, "user_specified_image": "my/tools:1"});
+    let mut mount = json!({"container_path": path, "readonly": true, "image": image});
+    for (key, value) in more.as_object().into_iter().flatten() {
+        mount[key] = value.clone();
+    }
+    mount
+}
+
+fn images(handler: &'static str) -> Outcome {
+    let crictl = Crictl::default();
+    let pod = Pod::new("image-volumes");
+    let id = crictl.run_pod(handler, &pod)?;
+    let mounts = [image_volume("/tools", json!({})), image_volume("/only", json!({"image_sub_path": "bin"}))];
+    let container = crictl.run_container(&id, &pod, &sleeper("image-volumes", &mounts))?;
+    prints(&container, "/tools/bin/busybox echo runs; /only/busybox echo too", "runs\ntoo")?;
+    read_only(&container, "/tools/x")?;
+    read_only(&container, "/only/x")?;
+    let status = crictl.json(&["inspect", "-o", "json", &container])?;
+    let image = status.pointer("/status/imageId").or_else(|| status.pointer("/status/imageRef"));
+    for mount in status.pointer("/status/mounts").and_then(Value::as_array).into_iter().flatten() {
+        let image_ref = mount.pointer("/image/imageRef");
+        ensure!(image.is_some() && image_ref == image, "the image of a volume is told as {image_ref:?}, not {image:?}");
+    }
+    for (more, wanted) in [
+        (json!({"image_sub_path": "not/there"}), "not/there"),
+        (json!({"image_sub_path": "../bin"}), "does not lie in the image"),
+        (json!({"readonly": false}), "read-only"),
+        (json!({"image": {"image": "registry.k8s.io/cofferdam/nowhere:1"}}), "nowhere"),
+    ] {
+        let bad = sleeper("bad-image-volume", &[image_volume("/bad", more)]);
+        crictl.refused(&["create", &id, &bad.file()?, &pod.file()?], &[wanted])?;
+    }
+    crictl.remove_pod(&id)
+}
+
+fn refusals(handler: &'static str) -> Outcome {
+    let folder = Folder::new()?;
+    let crictl = Crictl::default();
+    let sockets = folder.dir("sockets")?;
+    let socket = format!("{sockets}/socket");
+    let _listener = UnixListener::bind(&socket).doing("listen on a socket")?;
+    let pod = Pod::new("refusals");
+    let id = crictl.run_pod(handler, &pod)?;
+    let mut bad = vec![
+        (volume(&sockets, "/v", json!({"recursive_read_only": true})), "readonly"),
+        (volume(&sockets, "/v", json!({"readonly": true, "recursive_read_only": true, "propagation": 1})), "private"),
+    ];
+    if handler == "vm" {
+        bad.push((volume(&socket, "/v", json!({})), "is a unix socket"));
+        bad.push((volume("/dev/null", "/v", json!({})), "is a device"));
+        bad.push((volume(&sockets, "/v", json!({"propagation": 2})), "needs the runtime handler"));
+    }
+    for (mount, wanted) in bad {
+        let container = sleeper("refused", &[mount]);
+        crictl.refused(&["create", &id, &container.file()?, &pod.file()?], &[wanted])?;
+    }
+    let mut good = vec![volume(&sockets, "/sockets", json!({}))];
+    if handler == "host" {
+        good.push(volume(&socket, "/run/one.sock", json!({})));
+    }
+    let container = crictl.run_container(&id, &pod, &sleeper("sockets", &good))?;
+    prints(&container, "ls /sockets", "socket")?;
+    crictl.remove_pod(&id)
+}
