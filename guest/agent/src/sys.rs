@@ -73,7 +73,10 @@ pub fn exit_now(status: u8) -> ! {
 /// # Errors
 /// When the kernel refuses.
 pub fn mount_setattr(fd: impl AsFd, recursive: bool, set: u64, clear: u64, propagation: u64) -> io::Result<()> {
-    let attr = libc::mount_attr { attr_set: set, attr_clr: clear, propagation, userns_fd: 0 };
+    change_mount(fd, recursive, libc::mount_attr { attr_set: set, attr_clr: clear, propagation, userns_fd: 0 })
+}
+
+fn change_mount(fd: impl AsFd, recursive: bool, attr: libc::mount_attr) -> io::Result<()> {
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the path is a NUL-terminated empty string and `attr` has the size that is given.
     check(unsafe {
@@ -96,19 +99,7 @@ pub fn mount_setattr(fd: impl AsFd, recursive: bool, set: u64, clear: u64, propa
 pub fn map_owners(fd: impl AsFd, recursive: bool, users: impl AsFd) -> io::Result<()> {
     let userns_fd = u64::from(users.as_fd().as_raw_fd().cast_unsigned());
     let attr = libc::mount_attr { attr_set: libc::MOUNT_ATTR_IDMAP, attr_clr: 0, propagation: 0, userns_fd };
-    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
-    // SAFETY: as in `mount_setattr`.
-    check(unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            fd.as_fd().as_raw_fd(),
-            c"".as_ptr(),
-            flags,
-            &raw const attr,
-            size_of::<libc::mount_attr>(),
-        )
-    })?;
-    Ok(())
+    change_mount(fd, recursive, attr)
 }
 
 /// What this process makes belongs to user and group `id` from now on.
