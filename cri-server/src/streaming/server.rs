@@ -13,12 +13,13 @@ use hyper::service::service_fn;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use super::hangup::Hangup;
 use super::negotiate::{self, Choice, Refusal, Wire};
 use super::{Session, port_forward, remote_command, websocket};
+use crate::door::Door;
 
 /// How long a URL waits for its client.
 const TOKEN_LIFE: Duration = Duration::from_secs(60);
@@ -106,18 +107,8 @@ fn verb(session: &Session) -> &'static str {
 }
 
 async fn accept(listener: TcpListener, sessions: Sessions) {
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    loop {
-        let Ok(permit) = slots.clone().acquire_owned().await else { return };
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                // Out of descriptors: give connections time to end instead of spinning.
-                tracing::warn!(%error, "streaming accept failed");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
+    let door = Door::new(listener, MAX_CONNECTIONS, "streaming");
+    while let Some((stream, permit)) = door.next().await {
         // What users type and see comes in small pieces.
         let _ = stream.set_nodelay(true);
         let hangup = match Hangup::of(&stream) {

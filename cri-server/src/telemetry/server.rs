@@ -13,8 +13,8 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 
+use crate::door::Door;
 use crate::error::CriError;
 use crate::node::Node;
 
@@ -40,18 +40,8 @@ async fn accept<S>(listener: TcpListener, show: S)
 where
     S: Fn() -> Result<String, std::fmt::Error> + Clone + Send + Sync + 'static,
 {
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    loop {
-        let Ok(permit) = slots.clone().acquire_owned().await else { return };
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                // Out of descriptors: give connections time to end instead of spinning.
-                tracing::warn!(%error, "accept of a client of metrics failed");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
+    let door = Door::new(listener, MAX_CONNECTIONS, "metrics");
+    while let Some((stream, permit)) = door.next().await {
         let show = show.clone();
         tokio::spawn(async move {
             let _permit = permit;
