@@ -1,12 +1,14 @@
 //! The daemon as systemd runs it: killed, restarted, asked.
 
+use std::fs;
 use std::path::Path;
 use std::process::Command;
 
 use crate::crictl::{Crictl, run, wait_for};
-use crate::failure::{Outcome, ensure};
+use crate::failure::{Doing, Outcome, ensure};
 
 const UNIT: &str = "cofferdam.service";
+const DROP_IN: &str = "/etc/cofferdam/conf.d/60-test.toml";
 
 /// Runs systemctl and takes its trimmed output.
 pub(crate) fn systemctl(args: &[&str]) -> Outcome<String> {
@@ -32,6 +34,21 @@ pub(crate) fn kill_and_restart() -> Outcome {
     systemctl(&["reset-failed", UNIT])?;
     systemctl(&["start", UNIT])?;
     wait_ready(&Crictl::default())
+}
+
+/// Starts the daemon anew, with the configuration that is there now.
+pub(crate) fn restart() -> Outcome {
+    systemctl(&["restart", UNIT])?;
+    wait_ready(&Crictl::default())
+}
+
+/// Runs `test` on a daemon whose configuration has `settings` besides, and gives it its own back.
+pub(crate) fn with_settings(settings: &str, test: impl FnOnce() -> Outcome) -> Outcome {
+    fs::write(DROP_IN, settings).doing(&format!("write {DROP_IN}"))?;
+    let outcome = restart().and_then(|()| test());
+    fs::remove_file(DROP_IN).doing(&format!("remove {DROP_IN}"))?;
+    restart()?;
+    outcome
 }
 
 /// Waits until a daemon answers.

@@ -5,6 +5,7 @@ mod bad_input;
 mod containers;
 mod disk;
 mod events;
+mod huge_pages;
 mod images;
 mod logs;
 mod network;
@@ -47,6 +48,7 @@ fn all() -> Vec<Test> {
         bad_input::TESTS,
         security::TESTS,
         volumes::TESTS,
+        huge_pages::TESTS,
     ]
     .concat()
 }

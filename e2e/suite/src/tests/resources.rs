@@ -16,8 +16,8 @@ use crate::rpc::Client;
 pub(super) const TESTS: &[Test] = &[
     ("update_container_resources", || with_both(update_container)),
     ("pod_grows_and_shrinks", || with_both(grow_and_shrink)),
-    ("cgroupfs_driver_keeps_a_pod_below_its_parent", || with_both(|handler| below_parent(handler, "/e2e/deeper", ""))),
-    ("systemd_cgroup_driver", systemd),
+    ("cgroupfs_driver_keeps_a_pod_below_its_parent", cgroupfs),
+    ("systemd_cgroup_driver", || daemon::with_settings("cgroup_driver = \"systemd\"\n", with_scopes)),
 ];
 
 const MIB: i64 = 1 << 20;
@@ -108,6 +108,15 @@ fn grow_and_shrink(handler: &'static str) -> Outcome {
     crictl.remove_pod(&id)
 }
 
+fn cgroupfs() -> Outcome {
+    with_both(|handler| below_parent(handler, "/e2e/deeper", ""))?;
+    // A parent is its namer's, as the kubelet's are: it stays with the last pod. One that is not empty is not removed.
+    for parent in ["/sys/fs/cgroup/e2e/deeper", "/sys/fs/cgroup/e2e"] {
+        fs::remove_dir(parent).doing(&format!("remove {parent}, which is the test's own"))?;
+    }
+    Ok(())
+}
+
 /// Runs a pod below `parent`, where its first cgroup is to be `<parent's folder>/<prefix…>`, through a restart of the daemon; nothing of
 /// it may stay.
 fn below_parent(handler: &'static str, parent: &str, scope: &str) -> Outcome {
@@ -145,21 +154,6 @@ fn everything_is_in(handler: &str, pod: &str, wanted: &str) -> Outcome {
         ensure!(at.starts_with(&format!("{wanted}/")), "{program} {pid} is in {at}, not below {wanted}");
     }
     Ok(())
-}
-
-const DROP_IN: &str = "/etc/cofferdam/conf.d/60-systemd.toml";
-
-fn systemd() -> Outcome {
-    fs::write(DROP_IN, "cgroup_driver = \"systemd\"\n").doing(&format!("write {DROP_IN}"))?;
-    let outcome = restart().and_then(|()| with_scopes());
-    fs::remove_file(DROP_IN).doing(&format!("remove {DROP_IN}"))?;
-    restart()?;
-    outcome
-}
-
-fn restart() -> Outcome {
-    daemon::systemctl(&["restart", "cofferdam.service"])?;
-    daemon::wait_ready(&Crictl::default())
 }
 
 fn with_scopes() -> Outcome {
