@@ -131,6 +131,7 @@ fn sandbox_code(error: &SandboxError) -> Code {
             Code::FailedPrecondition
         }
         SandboxError::Invalid(_) => Code::InvalidArgument,
+        SandboxError::Boot(cause) => sandbox_code(cause),
         SandboxError::TimedOut { .. } => Code::DeadlineExceeded,
         _ => Code::Internal,
     }
@@ -241,6 +242,11 @@ mod tests {
             (SandboxError::Ended { id: "p".into() }.into(), Code::FailedPrecondition, "pod p does not run"),
             (
                 SandboxError::TimedOut { step: "boot".into(), seconds: 5 }.into(),
+                Code::DeadlineExceeded,
+                "gave up on boot after 5 s",
+            ),
+            (
+                SandboxError::Boot(SandboxError::TimedOut { step: "boot".into(), seconds: 5 }.into()).into(),
                 Code::DeadlineExceeded,
                 "gave up on boot after 5 s",
             ),

@@ -35,6 +35,9 @@ pub enum SandboxError {
         #[source]
         source: Box<dyn Error + Send + Sync>,
     },
+    /// The monitor, the kernel or the agent of a microVM did not come up; text and code are those of the cause.
+    #[error(transparent)]
+    Boot(Box<SandboxError>),
     /// A step took too long (gRPC: DeadlineExceeded).
     #[error("gave up on {step} after {seconds} s")]
     TimedOut {

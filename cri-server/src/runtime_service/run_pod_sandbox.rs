@@ -62,7 +62,7 @@ async fn run(node: &Arc<Node>, plan: PodPlan, began: Instant) -> Result<Arc<Pod>
     let sandbox = match launched {
         Ok(sandbox) => sandbox,
         Err(error) => {
-            node.telemetry.failed(plan.spec.kind);
+            node.telemetry.failed(plan.spec.kind, &error);
             undo_launch(node, &pod).await;
             return Err(error).during(|| format!("run {title}"));
         }

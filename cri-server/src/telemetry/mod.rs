@@ -15,7 +15,7 @@ mod server;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use cofferdam_sandbox::{Kind, Timeline};
+use cofferdam_sandbox::{Kind, SandboxError, Timeline};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -49,6 +49,7 @@ pub(crate) struct Telemetry {
     registry: Registry,
     calls: Family<Labels<2>, Histogram, fn() -> Histogram>,
     boots: Histogram,
+    failed_boots: Counter,
     failures: Family<Labels<1>, Counter>,
     pods: Family<Labels<2>, Gauge>,
     received: Counter,
@@ -62,7 +63,7 @@ impl Default for Telemetry {
     fn default() -> Self {
         let calls = Family::new_with_constructor((|| Histogram::new(CALL_BUCKETS)) as fn() -> Histogram);
         let (boots, failures) = (Histogram::new(BOOT_BUCKETS), Family::<Labels<1>, Counter>::default());
-        let (pods, received) = (Family::default(), Counter::default());
+        let (pods, received, failed_boots) = (Family::default(), Counter::default(), Counter::default());
         for (name, _) in HANDLERS {
             // There from the beginning: a rate of what appears with its first event misses that one.
             drop(failures.get_or_create(&[("handler", name)]));
@@ -81,6 +82,11 @@ impl Default for Telemetry {
             boots.clone(),
         );
         registry.register(
+            "vm_boot_failures",
+            "MicroVMs whose monitor, kernel or agent did not come up; each is a pod that did not start, too",
+            failed_boots.clone(),
+        );
+        registry.register(
             "pod_start_failures",
             "Pods that did not come up: process, network or agent",
             failures.clone(),
@@ -92,7 +98,7 @@ impl Default for Telemetry {
             Unit::Bytes,
             received.clone(),
         );
-        Self { registry, calls, boots, failures, pods, received }
+        Self { registry, calls, boots, failed_boots, failures, pods, received }
     }
 }
 
@@ -114,7 +120,10 @@ impl Telemetry {
     }
 
     /// A pod did not come up.
-    pub(crate) fn failed(&self, kind: Kind) {
+    pub(crate) fn failed(&self, kind: Kind, error: &SandboxError) {
+        if matches!(error, SandboxError::Boot(_)) {
+            self.failed_boots.inc();
+        }
         self.failures.get_or_create(&[("handler", name_of(kind))]).inc();
     }
 
@@ -156,7 +165,9 @@ mod tests {
         telemetry.came_up(Kind::Vm, &timeline);
         telemetry.came_up(Kind::Host, &timeline);
         telemetry.came_up(Kind::Vm, &Timeline::new());
-        telemetry.failed(Kind::Vm);
+        let ended = || SandboxError::Ended { id: "p".into() };
+        telemetry.failed(Kind::Vm, &ended());
+        telemetry.failed(Kind::Vm, &SandboxError::Boot(ended().into()));
         telemetry.count_pods(&[
             (Kind::Vm, PodPhase::Ready),
             (Kind::Vm, PodPhase::Ready),
@@ -169,7 +180,8 @@ mod tests {
             "cofferdam_rpc_duration_seconds_count{method=\"Version\",code=\"Internal\"} 1",
             "cofferdam_vm_boot_duration_seconds_sum 0.25",
             "cofferdam_vm_boot_duration_seconds_count 1",
-            "cofferdam_pod_start_failures_total{handler=\"vm\"} 1",
+            "cofferdam_vm_boot_failures_total 1",
+            "cofferdam_pod_start_failures_total{handler=\"vm\"} 2",
             "cofferdam_pod_start_failures_total{handler=\"host\"} 0",
             "cofferdam_pods{handler=\"vm\",state=\"ready\"} 2",
             "cofferdam_pods{handler=\"host\",state=\"not_ready\"} 1",

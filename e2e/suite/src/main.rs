@@ -14,6 +14,7 @@ mod daemon;
 mod demo;
 mod failure;
 mod kubelet;
+mod openmetrics;
 mod processes;
 mod rpc;
 mod soak;

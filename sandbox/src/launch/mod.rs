@@ -75,7 +75,10 @@ async fn run(
     let channel = connect::agent(&launch.dirs, launch.spec.kind);
     let (network, process) = tokio::join!(launch.network(), launch.process(&channel));
     let (status, guest) = network?;
-    let watched = process?;
+    let watched = process.map_err(|cause| match launch.spec.kind {
+        Kind::Vm => SandboxError::Boot(Box::new(cause)),
+        Kind::Host => cause,
+    })?;
     configure(&launch, &channel, status.as_ref(), guest, &watched).await?;
     dirs::write(&launch.dirs.ready(), &ReadyRecord { network: status.clone() })?;
     launch.clock.mark("configured");

@@ -8,6 +8,7 @@ mod events;
 mod huge_pages;
 mod images;
 mod logs;
+mod metrics;
 mod network;
 mod records;
 mod resources;
@@ -42,6 +43,7 @@ fn all() -> Vec<Test> {
         resources::TESTS,
         streaming::TESTS,
         statistics::TESTS,
+        metrics::TESTS,
         events::TESTS,
         any_order::TESTS,
         soak::TESTS,
