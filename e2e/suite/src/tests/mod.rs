@@ -3,6 +3,7 @@
 mod any_order;
 mod bad_input;
 mod containers;
+mod devices;
 mod disk;
 mod events;
 mod huge_pages;
@@ -50,6 +51,7 @@ fn all() -> Vec<Test> {
         bad_input::TESTS,
         security::TESTS,
         volumes::TESTS,
+        devices::TESTS,
         huge_pages::TESTS,
     ]
     .concat()
