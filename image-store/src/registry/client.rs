@@ -472,6 +472,15 @@ pub(crate) fn transport(error: &reqwest::Error) -> Fault {
     }
 }
 
+/// Whether this cause is a certificate that is signed by nobody who is trusted. An `io::Error` hides what it wraps from the chain.
+fn is_untrusted(cause: &(dyn std::error::Error + 'static)) -> bool {
+    if let Some(inner) = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
+        return is_untrusted(inner);
+    }
+    let tls = cause.downcast_ref::<rustls::Error>();
+    matches!(tls, Some(rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer)))
+}
+
 /// The chain of causes without the URL, which may carry signatures.
 fn causes(error: &reqwest::Error) -> String {
     let mut text = String::from(if error.is_connect() {
@@ -482,10 +491,15 @@ fn causes(error: &reqwest::Error) -> String {
         "transfer failed"
     });
     let mut next = error.source();
+    let mut untrusted = false;
     while let Some(cause) = next {
         text.push_str(": ");
         text.push_str(&printable(&cause.to_string()));
+        untrusted |= is_untrusted(cause);
         next = cause.source();
+    }
+    if untrusted {
+        text.push_str(" (no authority that this node trusts has signed its certificate: name the one that has in this registry's ca_files)");
     }
     text
 }

@@ -17,6 +17,7 @@ mod security;
 mod soak;
 mod statistics;
 mod streaming;
+mod tls;
 mod tour;
 mod volumes;
 
@@ -37,6 +38,7 @@ fn all() -> Vec<Test> {
         tour::TESTS,
         containers::TESTS,
         images::TESTS,
+        tls::TESTS,
         network::TESTS,
         disk::TESTS,
         logs::TESTS,
