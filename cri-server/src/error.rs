@@ -68,6 +68,16 @@ impl CriError {
         Self::Internal { what: what.into(), source: source.into() }
     }
 
+    /// Whether it is the agent's own answer. What failed on the way to the agent, or took too long, says nothing of what it did.
+    pub(crate) fn is_agents_word(&self) -> bool {
+        match self {
+            // The transport keeps what it met as the source.
+            Self::Agent(status) => status.source().is_none(),
+            Self::During { source, .. } => source.is_agents_word(),
+            _ => false,
+        }
+    }
+
     /// Whether there was nothing to be done it to.
     pub(crate) fn is_not_found(&self) -> bool {
         code(self) == Code::NotFound
@@ -258,6 +268,16 @@ mod tests {
             let status = Status::from(error);
             assert_eq!((status.code(), status.message()), (code, message));
         }
+    }
+
+    #[test]
+    fn what_the_agent_said_is_told_from_what_became_of_the_call() {
+        let during = |error: CriError| Err::<(), _>(error).during(|| "start container c".into()).unwrap_err();
+        assert!(during(Status::invalid_argument("no such user").into()).is_agents_word());
+        let broken = Status::from_error(Box::new(std::io::Error::from(std::io::ErrorKind::BrokenPipe)));
+        assert!(!during(broken.into()).is_agents_word());
+        assert!(!during(CriError::TimedOut("no answer".into())).is_agents_word());
+        assert!(!during(CriError::State("pod p is being stopped".into())).is_agents_word());
     }
 
     #[test]

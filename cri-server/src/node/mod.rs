@@ -15,6 +15,7 @@ pub(crate) mod pod;
 pub(crate) mod restore;
 #[cfg(test)]
 mod states;
+mod stop;
 pub(crate) mod watch;
 
 use std::collections::HashMap;

@@ -92,7 +92,14 @@ async fn adopt(node: &Arc<Node>, pod: &Arc<Pod>) {
             pod.attach(sandbox.clone());
             if let Err(error) = catch_up(node, pod, &sandbox).await {
                 tracing::error!(pod = %pod.id, error = message(&error), "containers not all restored");
+                for container in node.containers_of(&pod.id) {
+                    let why = format!("the daemon ended in the middle of the start, and: {}", message(&error));
+                    if container.change(|r| r.unanswered.is_empty() && r.start_unanswered(&why)) {
+                        container.save_or_log(node).await;
+                    }
+                }
             }
+            node.containers_of(&pod.id).iter().filter(|c| c.with(|r| r.is_unanswered())).for_each(Container::take_back);
             watch::start(node.clone(), pod.clone(), sandbox);
             tracing::info!(pod = %pod.id, "pod found running");
         }

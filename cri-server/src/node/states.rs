@@ -16,14 +16,23 @@ use super::{Container, Pod};
 use crate::records::{self, ContainerPhase, ContainerRecord, PodPhase, PodRecord, UserRecord};
 use crate::translate::filters;
 
+/// How a call to the agent ends.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Reply {
+    Done,
+    Refused,
+    /// It took too long, or was cancelled, or the connection broke.
+    Nothing,
+}
+
 /// One thing that happens; containers by number, taken modulo how many there are.
 #[derive(Debug, Clone)]
 enum Happens {
     Create,
     Start(usize),
     RemoveContainer(usize),
-    /// The call that is at work gets its agent's answer, or an error.
-    Answer(bool),
+    /// The call that is at work ends.
+    Answer(Reply),
     Told(usize, Phase, i32, bool, bool, u64),
     PodDies,
     StopPod,
@@ -38,7 +47,9 @@ fn happens() -> impl Strategy<Value = Happens> {
         3 => Just(Happens::Create),
         4 => any::<usize>().prop_map(Happens::Start),
         2 => any::<usize>().prop_map(Happens::RemoveContainer),
-        6 => prop::bool::weighted(0.8).prop_map(Happens::Answer),
+        5 => Just(Happens::Answer(Reply::Done)),
+        1 => Just(Happens::Answer(Reply::Refused)),
+        1 => Just(Happens::Answer(Reply::Nothing)),
         6 => (any::<usize>(), phase, any::<i32>(), any::<bool>(), prop::bool::weighted(0.2), any::<u64>())
             .prop_map(|(n, p, code, oom, failed, ago)| Happens::Told(n, p, code, oom, failed, ago)),
         1 => Just(Happens::PodDies),
@@ -102,11 +113,12 @@ impl Machine {
     fn take_work(&mut self, cancels: bool, now: i64) {
         while let Some(work) = self.work {
             let removal = matches!(work, Work::RemoveContainer(_) | Work::RemovePod);
-            self.answer(removal || !cancels, now);
+            self.answer(if removal || !cancels { Reply::Done } else { Reply::Nothing }, now);
         }
     }
 
-    fn answer(&mut self, ok: bool, now: i64) {
+    fn answer(&mut self, reply: Reply, now: i64) {
+        let ok = reply == Reply::Done;
         match self.work.take() {
             Some(Work::Create(n)) => {
                 let made = ok && self.containers[n].change(|r| r.made(UserRecord::default()));
@@ -114,13 +126,15 @@ impl Machine {
                     self.containers.remove(n);
                 }
             }
-            Some(Work::Start(n)) => drop(self.containers[n].change(|r| {
-                if ok {
-                    return r.running(now);
+            Some(Work::Start(n)) => match reply {
+                Reply::Done => drop(self.containers[n].change(|r| r.running(now))),
+                Reply::Nothing => drop(self.containers[n].change(|r| r.start_unanswered("no answer"))),
+                Reply::Refused => {
+                    let mut state = ContainerState { exit_code: 128, message: "no".into(), ..Default::default() };
+                    state.set_phase(Phase::Exited);
+                    apply(&self.containers[n], &state, now);
                 }
-                r.end(128, "StartError", "no", now);
-                true
-            })),
+            },
             // An agent that cannot be asked: the container stays half removed until the next try.
             Some(Work::RemoveContainer(n)) if ok => drop(self.containers.remove(n)),
             Some(Work::RemovePod) if ok => {
@@ -161,7 +175,7 @@ impl Machine {
                     self.work = Some(Work::RemoveContainer(n));
                 }
             }
-            Happens::Answer(ok) => self.answer(ok, now),
+            Happens::Answer(reply) => self.answer(reply, now),
             Happens::Told(n, phase, exit_code, oom_killed, failed, exited_ago_nanos) => {
                 if let Some(n) = self.pick(n) {
                     let message = if failed { "exec: no\nsuch file".into() } else { String::new() };
@@ -249,7 +263,8 @@ impl Machine {
                 _ => return Err(format!("container {} is in one of list and status", c.id)),
             }
         }
-        if self.work.is_none() {
+        let taking_back = self.containers.iter().any(|c| c.with(|r| r.is_unanswered()));
+        if self.work.is_none() && !taking_back {
             legal::at_rest(&pod_status, &shown)?;
         }
         self.pod_seen = Some(pod_status);
@@ -270,7 +285,7 @@ proptest! {
             prop_assert!(checked.is_ok(), "step {number}, {what:?}: {}", checked.unwrap_err());
         }
         machine.step(&Happens::RemovePod, 1_000_000);
-        machine.answer(true, 1_000_000);
+        machine.answer(Reply::Done, 1_000_000);
         prop_assert!(machine.pod.is_none() && machine.containers.is_empty());
     }
 }

@@ -12,7 +12,7 @@ pub(crate) enum ContainerPhase {
     Creating,
     /// Can be started.
     Created,
-    /// StartContainer is at work: the agent knows what came of it.
+    /// StartContainer is at work, or got no answer: the agent knows what came of it.
     Starting,
     /// Runs.
     Running,
@@ -121,6 +121,9 @@ pub(crate) struct ContainerRecord {
     pub(crate) stop_signal: u32,
     #[serde(default)]
     pub(crate) terminal: bool,
+    /// Why nobody knows what came of its start, which is then taken back. Empty: it is known.
+    #[serde(default)]
+    pub(crate) unanswered: String,
 }
 
 impl ContainerRecord {
@@ -153,9 +156,23 @@ impl ContainerRecord {
         before
     }
 
+    /// Its start got no answer, because of `why`: it may run or not. False when something else told meanwhile what came of it.
+    pub(crate) fn start_unanswered(&mut self, why: &str) -> bool {
+        let starting = self.phase == ContainerPhase::Starting;
+        if starting {
+            why.clone_into(&mut self.unanswered);
+        }
+        starting
+    }
+
+    /// Whether its start is to be taken back, and has not been yet.
+    pub(crate) fn is_unanswered(&self) -> bool {
+        self.is_live() && !self.unanswered.is_empty()
+    }
+
     /// After a restart: the agent was never asked to start it.
     pub(crate) fn start_was_not_asked(&mut self) -> bool {
-        let starting = self.phase == ContainerPhase::Starting;
+        let starting = self.phase == ContainerPhase::Starting && self.unanswered.is_empty();
         if starting {
             self.phase = ContainerPhase::Created;
         }
@@ -177,8 +194,10 @@ impl ContainerRecord {
         }
         self.phase = ContainerPhase::Exited;
         self.exit_code = code;
-        self.reason = reason.to_owned();
-        self.message = message.to_owned();
+        // What killed it then is that its start was taken back, and its caller is told as of a start that failed.
+        let taken_back = reason == "Error" && !self.unanswered.is_empty();
+        self.reason = if taken_back { "StartError" } else { reason }.to_owned();
+        self.message = if taken_back && message.is_empty() { &self.unanswered } else { message }.to_owned();
         // The agent's "so long ago" and the moment at which its answer to the start came here are two clocks' readings.
         self.finished_at = finished_at.max(self.created_at).max(self.started_at);
         // A start of 0 would mean "never started" to the kubelet, which then waits for it.

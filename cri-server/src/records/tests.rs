@@ -55,6 +55,7 @@ pub(crate) fn container(id: &str, phase: ContainerPhase) -> ContainerRecord {
         user: UserRecord { uid: 5, gid: 6, groups: vec![6, 7] },
         stop_signal: 15,
         terminal: false,
+        unanswered: String::new(),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use cofferdam_proto::agent::StartContainerRequest;
+use cofferdam_proto::agent::{ListContainersRequest, StartContainerRequest};
 use cofferdam_proto::cri;
 use cofferdam_sandbox::Kind;
 use futures::FutureExt;
@@ -11,9 +11,9 @@ use futures::FutureExt;
 use super::detached;
 use crate::error::{CriError, message};
 use crate::ids::now_nanos;
-use crate::node::agent::WORK;
-use crate::node::{Container, Node};
-use crate::records::ContainerRecord;
+use crate::node::agent::{QUICK, WORK};
+use crate::node::{Container, Node, watch};
+use crate::records::{ContainerPhase, ContainerRecord};
 
 pub(super) async fn call(node: &Arc<Node>, id: &str) -> Result<cri::StartContainerResponse, CriError> {
     let container = node.known_container(id)?;
@@ -39,16 +39,13 @@ async fn start(node: &Arc<Node>, container: &Arc<Container>) -> Result<(), CriEr
         .pod
         .ask(&format!("start container {name}"), WORK, |mut agent| async move { agent.start_container(request).await })
         .await;
-    let now = now_nanos();
-    match &answer {
-        Ok(_) => container.change(|r| r.running(now)),
-        Err(error) => container.change(|r| {
-            r.end(128, "StartError", &message(error), now);
-            true
-        }),
-    };
-    container.save(node).await?;
-    answer?;
+    match answer {
+        Ok(_) => {
+            container.change(|r| r.running(now_nanos()));
+            container.save(node).await?;
+        }
+        Err(error) => failed(node, container, error).await?,
+    }
     let handler = if container.pod.with(|r| r.kind) == Kind::Vm { "vm" } else { "host" };
     tracing::info!(
         pod = %container.pod.id,
@@ -58,4 +55,41 @@ async fn start(node: &Arc<Node>, container: &Arc<Container>) -> Result<(), CriEr
         "container started"
     );
     Ok(())
+}
+
+/// What came of a start that failed is its agent's to say. Until it has, nobody is told that the container ended: its program may run.
+async fn failed(node: &Arc<Node>, container: &Arc<Container>, error: CriError) -> Result<(), CriError> {
+    if error.is_agents_word() {
+        ask_what_became(node, container, &error).await;
+    }
+    let unknown = container.change(|r| r.start_unanswered(&message(&error)));
+    container.save_or_log(node).await;
+    if unknown {
+        tracing::warn!(container = %container.id, error = message(&error), "a start got no answer");
+        container.take_back();
+    } else if container.with(|r| r.phase == ContainerPhase::Running) {
+        // Only the answer was lost; or it was started by a daemon that did not live to hear of it.
+        return Ok(());
+    }
+    Err(error)
+}
+
+async fn ask_what_became(node: &Arc<Node>, container: &Arc<Container>, error: &CriError) {
+    let asked = container
+        .pod
+        .ask("learn what became of a start", QUICK, |mut agent| async move {
+            agent.list_containers(ListContainersRequest {}).await
+        })
+        .await;
+    match asked {
+        Ok(list) => match list.containers.iter().find(|state| state.id == container.id) {
+            Some(state) => watch::take(node, &container.pod, state).await,
+            // What the agent does not have cannot run.
+            None => drop(container.change(|r| {
+                r.end(128, "StartError", &message(error), now_nanos());
+                true
+            })),
+        },
+        Err(error) => tracing::warn!(container = %container.id, error = message(&error), "agent not asked"),
+    }
 }

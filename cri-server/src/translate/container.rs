@@ -97,6 +97,7 @@ pub(crate) fn plan(
         user: UserRecord::default(),
         stop_signal,
         terminal: asked.tty,
+        unanswered: String::new(),
     };
     Ok(ContainerPlan { record, request, volumes })
 }

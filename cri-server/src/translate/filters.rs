@@ -21,10 +21,12 @@ pub(crate) fn pod_state(phase: PodPhase) -> Option<cri::PodSandboxState> {
     }
 }
 
-/// A container's state, or nothing while it is not to be seen.
-pub(crate) fn container_state(phase: ContainerPhase) -> Option<cri::ContainerState> {
-    match phase {
+/// A container's state, or nothing while it is not to be seen. Of one that may run or not the kubelet is told so: it stops it before it
+/// starts another.
+pub(crate) fn container_state(r: &ContainerRecord) -> Option<cri::ContainerState> {
+    match r.phase {
         ContainerPhase::Creating => None,
+        ContainerPhase::Starting if r.is_unanswered() => Some(cri::ContainerState::ContainerUnknown),
         ContainerPhase::Created | ContainerPhase::Starting => Some(cri::ContainerState::ContainerCreated),
         ContainerPhase::Running => Some(cri::ContainerState::ContainerRunning),
         ContainerPhase::Exited | ContainerPhase::Removing => Some(cri::ContainerState::ContainerExited),
@@ -60,7 +62,7 @@ pub(crate) fn list_pod(r: &PodRecord, filter: &cri::PodSandboxFilter) -> Option<
 
 /// A container in a list, if it is to be seen and the filter (whose ids are resolved) wants it.
 pub(crate) fn list_container(r: &ContainerRecord, filter: &cri::ContainerFilter) -> Option<cri::Container> {
-    let state = i32::from(container_state(r.phase)?);
+    let state = i32::from(container_state(r)?);
     let wanted = (filter.id.is_empty() || filter.id == r.id)
         && (filter.pod_sandbox_id.is_empty() || filter.pod_sandbox_id == r.pod)
         && filter.state.as_ref().is_none_or(|s| s.state == state)
@@ -123,7 +125,7 @@ pub(crate) fn pod_status(r: &PodRecord) -> Option<cri::PodSandboxStatus> {
 
 /// A container's status; `log_directory` is its pod's.
 pub(crate) fn container_status(r: &ContainerRecord, log_directory: &str) -> Option<cri::ContainerStatus> {
-    let state = container_state(r.phase)?;
+    let state = container_state(r)?;
     let log = if r.log_path.is_empty() || log_directory.is_empty() {
         String::new()
     } else {

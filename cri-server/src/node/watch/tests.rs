@@ -53,6 +53,31 @@ fn states_only_move_forward() {
 }
 
 #[test]
+fn a_start_without_an_answer_is_unknown_until_the_agent_tells() {
+    use cofferdam_proto::cri::ContainerState::{ContainerExited, ContainerRunning, ContainerUnknown};
+    let shown = |c: &Container| c.with(crate::translate::filters::container_state);
+    for (told, code, reason, message) in [
+        (state(Phase::Exited, 137), 137, "StartError", "no answer"),
+        (ContainerState { message: "exec: no".into(), ..state(Phase::Exited, 128) }, 128, "StartError", "exec: no"),
+        (ContainerState { oom_killed: true, ..state(Phase::Exited, 137) }, 137, "OOMKilled", ""),
+        (state(Phase::Exited, 0), 0, "Completed", ""),
+    ] {
+        let c = with(ContainerPhase::Starting);
+        assert!(c.change(|r| r.start_unanswered("no answer")));
+        assert_eq!(shown(&c), Some(ContainerUnknown));
+        apply(&c, &state(Phase::Created, 0), 1000);
+        assert!(!c.change(|r| r.start_was_not_asked() || r.begin_start()), "it can be started again");
+        assert_eq!(shown(&c), Some(ContainerUnknown));
+        apply(&c, &state(Phase::Running, 0), 1000);
+        assert_eq!((shown(&c), c.with(|r| r.is_unanswered())), (Some(ContainerRunning), true));
+        assert_eq!(after(&c, &told), (ContainerPhase::Exited, code, reason.to_owned()));
+        assert_eq!((shown(&c), c.with(|r| r.message.clone())), (Some(ContainerExited), message.to_owned()));
+        assert!(!c.with(|r| r.is_unanswered()));
+    }
+    assert!(!with(ContainerPhase::Running).change(|r| r.start_unanswered("no answer")), "what runs is known to run");
+}
+
+#[test]
 fn times_are_the_node_s_and_bounded() {
     for (ago, finished) in [(0, 1000), (300, 700), (5000, 100), (u64::MAX, 1000)] {
         let c = with(ContainerPhase::Running);

@@ -15,6 +15,7 @@ mod records;
 mod resources;
 mod security;
 mod soak;
+mod starts;
 mod statistics;
 mod streaming;
 mod tls;
@@ -44,6 +45,7 @@ fn all() -> Vec<Test> {
         logs::TESTS,
         records::TESTS,
         resources::TESTS,
+        starts::TESTS,
         streaming::TESTS,
         statistics::TESTS,
         metrics::TESTS,
