@@ -23,6 +23,9 @@ pub const GUEST_EVENT_AGENT_STARTED: u8 = 2;
 /// One byte to [`GUEST_EVENT_PORT`]: the agent listens (for [`Milestones::agent_listening_us`]).
 pub const GUEST_EVENT_AGENT_LISTENING: u8 = 3;
 
+/// Most vCPUs of a VM.
+pub const MAX_VCPUS: u8 = 32;
+
 /// What the monitor needs to build and run one VM. Descriptor numbers are those of the new process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LaunchConfig {
@@ -30,8 +33,11 @@ pub struct LaunchConfig {
     pub api_version: u32,
     /// Name of the pod for log lines only.
     pub name: String,
-    /// Number of vCPUs, 1..=32.
+    /// vCPUs that the guest starts with, 1 to [`MAX_VCPUS`].
     pub vcpus: u8,
+    /// vCPUs that the guest is told of, which it can have later; less than `vcpus`: it keeps those.
+    #[serde(default)]
+    pub vcpus_max: u8,
     /// Guest memory in MiB, at least 32.
     pub memory_mib: u32,
     /// MiB that can be plugged later, even; 0: the guest keeps the size that it started with.
@@ -81,6 +87,12 @@ pub enum Request {
         /// MiB, even, at most [`LaunchConfig::hotplug_mib`].
         plugged_mib: u32,
     },
+    /// Makes vCPUs, so that the guest can bring up the first `count` of all; those that are there stay. Answered by [`Reply::Done`]
+    /// when they wait for the guest to wake them.
+    Vcpus {
+        /// At most [`LaunchConfig::vcpus_max`].
+        count: u8,
+    },
     /// Ends the VM at once; the exit report says [`ExitReason::Killed`]. Answered by [`Reply::Done`] first.
     Kill,
 }
@@ -126,6 +138,18 @@ pub struct Status {
     /// Memory beside what the guest started with; absent when it can have none.
     #[serde(default)]
     pub memory: Option<Memory>,
+    /// vCPUs; absent when the guest can have no more than one.
+    #[serde(default)]
+    pub vcpus: Option<Vcpus>,
+}
+
+/// vCPUs that come later.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vcpus {
+    /// At most.
+    pub most: u8,
+    /// What is there for the guest to use, used or not.
+    pub made: u8,
 }
 
 /// Memory that comes and goes, MiB.

@@ -129,19 +129,19 @@ impl Control {
     }
 }
 
-/// What memory the guest has beside what it started with. Blocks for a moment.
-pub(crate) fn memory(dirs: &Dirs) -> Result<Option<monitor::Memory>, SandboxError> {
-    let step = || "ask the monitor for the guest's memory".to_owned();
+/// What the VM has. Blocks for a moment.
+pub(crate) fn status(dirs: &Dirs) -> Result<monitor::Status, SandboxError> {
+    let step = || "ask the monitor for the guest's size".to_owned();
     match Control::open(&dirs.control(), ANSWER_LIMIT)?.0.ask(&Request::Status, None).doing(step)? {
-        Reply::Status(status) => Ok(status.memory),
+        Reply::Status(status) => Ok(status),
         other => Err(unexpected(other)).doing(step),
     }
 }
 
-/// Has the monitor ask the guest for `plugged_mib` of it. Blocks for a moment.
-pub(crate) fn request_memory(dirs: &Dirs, plugged_mib: u32) -> Result<(), SandboxError> {
-    let step = || "have the monitor change the guest's memory".to_owned();
-    match Control::open(&dirs.control(), ANSWER_LIMIT)?.0.ask(&Request::Memory { plugged_mib }, None).doing(step)? {
+/// Has the monitor do what changes the guest's size. Blocks for a moment.
+pub(crate) fn request(dirs: &Dirs, request: &Request) -> Result<(), SandboxError> {
+    let step = || "have the monitor change the guest's size".to_owned();
+    match Control::open(&dirs.control(), ANSWER_LIMIT)?.0.ask(request, None).doing(step)? {
         Reply::Done => Ok(()),
         other => Err(unexpected(other)).doing(step),
     }

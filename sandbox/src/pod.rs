@@ -295,9 +295,9 @@ impl Pod {
         std::fs::metadata(self.inner.dirs.disk()).ok().map(|m| m.len())
     }
 
-    /// The size of its microVM.
-    pub fn size(&self) -> VmSize {
-        self.inner.spec.vm
+    /// The most that its microVM can ever have had.
+    pub fn most(&self) -> VmSize {
+        self.inner.spec.vm.at_least(self.inner.spec.vm_max)
     }
 
     pub(crate) fn must_run(&self) -> Result<(), SandboxError> {

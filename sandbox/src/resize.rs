@@ -1,9 +1,13 @@
-//! A running guest's memory grows and shrinks (virtio-mem).
+//! A running guest's vCPUs and memory (virtio-mem) grow and shrink, together or not at all.
+//!
+//! The vCPUs come first: unlike memory, they can always be put back.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cofferdam_proto::monitor::Memory;
+use cofferdam_proto::agent::{ResizeGuestReply, ResizeGuestRequest};
+use cofferdam_proto::monitor::{Memory, Request, Status, Vcpus};
+use tonic::Code;
 
 use crate::connect;
 use crate::error::{SandboxError, blocking};
@@ -14,6 +18,8 @@ use crate::spec::{Kind, VmSize};
 const STALLED: Duration = Duration::from_secs(10);
 /// How long all of it may take.
 const LIMIT: Duration = Duration::from_secs(90);
+/// How long the guest may take to bring its vCPUs up or take them off; its agent gives up before.
+const VCPU_LIMIT: Duration = Duration::from_secs(60);
 
 impl Pod {
     /// What the guest started with; nothing for [`Kind::Host`].
@@ -21,46 +27,75 @@ impl Pod {
         (self.kind() == Kind::Vm).then_some(self.inner.spec.vm)
     }
 
-    /// Gives the guest `memory_mib` in all, and waits until it has them. All or nothing: what the guest cannot do is asked back.
+    /// Gives the guest `wanted` in all, and waits until it has it. All or nothing: what the guest did before it could not go on is
+    /// undone.
     ///
     /// # Errors
-    /// [`SandboxError::Refused`] when that is less than it started with, more than was reserved, or more than the guest can give
-    /// back.
-    pub async fn resize_memory(&self, memory_mib: u32) -> Result<(), SandboxError> {
-        let Some(VmSize { memory_mib: least, .. }) = self.vm_size() else { return Ok(()) };
-        let Some(wanted) = memory_mib.checked_sub(least) else {
-            return Err(SandboxError::Refused(format!(
-                "the guest started with {least} MiB, which it keeps: it cannot shrink to {memory_mib} MiB"
-            )));
+    /// [`SandboxError::Refused`] when that is less memory than it started with, more than it can have, or when the guest cannot give
+    /// back or take so much.
+    pub async fn resize(&self, wanted: VmSize) -> Result<(), SandboxError> {
+        let Some(started) = self.vm_size() else { return Ok(()) };
+        let now = self.status().await?;
+        let vcpus = vcpus_change(started, now.vcpus, wanted.vcpus)?;
+        let memory = memory_change(started, now.memory, wanted.memory_mib)?;
+        let before = match vcpus {
+            Some(vcpus) => Some(self.set_vcpus(vcpus, wanted.vcpus).await?),
+            None => None,
         };
-        let wanted = wanted.next_multiple_of(2);
-        let before = match self.memory().await? {
-            Some(memory) if wanted <= memory.most_mib => memory,
-            None if wanted == 0 => return Ok(()),
-            memory => {
-                return Err(SandboxError::Refused(format!(
-                    "the guest can have {} MiB at most, not {memory_mib} MiB: raise vm.memory_max_mib for pods that start later",
-                    least + memory.map_or(0, |m| m.most_mib)
-                )));
-            }
-        };
-        if before.requested_mib == wanted && before.plugged_mib == wanted {
-            return Ok(());
+        let Some((now, plugged)) = memory else { return Ok(()) };
+        let done = self.change_memory(started, now, plugged).await;
+        if let (Err(_), Some(vcpus), Some(before)) = (&done, vcpus, before.filter(|before| *before != wanted.vcpus))
+            && let Err(error) = self.set_vcpus(vcpus, before).await
+        {
+            tracing::error!(pod = self.id(), vcpus = before, %error, "vCPUs not put back");
         }
-        self.request(wanted).await?;
-        let reached = self.settle(wanted, before.plugged_mib).await;
-        match reached {
-            Ok(plugged) if plugged == wanted => Ok(()),
-            Ok(plugged) => {
-                self.request(before.requested_mib).await?;
+        done
+    }
+
+    /// Has the first `count` of the guest's vCPUs online; answers how many were before.
+    async fn set_vcpus(&self, now: Vcpus, count: u8) -> Result<u8, SandboxError> {
+        if now.made < count {
+            self.request(Request::Vcpus { count }).await?;
+        }
+        let mut agent = self.agent();
+        let step = format!("have {count} vCPUs online in the guest");
+        let answer = tokio::select! {
+            answer = agent.resize_guest(ResizeGuestRequest { vcpus: count.into() }) => answer,
+            () = tokio::time::sleep(VCPU_LIMIT) => {
+                return Err(SandboxError::TimedOut { step: format!("trying to {step}"), seconds: VCPU_LIMIT.as_secs() });
+            }
+            _ = self.ended() => return Err(SandboxError::Ended { id: self.id().into() }),
+        };
+        match answer.map(tonic::Response::into_inner) {
+            Ok(ResizeGuestReply { vcpus, vcpus_before }) if vcpus == u32::from(count) => {
+                // A guest's word: nothing but a number that it may be asked for again.
+                Ok(u8::try_from(vcpus_before).unwrap_or(now.most).clamp(1, now.most))
+            }
+            Ok(reply) => Err(SandboxError::step(step, format!("its agent says it has {}", reply.vcpus))),
+            Err(status) if matches!(status.code(), Code::FailedPrecondition | Code::InvalidArgument) => {
+                Err(SandboxError::Refused(format!("the guest cannot have {count} vCPUs: {}", status.message())))
+            }
+            Err(status) => Err(SandboxError::step(step, status.message())),
+        }
+    }
+
+    /// Has `plugged` MiB plugged beside what the guest started with.
+    async fn change_memory(&self, started: VmSize, before: Memory, plugged: u32) -> Result<(), SandboxError> {
+        self.request(Request::Memory { plugged_mib: plugged }).await?;
+        let back = Request::Memory { plugged_mib: before.requested_mib };
+        match self.settle(plugged, before.plugged_mib).await {
+            Ok(reached) if reached == plugged => Ok(()),
+            Ok(reached) => {
+                self.request(back).await?;
                 Err(SandboxError::Refused(format!(
-                    "the guest could change its memory to {} MiB only, not to {memory_mib} MiB: its processes use the rest, or its kernel does",
-                    least + plugged
+                    "the guest could change its memory to {} MiB only, not to {} MiB: its processes use the rest, or its kernel does",
+                    started.memory_mib + reached,
+                    started.memory_mib + plugged
                 )))
             }
             Err(error) => {
                 // Best effort: the monitor that does not answer is about to end.
-                self.request(before.requested_mib).await.ok();
+                self.request(back).await.ok();
                 Err(error)
             }
         }
@@ -72,7 +107,7 @@ impl Pod {
         let mut changed = began;
         let mut pause = Duration::from_millis(2);
         loop {
-            let plugged = self.memory().await?.unwrap_or_default().plugged_mib;
+            let plugged = self.status().await?.memory.unwrap_or_default().plugged_mib;
             if plugged != last {
                 (last, changed) = (plugged, Instant::now());
             }
@@ -84,14 +119,88 @@ impl Pod {
         }
     }
 
-    async fn memory(&self) -> Result<Option<Memory>, SandboxError> {
+    async fn status(&self) -> Result<Status, SandboxError> {
         let inner = Arc::clone(&self.inner);
         self.must_run()?;
-        blocking(move || connect::memory(&inner.dirs)).await
+        blocking(move || connect::status(&inner.dirs)).await
     }
 
-    async fn request(&self, plugged_mib: u32) -> Result<(), SandboxError> {
+    async fn request(&self, request: Request) -> Result<(), SandboxError> {
         let inner = Arc::clone(&self.inner);
-        blocking(move || connect::request_memory(&inner.dirs, plugged_mib)).await
+        blocking(move || connect::request(&inner.dirs, &request)).await
+    }
+}
+
+/// What to change the vCPUs from; nothing when the guest is to have those that it cannot be without.
+fn vcpus_change(started: VmSize, now: Option<Vcpus>, wanted: u8) -> Result<Option<Vcpus>, SandboxError> {
+    match now {
+        Some(now) if (1..=now.most).contains(&wanted) => Ok(Some(now)),
+        // A VM of one vCPU, or a monitor that was started before there was more to have: the cgroup's quota holds it.
+        None if wanted <= started.vcpus => Ok(None),
+        now => Err(SandboxError::Refused(format!(
+            "the guest can have {} vCPUs at most, not {wanted}: start the pod anew, or raise vm.vcpus_max for pods that start later",
+            now.map_or(started.vcpus, |now| now.most)
+        ))),
+    }
+}
+
+/// What is plugged beside what the guest started with, and what is to be; nothing when that is the same.
+fn memory_change(started: VmSize, now: Option<Memory>, wanted_mib: u32) -> Result<Option<(Memory, u32)>, SandboxError> {
+    let least = started.memory_mib;
+    let Some(wanted) = wanted_mib.checked_sub(least) else {
+        return Err(SandboxError::Refused(format!(
+            "the guest started with {least} MiB, which it keeps: it cannot shrink to {wanted_mib} MiB"
+        )));
+    };
+    let wanted = wanted.next_multiple_of(2);
+    match now {
+        Some(now) if wanted <= now.most_mib => {
+            let same = now.requested_mib == wanted && now.plugged_mib == wanted;
+            Ok((!same).then_some((now, wanted)))
+        }
+        None if wanted == 0 => Ok(None),
+        now => Err(SandboxError::Refused(format!(
+            "the guest can have {} MiB at most, not {wanted_mib} MiB: raise vm.memory_max_mib for pods that start later",
+            least + now.map_or(0, |now| now.most_mib)
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STARTED: VmSize = VmSize { vcpus: 2, memory_mib: 256 };
+
+    #[test]
+    fn vcpus_go_down_to_one_and_up_to_what_the_guest_was_told_of() {
+        let now = Vcpus { most: 4, made: 2 };
+        for wanted in 1..=4 {
+            assert_eq!(vcpus_change(STARTED, Some(now), wanted).unwrap(), Some(now));
+        }
+        for (now, wanted, most) in [(Some(now), 5, "4 vCPUs at most, not 5"), (None, 3, "2 vCPUs at most, not 3")] {
+            let error = vcpus_change(STARTED, now, wanted).unwrap_err();
+            let text = error.to_string();
+            assert!(matches!(error, SandboxError::Refused(_)), "{text}");
+            assert!(text.contains(most) && text.contains("vm.vcpus_max"), "{text}");
+        }
+        assert!(vcpus_change(STARTED, Some(now), 0).is_err());
+        assert_eq!(vcpus_change(STARTED, None, 1).unwrap(), None, "a guest that keeps them is held by its cgroup");
+    }
+
+    #[test]
+    fn memory_stays_between_what_it_started_with_and_what_was_reserved() {
+        let now = Memory { most_mib: 512, requested_mib: 64, plugged_mib: 64 };
+        let change = |wanted| memory_change(STARTED, Some(now), wanted).map(|change| change.map(|(_, wanted)| wanted));
+        assert_eq!(change(256).unwrap(), Some(0));
+        assert_eq!(change(320).unwrap(), None);
+        assert_eq!(change(321).unwrap(), Some(66), "in steps of 2 MiB");
+        assert_eq!(change(768).unwrap(), Some(512));
+        assert!(change(255).unwrap_err().to_string().contains("cannot shrink to 255 MiB"));
+        assert!(change(769).unwrap_err().to_string().contains("vm.memory_max_mib"));
+        let on_its_way = Memory { plugged_mib: 32, ..now };
+        assert!(memory_change(STARTED, Some(on_its_way), 320).unwrap().is_some());
+        assert_eq!(memory_change(STARTED, None, 256).unwrap(), None);
+        assert!(memory_change(STARTED, None, 258).is_err());
     }
 }

@@ -48,8 +48,6 @@ pub struct VmConfig {
     pub disk_template: PathBuf,
     /// Added to the guest's kernel command line.
     pub kernel_args: String,
-    /// What a guest's memory can grow to, MiB.
-    pub memory_max_mib: u32,
     /// How long a guest's agent may take to answer first.
     pub boot_timeout: Duration,
 }
@@ -66,12 +64,19 @@ pub struct CniConfig {
 }
 
 /// Size of a microVM.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmSize {
     /// vCPUs.
     pub vcpus: u8,
     /// Guest memory, MiB.
     pub memory_mib: u32,
+}
+
+impl VmSize {
+    /// The larger of each.
+    pub(crate) fn at_least(self, other: Self) -> Self {
+        Self { vcpus: self.vcpus.max(other.vcpus), memory_mib: self.memory_mib.max(other.memory_mib) }
+    }
 }
 
 /// One pod to launch.
@@ -83,6 +88,9 @@ pub struct PodSpec {
     pub kind: Kind,
     /// Size, for [`Kind::Vm`].
     pub vm: VmSize,
+    /// What it can grow to while it runs; what is less than in `vm` means no more than that.
+    #[serde(default)]
+    pub vm_max: VmSize,
     /// Parent cgroup below the root (`/kubepods/...`), where the pod's is `<cgroup_parent>/<id>`; or a slice of systemd's
     /// (`kubepods-pod1.slice`), where it is the scope `cofferdam-<id>.scope`.
     pub cgroup_parent: String,

@@ -77,7 +77,6 @@ pub(crate) fn config_below(folder: &Path) -> Config {
             initramfs: lib().join("initramfs.cpio"),
             disk_template: lib().join("pod-disk.ext4"),
             kernel_args: String::new(),
-            memory_max_mib: 2048,
             boot_timeout: Duration::from_secs(120),
         },
         cni: CniConfig { bin_dirs, conf_dir, plugin_timeout: Duration::from_secs(60) },

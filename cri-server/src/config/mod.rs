@@ -49,6 +49,8 @@ pub(crate) struct Config {
     pub(crate) vm: VmConfig,
     /// Size of a microVM whose pod asks for no more.
     pub(crate) vm_size: VmSize,
+    /// What a microVM can grow to.
+    pub(crate) vm_max: VmSize,
     /// Agent of host pods.
     pub(crate) agent: PathBuf,
     /// CNI.
@@ -203,6 +205,11 @@ pub(crate) enum ConfigError {
 
 fn from(path: Option<&Path>) -> String {
     path.map(|p| format!(" (set in {})", p.display())).unwrap_or_default()
+}
+
+/// Processors of this node.
+pub(crate) fn node_cpus() -> u8 {
+    std::thread::available_parallelism().map_or(1, |n| u8::try_from(n.get()).unwrap_or(u8::MAX))
 }
 
 pub(super) fn seconds(value: u64) -> Duration {

@@ -5,10 +5,11 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use cofferdam_image_store::RegistryConfig;
+use cofferdam_proto::monitor::MAX_VCPUS;
 use cofferdam_sandbox::{CniConfig, VmConfig, VmSize};
 use serde::{Deserialize, Serialize};
 
-use super::{CgroupDriver, CgroupParent, Config, HANDLERS, seconds};
+use super::{CgroupDriver, CgroupParent, Config, HANDLERS, node_cpus, seconds};
 
 /// The whole file. docs/configuration.md explains each key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +43,8 @@ pub(super) struct Pods {
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Vm {
     vcpus: u8,
+    /// 0: as many as the node has, at most [`VCPUS_MAX`].
+    vcpus_max: u8,
     memory_mib: u32,
     memory_max_mib: u32,
     monitor: PathBuf,
@@ -126,6 +129,7 @@ impl Default for Vm {
     fn default() -> Self {
         Self {
             vcpus: 1,
+            vcpus_max: 0,
             memory_mib: 256,
             memory_max_mib: 8192,
             monitor: "/usr/lib/cofferdam/cofferdam-vmm".into(),
@@ -166,6 +170,9 @@ impl Default for Images {
     }
 }
 
+/// What guests can grow to on a large node unless the configuration says more: each vCPU that can come costs the guest a little memory.
+const VCPUS_MAX: u8 = 8;
+
 /// A key and what is wrong with its value.
 pub(super) type Wrong = (&'static str, String);
 
@@ -177,6 +184,9 @@ impl Settings {
         }
         if self.cgroup_parent.is_empty() {
             self.cgroup_parent = if self.cgroup_driver == "systemd" { "cofferdam.slice" } else { "/cofferdam" }.into();
+        }
+        if self.vm.vcpus_max == 0 {
+            self.vm.vcpus_max = node_cpus().min(VCPUS_MAX);
         }
         self
     }
@@ -191,7 +201,8 @@ impl Settings {
             "" => None,
             text => Some(loopback("metrics.listen", text, "127.0.0.1:9090")?),
         };
-        in_range("vm.vcpus", self.vm.vcpus.into(), 1, 64)?;
+        in_range("vm.vcpus", self.vm.vcpus.into(), 1, MAX_VCPUS.into())?;
+        in_range("vm.vcpus_max", self.vm.vcpus_max.into(), 1, MAX_VCPUS.into())?;
         in_range("vm.memory_mib", self.vm.memory_mib.into(), 64, 1 << 20)?;
         in_range("vm.memory_max_mib", self.vm.memory_max_mib.into(), 64, 1 << 20)?;
         in_range("vm.boot_timeout_seconds", self.vm.boot_timeout_seconds, 1, 3600)?;
@@ -238,6 +249,7 @@ impl Settings {
             })?,
             vm: self.vm.parts(),
             vm_size: VmSize { vcpus: self.vm.vcpus, memory_mib: self.vm.memory_mib },
+            vm_max: VmSize { vcpus: self.vm.vcpus_max.min(node_cpus()), memory_mib: self.vm.memory_max_mib },
             agent: self.host.agent.clone(),
             cni: CniConfig {
                 bin_dirs: self.cni.bin_dirs.clone(),
@@ -278,7 +290,6 @@ impl Vm {
             initramfs: self.initramfs.clone(),
             disk_template: self.disk_template.clone(),
             kernel_args: self.kernel_args.clone(),
-            memory_max_mib: self.memory_max_mib,
             boot_timeout: seconds(self.boot_timeout_seconds),
         }
     }

@@ -28,6 +28,14 @@ fn later_files_win_key_by_key() {
 }
 
 #[test]
+fn guests_grow_to_the_node_at_most() {
+    let most = |text: &str| load::merge(&[file("a", text)]).unwrap().1.vm_max;
+    assert_eq!(most(""), VmSize { vcpus: node_cpus().min(8), memory_mib: 8192 });
+    assert_eq!(most("[vm]\nvcpus_max = 1\nmemory_max_mib = 512\n"), VmSize { vcpus: 1, memory_mib: 512 });
+    assert_eq!(most("[vm]\nvcpus_max = 32\n").vcpus, node_cpus().min(32));
+}
+
+#[test]
 fn unknown_keys_name_the_file_and_the_nearest_key() {
     assert_eq!(
         refused("[vm]\nmemory_mb = 1\n"),
@@ -51,6 +59,8 @@ fn bad_values_name_the_key_and_the_file() {
         ("state_dir = \"/a/../b\"\n", "state_dir"),
         ("[pods]\nhost_namespaces_in = [\"*\"]\n", "pods.host_namespaces_in"),
         ("[vm]\nvcpus = 0\n", "vm.vcpus"),
+        ("[vm]\nvcpus = 33\n", "vm.vcpus"),
+        ("[vm]\nvcpus_max = 33\n", "vm.vcpus_max"),
         ("[vm]\nmemory_mib = 1\n", "vm.memory_mib"),
         ("[vm]\nkernel_args = \"a\\nb\"\n", "vm.kernel_args"),
         ("[streaming]\naddress = \"0.0.0.0:10\"\n", "streaming.address"),

@@ -1,7 +1,6 @@
 //! UpdatePodSandboxResources: the kubelet asks before it changes the pod's cgroup, and gives the resize up when the answer is an error.
 //!
-//! A host pod's limits are that cgroup, so nothing is left to do. A microVM's memory follows; its vCPUs stay, and the cgroup's
-//! quota holds them.
+//! A host pod's limits are that cgroup, so nothing is left to do. A microVM's vCPUs and memory follow, together or not at all.
 
 use std::sync::Arc;
 
@@ -10,6 +9,7 @@ use cofferdam_sandbox::{Pod as Sandbox, VmSize};
 use futures::FutureExt;
 
 use super::detached;
+use crate::config::node_cpus;
 use crate::error::{CriError, During};
 use crate::node::{Node, Pod};
 use crate::records::ResourcesRecord;
@@ -41,9 +41,9 @@ async fn update(
     let before = pod.with(|r| (r.resources.clone(), r.overhead.clone()));
     let (limits, overhead) = (new(&request.resources, before.0), new(&request.overhead, before.1));
     if let Some(started) = sandbox.vm_size() {
-        let size = size(node.config.vm_size, started, limits.as_ref(), overhead.as_ref())?;
+        let size = size(node.config.vm_size, started, limits.as_ref(), overhead.as_ref(), node_cpus());
         tokio::select! {
-            done = sandbox.resize_memory(size.memory_mib) => done.during(|| title(&sandbox))?,
+            done = sandbox.resize(size) => done.during(|| title(&sandbox))?,
             () = pod.stopping.cancelled() => return Err(CriError::State(format!("pod {} is being stopped", pod.id))),
         }
     }
@@ -52,28 +52,21 @@ async fn update(
 }
 
 fn title(sandbox: &Sandbox) -> String {
-    format!("change the memory of pod {}", sandbox.id())
+    format!("change the size of pod {}", sandbox.id())
 }
 
-/// The size that a guest which `started` so is to have now.
+/// The size that a guest which `started` so is to have now. Whether it can, the sandbox knows.
 fn size(
     least: VmSize,
     started: VmSize,
     limits: Option<&ResourcesRecord>,
     overhead: Option<&ResourcesRecord>,
-) -> Result<VmSize, CriError> {
+    node_cpus: u8,
+) -> VmSize {
     // The configuration's least may have been another when the pod started.
     let least = VmSize { vcpus: least.vcpus.min(started.vcpus), memory_mib: least.memory_mib.min(started.memory_mib) };
     let (limits, overhead) = (limits.map(resources::status), overhead.map(resources::status));
-    let node_cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let size = resources::vm_size(least, limits.as_ref(), overhead.as_ref(), node_cpus);
-    if size.vcpus > started.vcpus {
-        return Err(CriError::State(format!(
-            "the pod's guest has {} vCPUs since it started and cannot have {}: start it anew, or raise vm.vcpus for pods that start later",
-            started.vcpus, size.vcpus
-        )));
-    }
-    Ok(size)
+    resources::vm_size(least, limits.as_ref(), overhead.as_ref(), node_cpus)
 }
 
 #[cfg(test)]
@@ -81,21 +74,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_guest_keeps_its_processors_and_its_memory_follows() {
+    fn a_guest_follows_its_pod_down_to_the_configured_least() {
         let limits = |mib: i64, quota| ResourcesRecord {
             memory_limit: mib << 20,
             cpu_quota: quota,
             cpu_period: 100_000,
             ..Default::default()
         };
-        let (least, started) = (VmSize { vcpus: 1, memory_mib: 256 }, VmSize { vcpus: 1, memory_mib: 512 });
-        let memory = |r: &ResourcesRecord| size(least, started, Some(r), None).map(|s| s.memory_mib);
-        assert_eq!(memory(&limits(1024, 50_000)).unwrap(), 1024);
-        assert_eq!(memory(&limits(300, 100_000)).unwrap(), 300);
-        assert_eq!(size(least, started, Some(&limits(1024, 0)), Some(&limits(64, 0))).unwrap().memory_mib, 1088);
-        if std::thread::available_parallelism().is_ok_and(|n| n.get() > 1) {
-            let error = memory(&limits(512, 150_000)).unwrap_err().to_string();
-            assert!(error.contains("has 1 vCPUs") && error.contains("cannot have 2"), "{error}");
-        }
+        let least = VmSize { vcpus: 1, memory_mib: 256 };
+        let started = VmSize { vcpus: 2, memory_mib: 512 };
+        let size = |limits: ResourcesRecord, overhead: Option<ResourcesRecord>| {
+            let VmSize { vcpus, memory_mib } = size(least, started, Some(&limits), overhead.as_ref(), 4);
+            (vcpus, memory_mib)
+        };
+        assert_eq!(size(limits(1024, 200_000), None), (2, 1024));
+        assert_eq!(size(limits(1024, 250_000), None), (3, 1024));
+        assert_eq!(size(limits(300, 50_000), None), (1, 300), "fewer than it started with");
+        assert_eq!(size(limits(1024, 200_000), Some(limits(64, 100_000))), (3, 1088));
+        assert_eq!(size(limits(1024, 900_000), None), (4, 1024), "no more than the node has");
+        assert_eq!(size(limits(0, -1), None), (1, 256), "no limits any more");
+    }
+
+    #[test]
+    fn a_least_that_was_raised_since_the_start_grows_nothing() {
+        let (least, started) = (VmSize { vcpus: 4, memory_mib: 4096 }, VmSize { vcpus: 1, memory_mib: 256 });
+        assert_eq!(size(least, started, None, None, 8), started);
     }
 }

@@ -86,11 +86,11 @@ fn bounds(sandbox: &Sandbox, record: &PodRecord, at: i64) -> Bounds {
     if sandbox.kind() == Kind::Host {
         return Bounds::NODE;
     }
-    let size = sandbox.size();
+    let most = sandbox.most();
     let age = u64::try_from(at.saturating_sub(record.created_at)).unwrap_or(0);
     Bounds {
-        cpu_nanos: age.saturating_mul(size.vcpus.into()),
-        memory: u64::from(size.memory_mib) << 20,
+        cpu_nanos: age.saturating_mul(most.vcpus.into()),
+        memory: u64::from(most.memory_mib) << 20,
         disk: sandbox.disk_size().unwrap_or(0),
     }
 }

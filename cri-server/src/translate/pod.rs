@@ -7,7 +7,7 @@ use cofferdam_proto::cri::{PodSandboxConfig, PortMapping, Protocol};
 use cofferdam_sandbox::{Kind, NetworkSpec, PodSpec};
 
 use super::{dns, namespaces, resources, sysctls, text, users};
-use crate::config::{CgroupParent, Config};
+use crate::config::{CgroupParent, Config, node_cpus};
 use crate::error::CriError;
 use crate::node::names::Name;
 use crate::records::{NamespacesRecord, PodPhase, PodRecord};
@@ -63,11 +63,11 @@ pub(crate) fn plan(
             .map_err(|why| CriError::invalid(format!("cgroup_parent {path:?} {why}")))?,
     };
     let resolv_conf = dns::resolv_conf(asked.dns_config.as_ref())?;
-    let node_cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let spec = PodSpec {
         id: id.to_owned(),
         kind,
-        vm: resources::vm_size(config.vm_size, linux.resources.as_ref(), linux.overhead.as_ref(), node_cpus),
+        vm: resources::vm_size(config.vm_size, linux.resources.as_ref(), linux.overhead.as_ref(), node_cpus()),
+        vm_max: config.vm_max,
         cgroup_parent: cgroup_parent.as_str().to_owned(),
         hostname: asked.hostname.clone(),
         resolv_conf: resolv_conf.clone().unwrap_or_default(),

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use cofferdam_proto::agent::Resources;
 use cofferdam_proto::cri::LinuxContainerResources;
+use cofferdam_proto::monitor::MAX_VCPUS;
 use cofferdam_sandbox::{Kind, VmSize};
 
 use crate::error::CriError;
@@ -14,12 +15,12 @@ const MIB: i64 = 1 << 20;
 const MAX_MEMORY_MIB: i64 = 1 << 20;
 
 /// The size of a pod's microVM: the configured one, or more where the sums of its containers (`resources`) with the pod's `overhead`
-/// ask for it; never more vCPUs than the node has.
+/// ask for it; never more vCPUs than the node has, or a VM can have.
 pub(crate) fn vm_size(
     least: VmSize,
     resources: Option<&LinuxContainerResources>,
     overhead: Option<&LinuxContainerResources>,
-    node_cpus: usize,
+    node_cpus: u8,
 ) -> VmSize {
     let sum = |pick: fn(&LinuxContainerResources) -> i64| -> i64 {
         [resources, overhead].into_iter().flatten().map(pick).map(|v| v.max(0)).fold(0, i64::saturating_add)
@@ -34,8 +35,7 @@ pub(crate) fn vm_size(
     } else {
         0
     };
-    let node_cpus = i64::try_from(node_cpus.clamp(1, 64)).unwrap_or(1);
-    let vcpus = cpus.min(node_cpus).max(least.vcpus.into());
+    let vcpus = cpus.min(node_cpus.min(MAX_VCPUS).into()).max(least.vcpus.into());
     VmSize {
         vcpus: u8::try_from(vcpus).unwrap_or(least.vcpus),
         memory_mib: u32::try_from(memory.min(MAX_MEMORY_MIB)).unwrap_or(0).max(least.memory_mib),
@@ -205,6 +205,8 @@ mod tests {
         assert_eq!(size(Some(limits(1024, 200_000)), Some(limits(64, 10_000))), (3, 1088));
         assert_eq!(size(None, Some(limits(512, 300_000))), (1, 256), "overhead alone limits nothing");
         assert_eq!(size(Some(limits(0, 9_000_000)), None), (4, 256), "no more than the node has");
+        let huge = vm_size(LEAST, Some(&limits(0, 9_000_000)), None, 200);
+        assert_eq!(huge.vcpus, MAX_VCPUS, "no more than a VM can have");
         assert_eq!(size(Some(limits(i64::MAX / MIB, i64::MAX)), Some(limits(1 << 40, 1))).1, 1 << 20);
         assert_eq!(size(Some(limits(-5, -1)), None), (1, 256));
     }

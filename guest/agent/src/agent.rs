@@ -130,6 +130,8 @@ pub struct Agent {
     pub logs: Logs,
     /// What ConfigurePod said.
     pub pod: tokio::sync::Mutex<Option<cofferdam_proto::agent::ConfigurePodRequest>>,
+    /// Held while the guest's vCPUs change.
+    pub resizing: tokio::sync::Mutex<()>,
     /// The one process of the pid namespace that containers share.
     pause: Mutex<Option<sys::Child>>,
     containers: Mutex<HashMap<String, Slot>>,
@@ -176,6 +178,7 @@ impl Agent {
             reaper: Reaper::start()?,
             logs,
             pod: tokio::sync::Mutex::new(None),
+            resizing: tokio::sync::Mutex::default(),
             pause: Mutex::new(None),
             containers: Mutex::new(HashMap::new()),
             changes: broadcast::channel(256).0,

@@ -15,6 +15,7 @@ mod service;
 mod supervise;
 mod sys;
 mod users;
+mod vcpus;
 
 use std::process::ExitCode;
 use std::sync::{Mutex, MutexGuard, PoisonError};

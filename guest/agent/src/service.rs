@@ -9,9 +9,9 @@ use proto::{
     AttachInput, AttachOutput, ConfigurePodReply, ConfigurePodRequest, ContainerState, ContainerStatsReply,
     ContainerStatsRequest, CreateContainerReply, CreateContainerRequest, EventsRequest, ExecInput, ExecOutput,
     HelloReply, HelloRequest, ListContainersReply, ListContainersRequest, PodStatsReply, PodStatsRequest,
-    PortForwardInput, PortForwardOutput, RemoveContainerReply, RemoveContainerRequest, ShutdownReply, ShutdownRequest,
-    SignalContainerReply, SignalContainerRequest, StartContainerReply, StartContainerRequest, UpdateContainerReply,
-    UpdateContainerRequest,
+    PortForwardInput, PortForwardOutput, RemoveContainerReply, RemoveContainerRequest, ResizeGuestReply,
+    ResizeGuestRequest, ShutdownReply, ShutdownRequest, SignalContainerReply, SignalContainerRequest,
+    StartContainerReply, StartContainerRequest, UpdateContainerReply, UpdateContainerRequest,
 };
 use tokio::sync::{broadcast, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
@@ -20,7 +20,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::agent::{Agent, Mode};
 use crate::container::{attach, create, exec, stats};
 use crate::error::{Error, Kind};
-use crate::{pod, port_forward};
+use crate::{pod, port_forward, vcpus};
 
 /// Serves [`Api`].
 #[derive(Debug, Clone)]
@@ -201,6 +201,11 @@ impl Api for Service {
 
     async fn pod_stats(&self, request: Request<PodStatsRequest>) -> Answer<PodStatsReply> {
         Ok(Response::new(stats::pod(&self.0, request.get_ref()).await))
+    }
+
+    async fn resize_guest(&self, request: Request<ResizeGuestRequest>) -> Answer<ResizeGuestReply> {
+        let (agent, wanted) = (self.0.clone(), request.into_inner().vcpus);
+        Ok(Response::new(whole(async move { vcpus::resize(&agent, wanted).await }).await?))
     }
 
     async fn shutdown(&self, _: Request<ShutdownRequest>) -> Answer<ShutdownReply> {

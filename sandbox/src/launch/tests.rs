@@ -15,6 +15,7 @@ fn spec(kind: Kind) -> PodSpec {
         id: new_id(),
         kind,
         vm: VmSize { vcpus: 1, memory_mib: 128 },
+        vm_max: VmSize { vcpus: 2, memory_mib: 2048 },
         cgroup_parent: "/cofferdam-test".into(),
         hostname: "web".into(),
         resolv_conf: "nameserver 10.99.0.1\n".into(),

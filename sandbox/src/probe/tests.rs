@@ -23,7 +23,6 @@ fn config(folder: &Path) -> Config {
             initramfs: file("initramfs", 0o644),
             disk_template: file("disk", 0o644),
             kernel_args: String::new(),
-            memory_max_mib: 2048,
             boot_timeout: Duration::from_secs(1),
         },
         cni: CniConfig { bin_dirs: vec![], conf_dir: folder.into(), plugin_timeout: Duration::from_secs(1) },

@@ -9,6 +9,7 @@
 //! boot sink DIR ID FILE      gives container ID a log file
 //! boot connect DIR PORT      joins standard input and output to a port of the guest's
 //! boot memory DIR MIB        asks the guest to have MIB plugged
+//! boot vcpus DIR COUNT       makes vCPUs up to COUNT; VCPUS_MAX=N in the environment of `run` says how many there can be
 //! boot kill DIR
 //! ```
 
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
         ["console", dir] => ask(Path::new(dir), &Request::Console, None),
         ["status", dir] => ask(Path::new(dir), &Request::Status, None),
         ["memory", dir, mib] => ask(Path::new(dir), &Request::Memory { plugged_mib: mib.parse().unwrap_or(0) }, None),
+        ["vcpus", dir, count] => ask(Path::new(dir), &Request::Vcpus { count: count.parse().unwrap_or(0) }, None),
         ["kill", dir] => ask(Path::new(dir), &Request::Kill, None),
         ["sink", dir, id, file] => sink(Path::new(dir), id, file),
         ["connect", dir, port] => connect(Path::new(dir), port),
@@ -68,6 +70,7 @@ fn run(dir: &Path, monitor: &str, files: [&str; 4], rest: &[&str]) -> Result<()>
         api_version: API_VERSION,
         name: "boot".into(),
         vcpus: rest.first().map_or(Ok(1), |text| text.parse())?,
+        vcpus_max: std::env::var("VCPUS_MAX").map_or(Ok(0), |text| text.parse())?,
         memory_mib: rest.get(1).map_or(Ok(256), |text| text.parse())?,
         hotplug_mib: 1024,
         kernel_fd: read(kernel)?,

@@ -15,6 +15,8 @@ use crate::devices::virtio::mem::Mem;
 use crate::devices::virtio::vsock::Vsock;
 use crate::ending::Ending;
 use crate::event_loop::{EventFlags, EventHandler, Flow, Poller, lock};
+use crate::kvm::RunningVcpus;
+use crate::report;
 use crate::timeline::Timeline;
 
 const LISTENER: u32 = 0;
@@ -42,6 +44,8 @@ pub(crate) struct Parts {
     pub(crate) vsock: Arc<Mutex<Vsock>>,
     /// Memory that comes and goes.
     pub(crate) mem: Option<Arc<Mutex<Mem>>>,
+    /// vCPUs that come; absent when there is but one.
+    pub(crate) vcpus: Option<Arc<Mutex<RunningVcpus>>>,
 }
 
 struct Connection {
@@ -113,6 +117,7 @@ impl Control {
             Request::Status => (Reply::Status(self.status()), false),
             Request::Console => (Reply::Console { text: lock(&self.parts.serial).tail(CONSOLE_LIMIT) }, false),
             Request::Memory { plugged_mib } => (self.plug(plugged_mib), false),
+            Request::Vcpus { count } => (self.make_vcpus(count), false),
             Request::Sink(request) => match lock(&self.parts.vsock).sink_request(&request, fd) {
                 Ok(()) => (Reply::Done, false),
                 Err(error) => (refused(error.to_string()), false),
@@ -129,6 +134,7 @@ impl Control {
             queue_kicks: QUEUE_KICKS.get(),
             interrupts: INTERRUPTS.get(),
             memory: self.memory(),
+            vcpus: self.parts.vcpus.as_ref().map(|vcpus| lock(vcpus).count()),
         }
     }
 
@@ -157,6 +163,16 @@ impl Control {
         match lock(mem).request(u64::from(mib) << 20) {
             Ok(()) => Reply::Done,
             Err(error) => refused(error),
+        }
+    }
+
+    fn make_vcpus(&self, count: u8) -> Reply {
+        let Some(vcpus) = &self.parts.vcpus else {
+            return refused("this VM keeps the vCPU that it started with".into());
+        };
+        match lock(vcpus).make(count) {
+            Ok(()) => Reply::Done,
+            Err(error) => refused(report::chain(&error)),
         }
     }
 

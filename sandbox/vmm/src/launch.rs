@@ -6,9 +6,8 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{FromRawFd, OwnedFd};
 
-use cofferdam_proto::monitor::{API_VERSION, LaunchConfig};
+use cofferdam_proto::monitor::{API_VERSION, LaunchConfig, MAX_VCPUS};
 
-use crate::kvm::MAX_VCPUS;
 use crate::memory::{MAX_MEMORY_MIB, MIN_MEMORY_MIB};
 
 /// Longest configuration, bytes.
@@ -63,8 +62,10 @@ pub(crate) enum LaunchError {
 pub(crate) struct Settings {
     /// Name of the pod, for log lines.
     pub(crate) name: String,
-    /// Number of vCPUs.
+    /// vCPUs at the start.
     pub(crate) vcpus: u8,
+    /// vCPUs that the guest can have later, at least those of the start.
+    pub(crate) vcpus_max: u8,
     /// Guest memory.
     pub(crate) memory_mib: u32,
     /// What can be plugged later.
@@ -123,6 +124,7 @@ impl Launch {
             return Err(LaunchError::Version(config.api_version));
         }
         bounds("vcpus", u32::from(config.vcpus), 1, u32::from(MAX_VCPUS))?;
+        bounds("vcpus_max", u32::from(config.vcpus_max), 0, u32::from(MAX_VCPUS))?;
         bounds("memory_mib", config.memory_mib, MIN_MEMORY_MIB, MAX_MEMORY_MIB)?;
         bounds("hotplug_mib", config.hotplug_mib, 0, MAX_MEMORY_MIB)?;
         bounds("hotplug_mib modulo 2", config.hotplug_mib % 2, 0, 0)?;
@@ -143,6 +145,7 @@ impl Launch {
         let settings = Settings {
             name: config.name.clone(),
             vcpus: config.vcpus,
+            vcpus_max: config.vcpus_max.max(config.vcpus),
             memory_mib: config.memory_mib,
             hotplug_mib: config.hotplug_mib,
             cmdline: config.cmdline.clone(),
@@ -186,6 +189,7 @@ mod tests {
             api_version: API_VERSION,
             name: "test".into(),
             vcpus: 2,
+            vcpus_max: 4,
             memory_mib: 64,
             hotplug_mib: 128,
             kernel_fd: loose(),
@@ -213,8 +217,18 @@ mod tests {
         let (settings, handed) = launch(&LaunchConfig { tap_fd: Some(loose()), ..config() }).ok().unwrap();
         assert_eq!((settings.vcpus, settings.memory_mib, settings.cmdline.as_str()), (2, 64, "a=b"));
         assert!(handed.tap.is_some());
+        assert_eq!(settings.vcpus_max, 4);
         let flags = rustix::io::fcntl_getfd(&handed.disk).unwrap();
         assert!(flags.contains(rustix::io::FdFlags::CLOEXEC));
+    }
+
+    /// Launchers that know of no later ones say 0.
+    #[test]
+    fn a_guest_can_have_what_it_starts_with() {
+        for vcpus_max in [0, 1] {
+            let (settings, _) = launch(&LaunchConfig { vcpus_max, ..config() }).ok().unwrap();
+            assert_eq!((settings.vcpus, settings.vcpus_max), (2, 2));
+        }
     }
 
     #[test]
@@ -224,6 +238,7 @@ mod tests {
             (LaunchConfig { api_version: 9, ..config() }, "version 9"),
             (LaunchConfig { vcpus: 0, ..config() }, "vcpus must be between 1 and 32, not 0"),
             (LaunchConfig { vcpus: 33, ..config() }, "not 33"),
+            (LaunchConfig { vcpus_max: 33, ..config() }, "vcpus_max must be between 0 and 32, not 33"),
             (LaunchConfig { memory_mib: 31, ..config() }, "memory_mib must be between 32"),
             (LaunchConfig { cmdline: "a\nb".into(), ..config() }, "printable"),
             (LaunchConfig { kvm_fd: 1, ..config() }, "descriptor 1 for /dev/kvm"),

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
-use cofferdam_proto::monitor::ExitReason;
+use cofferdam_proto::monitor::{ExitReason, Vcpus};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -22,7 +22,7 @@ use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::vsock::Vsock;
 use crate::ending::{End, EndWatcher, Ending};
 use crate::event_loop::{EventHandler, EventLoop, lock};
-use crate::kvm::{KvmError, Machine, Vcpu, VcpuThread};
+use crate::kvm::{KvmError, Machine, RunningVcpus, Vcpu};
 use crate::launch::{Handed, Settings};
 use crate::memory;
 use crate::timeline::Timeline;
@@ -61,22 +61,19 @@ fn step(step: &'static str) -> impl Fn(io::Error) -> VmError {
 
 /// Everything is there, and nothing ran yet.
 pub(crate) struct Prepared {
-    vcpus: Vec<Vcpu>,
+    first: Vec<Vcpu>,
     parts: Parts,
 }
 
 /// The vCPUs run.
 pub(crate) struct Running {
-    vcpus: Vec<VcpuThread>,
     parts: Parts,
 }
 
 /// What both phases have.
 struct Parts {
-    /// Keeps the VM while vCPUs exist.
-    _machine: Machine,
+    vcpus: Arc<Mutex<RunningVcpus>>,
     events: EventLoop,
-    bus: Arc<Bus>,
     serial: Arc<Mutex<SerialPort>>,
     ending: Arc<Ending>,
     timeline: Arc<Timeline>,
@@ -164,43 +161,40 @@ impl Prepared {
         }
 
         let slots: Vec<Slot> = transports.iter().map(Transport::slot).collect();
-        let cmdline = boot::cmdline(&slots, &settings.cmdline);
-        let entry = boot::load(&ram, kernel, initrd, &cmdline, settings.vcpus)?;
+        let count = Vcpus { made: settings.vcpus, most: settings.vcpus_max };
+        let cmdline = boot::cmdline(&slots, count, &settings.cmdline);
+        let entry = boot::load(&ram, kernel, initrd, &cmdline, count.most)?;
         timeline.mark(&timeline.kernel_loaded);
-        let vcpus = machine.vcpus(settings.vcpus, entry, &memory)?;
+        let maker = machine.maker(count.most, entry, memory)?;
+        let first = (0..count.made).map(|id| maker.make(id)).collect::<Result<_, _>>()?;
+        let bus = Bus::new(transports, serial.clone(), ending.clone(), timeline.clone(), agent_listens);
+        let vcpus = RunningVcpus::new(maker, Arc::new(bus), ending.clone());
+        let vcpus = Arc::new(Mutex::new(vcpus.map_err(step("install the vCPUs' signal"))?));
 
-        let control = Control::new(
-            control,
-            control::Parts { serial: serial.clone(), vsock, mem },
-            timeline.clone(),
-            ending.clone(),
-        )
-        .map_err(step("serve the control socket"))?;
+        let later = (count.most > 1).then(|| vcpus.clone());
+        let parts = control::Parts { serial: serial.clone(), vsock, mem, vcpus: later };
+        let control =
+            Control::new(control, parts, timeline.clone(), ending.clone()).map_err(step("serve the control socket"))?;
         for handler in [
             Arc::new(Mutex::new(control)) as Arc<Mutex<dyn EventHandler>>,
             Arc::new(Mutex::new(EndWatcher(ending.clone()))),
         ] {
             events.add(handler).map_err(step("fill the event loop"))?;
         }
-        let bus = Arc::new(Bus::new(transports, serial.clone(), ending.clone(), timeline.clone(), agent_listens));
-        let parts = Parts { _machine: machine, events, bus, serial, ending, timeline };
-        Ok(Self { vcpus, parts })
+        Ok(Self { first, parts: Parts { vcpus, events, serial, ending, timeline } })
     }
 
     /// Lets the vCPUs run.
     pub(crate) fn start(self) -> Result<Running, VmError> {
-        let Self { vcpus, parts } = self;
-        VcpuThread::prepare().map_err(step("install the vCPUs' signal"))?;
+        let Self { first, parts } = self;
         parts.timeline.mark(&parts.timeline.vcpu_started);
-        let mut running = Running { vcpus: Vec::with_capacity(vcpus.len()), parts };
-        for vcpu in vcpus {
-            match VcpuThread::start(vcpu, running.parts.bus.clone(), running.parts.ending.clone()) {
-                Ok(thread) => running.vcpus.push(thread),
-                Err(error) => {
-                    running.parts.ending.finish(ExitReason::MonitorError, "a vCPU's thread did not start");
-                    running.stop();
-                    return Err(step("start a vCPU's thread")(error));
-                }
+        let running = Running { parts };
+        for vcpu in first {
+            let started = lock(&running.parts.vcpus).run(vcpu);
+            if let Err(error) = started {
+                running.parts.ending.finish(ExitReason::MonitorError, "a vCPU's thread did not start");
+                running.stop();
+                return Err(step("start a vCPU's thread")(error));
             }
         }
         Ok(running)
@@ -230,8 +224,6 @@ impl Running {
 
     /// Brings all vCPUs out of the guest, then lets the devices finish what they began.
     fn stop(self) {
-        self.vcpus.iter().for_each(VcpuThread::kick);
-        self.vcpus.into_iter().for_each(VcpuThread::join);
-        self.parts.bus.shut_down();
+        lock(&self.parts.vcpus).stop();
     }
 }

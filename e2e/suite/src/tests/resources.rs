@@ -56,12 +56,18 @@ fn update_container(handler: &'static str) -> Outcome {
     crictl.remove_pod(&id)
 }
 
-/// Sets the memory limit of all of a pod, as the kubelet does before it changes the pod's cgroup.
-fn resize(pod: &str, mib: i64) -> Outcome<Result<(), tonic::Status>> {
+/// Sets the limits of all of a pod, as the kubelet does before it changes the pod's cgroup: memory, and as much of each 100 ms of CPU.
+/// Zero leaves a limit as it is.
+fn resize(pod: &str, mib: i64, cpu_quota: i64) -> Outcome<Result<(), tonic::Status>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().doing("start tokio")?;
     runtime.block_on(async {
         let mut client = Client::connect("cofferdam", crictl::SOCKET).await?;
-        let resources = cri::LinuxContainerResources { memory_limit_in_bytes: mib * MIB, ..Default::default() };
+        let resources = cri::LinuxContainerResources {
+            memory_limit_in_bytes: mib * MIB,
+            cpu_quota,
+            cpu_period: 100_000,
+            ..Default::default()
+        };
         let request = cri::UpdatePodSandboxResourcesRequest {
             pod_sandbox_id: pod.into(),
             resources: Some(resources),
@@ -71,40 +77,100 @@ fn resize(pod: &str, mib: i64) -> Outcome<Result<(), tonic::Status>> {
     })
 }
 
-fn resized(pod: &str, mib: i64) -> Outcome {
-    resize(pod, mib)?.map_err(|s| Failure(format!("UpdatePodSandboxResources to {mib} MiB: {}", s.message())))
+fn resized(pod: &str, mib: i64, cpu_quota: i64) -> Outcome {
+    let done = resize(pod, mib, cpu_quota)?;
+    done.map_err(|s| Failure(format!("UpdatePodSandboxResources to {mib} MiB, {cpu_quota} us: {}", s.message())))
+}
+
+/// The resize must fail with a message that names the key.
+fn not_resized(pod: &str, mib: i64, cpu_quota: i64, key: &str) -> Outcome {
+    let message = resize(pod, mib, cpu_quota)?.err().map(|s| s.message().to_owned()).unwrap_or_default();
+    ensure!(message.contains(key), "{mib} MiB, {cpu_quota} us should be refused with {key}: {message:?}");
+    Ok(())
+}
+
+/// What a container sees of its machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Machine {
+    mib: i64,
+    /// By nproc, by /proc/cpuinfo, and those that its first process, which was there before, may use.
+    vcpus: [String; 3],
+}
+
+impl Machine {
+    fn seen(crictl: &Crictl, container: &str) -> Outcome<Self> {
+        let script = "awk '/MemTotal/ {print $2}' /proc/meminfo; nproc; grep -c ^processor /proc/cpuinfo; \
+            awk '/Cpus_allowed_list/ {print $2}' /proc/$(pgrep -o -x sleep)/status";
+        let text = crictl.run(&["exec", "--sync", container, "sh", "-c", script])?;
+        let words: Vec<&str> = text.split_whitespace().collect();
+        let [kib, vcpus @ ..] = &words[..] else { return Err("the container said nothing".into()) };
+        let mib = kib.parse::<i64>().doing(&format!("read {text:?}"))? / 1024;
+        let vcpus = vcpus.iter().map(|w| (*w).to_owned()).collect::<Vec<_>>();
+        Ok(Self { mib, vcpus: vcpus.try_into().map_err(|v| Failure(format!("the container said {v:?}")))? })
+    }
+
+    fn has(&self, vcpus: u8) -> Outcome {
+        let wanted = if vcpus == 1 { ["1", "1", "0"] } else { ["2", "2", "0-1"] };
+        ensure!(self.vcpus == wanted, "a guest of {vcpus} vCPUs shows {:?}", self.vcpus);
+        Ok(())
+    }
 }
 
 fn grow_and_shrink(handler: &'static str) -> Outcome {
     let crictl = Crictl::default();
     let pod = Pod::new("resize");
     let id = crictl.run_pod(handler, &pod)?;
-    let container = crictl.run_container(&id, &pod, &Container::shell("resize", "exec sleep 100000"))?;
-    let total = || {
-        let text =
-            crictl.run(&["exec", "--sync", &container, "sh", "-c", "awk '/MemTotal/ {print $2}' /proc/meminfo"])?;
-        Ok::<i64, Failure>(text.parse::<i64>().doing(&format!("read {text:?} as MemTotal"))? / 1024)
-    };
-    let before = total()?;
-    resized(&id, 512)?;
-    let grown = total()?;
+    let resources = json!({"cpu_quota": 150_000, "cpu_period": 100_000});
+    let container = Container::shell("resize", "exec sleep 100000").with("linux", json!({"resources": resources}));
+    let container = crictl.run_container(&id, &pod, &container)?;
+    let seen = || Machine::seen(&crictl, &container);
+    let before = seen()?;
+    resized(&id, 512, 200_000)?;
+    let grown = seen()?;
     if handler == "host" {
-        ensure!(grown == before, "the node's memory changed from {before} to {grown} MiB");
+        ensure!(grown == before, "the node changed from {before:?} to {grown:?}");
         return crictl.remove_pod(&id);
     }
+    before.has(1)?;
+    grown.has(2)?;
     // 256 MiB more, of which the kernel keeps some to describe them.
-    ensure!((236..=257).contains(&(grown - before)), "MemTotal was {before} MiB and is {grown} MiB");
+    ensure!((236..=257).contains(&(grown.mib - before.mib)), "{before:?} became {grown:?}");
     // Memory that the guest can use: more than it started with.
     crictl.run(&["exec", "--sync", &container, "dd", "if=/dev/zero", "of=/dev/null", "bs=320M", "count=1"])?;
+    let quota = cgroup(&crictl, &container)?;
+    ensure!(quota == "max 150000 100000", "the container's own limits are {quota}");
     daemon::kill_and_restart()?;
-    ensure!(total()? == grown, "the guest has other memory after a restart of the daemon");
-    let refused = resize(&id, 1 << 30 >> 10)?;
-    let message = refused.err().map(|s| s.message().to_owned()).unwrap_or_default();
-    ensure!(message.contains("memory_max_mib"), "1 TiB should be refused with what to do: {message:?}");
-    ensure!(total()? == grown, "a refused growth changed the guest");
-    resized(&id, 256)?;
-    let shrunk = total()?;
-    ensure!(shrunk - before < 16, "MemTotal was {before} MiB, then {grown} MiB, and is {shrunk} MiB after it shrank");
+    ensure!(seen()? == grown, "the guest is another one after a restart of the daemon: {:?}", seen()?);
+    // One of the two that cannot be had keeps the other from changing.
+    not_resized(&id, 1 << 30 >> 10, 100_000, "vm.memory_max_mib")?;
+    ensure!(seen()? == grown, "a refused growth changed the guest: {:?}", seen()?);
+    resized(&id, 0, 100_000)?;
+    let slower = seen()?;
+    slower.has(1)?;
+    ensure!(slower.mib == grown.mib, "vCPUs that went took memory with them: {slower:?}");
+    resized(&id, 256, 200_000)?;
+    let shrunk = seen()?;
+    shrunk.has(2)?;
+    ensure!(shrunk.mib - before.mib < 16, "{before:?}, then {grown:?}, is {shrunk:?} after it shrank");
+    crictl.remove_pod(&id)?;
+    daemon::with_settings("[vm]\nvcpus_max = 1\n", bounded_vcpus)
+}
+
+/// A pod of a node where guests keep their one vCPU.
+fn bounded_vcpus() -> Outcome {
+    let crictl = Crictl::default();
+    let pod = Pod::new("bounded");
+    let id = crictl.run_pod("vm", &pod)?;
+    let container = crictl.run_container(&id, &pod, &Container::shell("bounded", "exec sleep 100000"))?;
+    let before = Machine::seen(&crictl, &container)?;
+    before.has(1)?;
+    for when in ["at first", "after the daemon's restart"] {
+        not_resized(&id, 512, 200_000, "vm.vcpus_max")?;
+        let now = Machine::seen(&crictl, &container)?;
+        ensure!(now == before, "{when}: a refused growth changed {before:?} to {now:?}");
+        daemon::kill_and_restart()?;
+    }
+    resized(&id, 512, 100_000)?;
     crictl.remove_pod(&id)
 }
 

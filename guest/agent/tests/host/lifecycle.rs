@@ -15,6 +15,8 @@ async fn phases_and_their_errors() {
     let mut pod = Pod::start().await;
     let start = |id: &str| StartContainerRequest { id: id.into() };
     assert_eq!(pod.client.start_container(start("none")).await.unwrap_err().code(), Code::NotFound);
+    let resized = pod.client.resize_guest(ResizeGuestRequest { vcpus: 1 }).await;
+    assert_eq!(resized.unwrap_err().code(), Code::FailedPrecondition, "the node's processors are not the pod's");
 
     let created = pod.client.create_container(pod.shell("a", "exec sleep 100000")).await.unwrap().into_inner();
     assert_eq!(created.user.unwrap().groups, [0]);

@@ -1,5 +1,7 @@
 //! The kernel command line.
 
+use cofferdam_proto::monitor::Vcpus;
+
 use crate::devices::virtio::mmio::Slot;
 
 /// Linux's COMMAND_LINE_SIZE, without the terminating zero.
@@ -19,8 +21,13 @@ const BASE: &str = "console=ttyS0 quiet panic=-1 reboot=k acpi=off tsc=reliable 
     memhp_default_state=online memory_hotplug.online_policy=auto-movable";
 
 /// The whole command line; `more` is the launcher's part and comes last, so that it may override.
-pub(crate) fn cmdline(slots: &[Slot], more: &str) -> String {
+///
+/// The MP table tells of all `vcpus` that can come, of which the kernel brings up those that are there.
+pub(crate) fn cmdline(slots: &[Slot], vcpus: Vcpus, more: &str) -> String {
     let mut line = BASE.to_owned();
+    if vcpus.made < vcpus.most {
+        line.push_str(&format!(" maxcpus={}", vcpus.made));
+    }
     for slot in slots {
         line.push_str(&format!(" virtio_mmio.device=4K@{:#x}:{}", slot.address, slot.irq));
     }
@@ -37,9 +44,16 @@ mod tests {
 
     #[test]
     fn devices_come_in_order_and_the_launcher_last() {
-        let line = cmdline(&[Slot::new(0).unwrap(), Slot::new(1).unwrap()], "a=b c");
+        let line = cmdline(&[Slot::new(0).unwrap(), Slot::new(1).unwrap()], Vcpus { most: 2, made: 2 }, "a=b c");
         assert!(line.starts_with("console=ttyS0 "));
         assert!(line.ends_with(" virtio_mmio.device=4K@0xd0000000:5 virtio_mmio.device=4K@0xd0001000:6 a=b c"));
         assert!(!line.contains("  "), "a continued line leaves no double blanks");
+        assert!(!line.contains("maxcpus"));
+    }
+
+    #[test]
+    fn the_kernel_brings_up_those_that_are_there() {
+        let line = cmdline(&[], Vcpus { most: 8, made: 3 }, "maxcpus=1");
+        assert!(line.ends_with(" maxcpus=3 maxcpus=1"), "{line}");
     }
 }

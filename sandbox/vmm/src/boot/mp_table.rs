@@ -26,7 +26,8 @@ const INTERRUPT_INT: u8 = 0;
 const INTERRUPT_NMI: u8 = 1;
 const INTERRUPT_EXTINT: u8 = 3;
 
-/// Writes the table for `vcpus` processors, whose APIC ids are 0, 1, ...
+/// Writes the table for `vcpus` processors, whose APIC ids are 0, 1, ...: also of those that come later, since it is read once. They are told
+/// as enabled, or Linux would take them for ones that are never there.
 pub(crate) fn write(memory: &GuestMemoryMmap, vcpus: u8) -> io::Result<()> {
     let bytes = build(vcpus);
     if bytes.len() > MP_TABLE_SPACE {
@@ -111,10 +112,12 @@ mod tests {
     }
 
     #[test]
-    fn exactly_one_processor_boots() {
+    fn one_processor_boots_and_all_can_be_used() {
         let table = &build(32)[FLOATING_POINTER + HEADER..];
-        let flags: Vec<u8> = table.chunks(20).take(32).map(|entry| entry[3]).collect();
+        let (ids, flags): (Vec<u8>, Vec<u8>) = table.chunks(20).take(32).map(|entry| (entry[1], entry[3])).unzip();
         assert_eq!(flags.iter().filter(|flags| **flags & 2 != 0).count(), 1);
         assert_eq!(flags[0], 3);
+        assert!(flags.iter().all(|flags| flags & 1 == 1));
+        assert!(ids.into_iter().eq(0..32));
     }
 }

@@ -28,9 +28,8 @@ impl Bench {
         let timeline = Arc::new(Timeline::new());
         let vsock = Vsock::new(3, seqpacket(), Arc::new(EventFd::new(EFD_NONBLOCK).unwrap())).unwrap();
         let vsock = Arc::new(Mutex::new(vsock));
-        let control =
-            Control::new(listener, Parts { serial: serial.clone(), vsock, mem: None }, timeline, ending.clone())
-                .unwrap();
+        let parts = Parts { serial: serial.clone(), vsock, mem: None, vcpus: None };
+        let control = Control::new(listener, parts, timeline, ending.clone()).unwrap();
         events.add(Arc::new(Mutex::new(control))).unwrap();
         events.add(Arc::new(Mutex::new(EndWatcher(ending.clone())))).unwrap();
         let thread = Some(std::thread::spawn(move || events.run().unwrap()));
@@ -74,6 +73,17 @@ fn a_hello_opens_the_connection() {
     let greeted = bench.greeted();
     assert!(matches!(ask(&greeted, &Request::Status), Reply::Status(_)));
     assert_eq!(bench.ending.end(), None);
+}
+
+#[test]
+fn a_vm_of_fixed_size_keeps_it() {
+    let bench = Bench::new("fixed");
+    let socket = bench.greeted();
+    for request in [Request::Vcpus { count: 1 }, Request::Memory { plugged_mib: 2 }] {
+        assert!(matches!(ask(&socket, &request), Reply::Error { message } if message.contains("started with")));
+    }
+    let Reply::Status(status) = ask(&socket, &Request::Status) else { panic!("no status") };
+    assert_eq!((status.vcpus, status.memory), (None, None));
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod cpuid;
 mod state;
 mod thread;
 mod vcpu;
+mod vcpus;
 
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 
@@ -15,16 +16,15 @@ use kvm_bindings::{KVM_CAP_HALT_POLL, KVM_CAP_PMU_CAPABILITY, KVM_PMU_CAP_DISABL
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VmFd};
 use vm_memory::{GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
 
-pub(crate) use thread::VcpuThread;
 pub(crate) use vcpu::Vcpu;
+use vcpus::Maker;
+pub(crate) use vcpus::RunningVcpus;
 
 use crate::boot::Entry;
 use crate::devices::serial::{self, SerialPort};
 use crate::devices::virtio::mmio::{QUEUE_NOTIFY, Transport};
 use crate::memory;
 
-/// Most vCPUs of a VM.
-pub(crate) const MAX_VCPUS: u8 = 32;
 /// The only version of KVM's API.
 const API_VERSION: i32 = 12;
 
@@ -93,10 +93,9 @@ impl Machine {
         self.vm.register_irqfd(serial.irqfd(), serial::IRQ).map_err(step("bind the serial port's interrupt"))
     }
 
-    /// Makes all vCPUs; the first starts at `entry`, the others wait for it to wake them.
-    pub(crate) fn vcpus(&self, count: u8, entry: Entry, memory: &GuestMemoryMmap) -> Result<Vec<Vcpu>, KvmError> {
-        let cpuid = cpuid::supported(&self.kvm)?;
-        (0..count).map(|id| Vcpu::new(&self.vm, id, cpuid::for_vcpu(&cpuid, id, count), entry, memory)).collect()
+    /// What makes its vCPUs, of which there will be at most `most`; the first starts at `entry`.
+    pub(crate) fn maker(self, most: u8, entry: Entry, memory: GuestMemoryMmap) -> Result<Maker, KvmError> {
+        Maker::new(self, most, entry, memory)
     }
 }
 

@@ -1,0 +1,108 @@
+//! All vCPUs of a VM: those that its guest starts with, and those that are made when it is to get more.
+//!
+//! A vCPU that nobody asked for does not exist: it has no thread, costs no memory, and a guest cannot wake it. One that was made and
+//! that the guest did not wake, or took offline, sleeps in KVM.
+
+use std::io;
+use std::sync::Arc;
+
+use cofferdam_proto::monitor;
+use kvm_bindings::CpuId;
+use vm_memory::GuestMemoryMmap;
+
+use super::thread::VcpuThread;
+use super::{KvmError, Machine, Vcpu, cpuid};
+use crate::boot::Entry;
+use crate::bus::Bus;
+use crate::ending::Ending;
+
+/// Makes the vCPUs of one VM. Keeps the VM.
+pub(crate) struct Maker {
+    machine: Machine,
+    cpuid: CpuId,
+    most: u8,
+    entry: Entry,
+    memory: GuestMemoryMmap,
+}
+
+impl Maker {
+    pub(super) fn new(machine: Machine, most: u8, entry: Entry, memory: GuestMemoryMmap) -> Result<Self, KvmError> {
+        let cpuid = cpuid::supported(&machine.kvm)?;
+        Ok(Self { machine, cpuid, most, entry, memory })
+    }
+
+    /// Makes vCPU `id`, which does not run yet. All but the first wait for the guest to wake them.
+    pub(crate) fn make(&self, id: u8) -> Result<Vcpu, KvmError> {
+        let cpuid = cpuid::for_vcpu(&self.cpuid, id, self.most);
+        Vcpu::new(&self.machine.vm, id, cpuid, self.entry, &self.memory)
+    }
+}
+
+/// Why there is no further vCPU.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum VcpusError {
+    /// More than the guest was told of.
+    #[error("the guest can have {most} vCPUs at most, not {count}")]
+    TooMany {
+        /// Asked for.
+        count: u8,
+        /// The bound.
+        most: u8,
+    },
+    /// KVM refused.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// The node refused.
+    #[error("cannot start a vCPU's thread")]
+    Thread(#[source] io::Error),
+}
+
+/// The vCPUs that were let run.
+pub(crate) struct RunningVcpus {
+    maker: Maker,
+    bus: Arc<Bus>,
+    ending: Arc<Ending>,
+    threads: Vec<VcpuThread>,
+}
+
+impl RunningVcpus {
+    /// None yet; [`VcpuThread::prepare`] is done here.
+    pub(crate) fn new(maker: Maker, bus: Arc<Bus>, ending: Arc<Ending>) -> io::Result<Self> {
+        VcpuThread::prepare()?;
+        Ok(Self { maker, bus, ending, threads: Vec::new() })
+    }
+
+    /// Lets `vcpu` run, the next one by number.
+    pub(crate) fn run(&mut self, vcpu: Vcpu) -> io::Result<()> {
+        self.threads.push(VcpuThread::start(vcpu, self.bus.clone(), self.ending.clone())?);
+        Ok(())
+    }
+
+    /// How many there are, and can be.
+    pub(crate) fn count(&self) -> monitor::Vcpus {
+        monitor::Vcpus { most: self.maker.most, made: u8::try_from(self.threads.len()).unwrap_or(u8::MAX) }
+    }
+
+    /// Makes those that are missing to `count`, and lets them wait for the guest. What was made before a failure stays.
+    pub(crate) fn make(&mut self, count: u8) -> Result<(), VcpusError> {
+        let monitor::Vcpus { most, made } = self.count();
+        if count > most {
+            return Err(VcpusError::TooMany { count, most });
+        }
+        for id in made..count {
+            let vcpu = self.maker.make(id)?;
+            self.run(vcpu).map_err(VcpusError::Thread)?;
+        }
+        Ok(())
+    }
+
+    /// Brings all of them out of the guest, for good, then lets the devices finish what they began. The VM's end must be told before.
+    pub(crate) fn stop(&mut self) {
+        self.threads.iter().for_each(VcpuThread::kick);
+        self.threads.drain(..).for_each(VcpuThread::join);
+        self.bus.shut_down();
+    }
+}
+
+#[cfg(test)]
+mod tests;
