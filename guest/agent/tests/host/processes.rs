@@ -51,7 +51,8 @@ async fn execs() {
         assert!(status.message().contains(words) && status.message().contains(args[0]), "{status}");
     }
     // What is left in the background does not hold the call, and lives on.
-    let done = pod.exec(sh("a", "sleep 4243 & echo started"), None).await.unwrap();
+    let started = "sleep 4243 & until ps -o args | grep -q '^sleep 4243'; do :; done; echo started";
+    let done = pod.exec(sh("a", started), None).await.unwrap();
     assert_eq!(done.stdout, "started\n");
     let done = pod.exec(sh("a", "ps -o args | grep -c '^sleep 4243'"), None).await.unwrap();
     assert_eq!(done.stdout.trim(), "1");
