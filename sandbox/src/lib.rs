@@ -33,6 +33,7 @@ mod teardown;
 mod testing;
 mod usage;
 mod users;
+mod watches;
 
 pub use error::SandboxError;
 pub use pod::{End, Pod};
@@ -42,3 +43,4 @@ pub use spec::{
     CniConfig, Config, Kind, NetworkSpec, NetworkStatus, PodSpec, PortMapping, Protocol, UserRange, VmConfig, VmSize,
 };
 pub use usage::{InterfaceUsage, PodUsage, Traffic};
+pub use watches::{Watch, Watches};

@@ -20,6 +20,7 @@ use crate::runtime::{Shared, Timeline};
 use crate::share::{Access, Exported};
 use crate::spec::{Kind, NetworkStatus, PodSpec, VmSize};
 use crate::usage::{self, PodUsage};
+use crate::watches::Watches;
 use crate::{connect, share, teardown, users};
 
 /// How long a pod may take to end by itself when it is asked to, before it is killed.
@@ -75,15 +76,15 @@ pub(crate) struct Watched {
 
 impl Watched {
     /// Watches a started process from now on, whoever holds the pod.
-    pub(crate) fn new(started: Started, dirs: &Dirs, kind: Kind) -> Self {
+    pub(crate) fn new(started: Started, dirs: &Dirs, kind: Kind, watches: &Watches) -> Self {
         let (sender, ended) = watch::channel(None);
-        let dirs = dirs.clone();
+        let (dirs, watches) = (dirs.clone(), watches.clone());
         let pid = started.record.pid;
         tokio::spawn(async move {
             let stderr = dirs.stderr();
             tokio::select! {
                 () = process::wait(started.pidfd) => {}
-                () = process::keep_short(&stderr) => {}
+                () = process::keep_short(&stderr, &watches) => {}
             }
             let end = End::read(&dirs, kind);
             tracing::debug!(pod = %dirs.run.display(), clean = end.clean, detail = %end.detail, "pod ended");

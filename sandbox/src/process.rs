@@ -19,6 +19,7 @@ use tokio::io::unix::AsyncFd;
 
 use crate::dirs::ProcessRecord;
 use crate::error::{Doing, SandboxError};
+use crate::watches::Watches;
 
 /// How the kernel should rate the process when memory is short: as any other. (The daemon's own score must not be inherited.)
 const OOM_SCORE_ADJ: &[u8] = b"0";
@@ -175,30 +176,24 @@ fn reap(pidfd: BorrowedFd<'_>) {
 }
 
 /// Keeps the file with a process's standard error short, for ever: a guest may make its monitor complain as often as it likes.
-pub(crate) async fn keep_short(stderr: &Path) {
-    if let Err(error) = watch_size(stderr).await {
+pub(crate) async fn keep_short(stderr: &Path, watches: &Watches) {
+    if let Err(error) = cut(stderr, watches).await {
         tracing::warn!(file = %stderr.display(), %error, "cannot keep a pod's standard error short");
     }
     std::future::pending().await
 }
 
-async fn watch_size(stderr: &Path) -> io::Result<()> {
-    let inotify = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
-    inotify::add_watch(&inotify, stderr, inotify::WatchFlags::MODIFY)?;
-    // SAFETY: an OwnedFd is the same descriptor for all its life.
-    let inotify = unsafe { AsyncFd::register(inotify) }.map_err(io::Error::from)?;
+async fn cut(stderr: &Path, watches: &Watches) -> io::Result<()> {
+    let watch = watches.watch(stderr, inotify::WatchFlags::MODIFY)?;
     let file = File::options().write(true).open(stderr)?;
-    let mut events = [0; 4096];
-    loop {
-        let mut changed = inotify.readable().await?;
-        while rustix::io::read(inotify.get_ref(), &mut events).is_ok() {}
-        changed.clear_ready();
+    while watch.changed().await {
         if file.metadata()?.len() > MAX_STDERR {
             file.set_len(0)?; // the writer appends
         }
         // One look a second is enough, however much is written.
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
+    Ok(())
 }
 
 /// The last of what the process had to say, at most 2 KiB.

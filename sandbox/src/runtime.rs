@@ -15,6 +15,7 @@ use crate::pod::{End, Pod, Watched};
 use crate::process::{self, Started};
 use crate::sealed::Sealed;
 use crate::spec::{Config, Kind, PodSpec};
+use crate::watches::Watches;
 use crate::{connect, launch, probe, teardown, users};
 
 /// Launches pods and finds them again. Cheap to clone.
@@ -36,6 +37,7 @@ pub(crate) struct Shared {
     host_works: AtomicBool,
     /// Why pods cannot have users of their own.
     pub(crate) no_users: Option<String>,
+    pub(crate) watches: Watches,
 }
 
 impl Shared {
@@ -76,8 +78,9 @@ impl Runtime {
         connect::check_length(longest)?;
         let (locks, vm_works, host_works) = (Mutex::default(), AtomicBool::new(false), AtomicBool::new(false));
         let no_users = users::try_out(&config.state_dir).err();
-        let (networks, sealed) = (Networks::default(), Sealed::default());
-        Ok(Self { shared: Arc::new(Shared { config, locks, networks, sealed, vm_works, host_works, no_users }) })
+        let (networks, sealed, watches) = (Networks::default(), Sealed::default(), Watches::default());
+        let shared = Shared { config, locks, networks, sealed, vm_works, host_works, no_users, watches };
+        Ok(Self { shared: Arc::new(shared) })
     }
 
     /// Whether this node can run pods of `kind`; tried once, then remembered while the answer is yes.
@@ -91,6 +94,11 @@ impl Runtime {
             works.store(true, Ordering::Relaxed);
         }
         Ok(())
+    }
+
+    /// Watches files of the node.
+    pub fn watches(&self) -> &Watches {
+        &self.shared.watches
     }
 
     /// Why pods cannot have users of their own on this node, if so; tried once, when the daemon started.
@@ -149,7 +157,7 @@ impl Runtime {
             ));
         };
         let Some(pidfd) = process::find(process) else { return Ok(Adopted::Ended(End::read(&dirs, spec.kind))) };
-        let watched = Watched::new(Started { record: process, pidfd }, &dirs, spec.kind);
+        let watched = Watched::new(Started { record: process, pidfd }, &dirs, spec.kind, &shared.watches);
         let cgroup = PodCgroup::new(&shared.config, &spec.cgroup_parent, id)?.name().to_owned();
         let channel = connect::agent(&dirs, spec.kind);
         let parts = (ready.network, BTreeMap::new());

@@ -87,7 +87,7 @@ async fn standard_error_is_kept_short() {
     let mut writer = File::options().create(true).append(true).open(&path).unwrap();
     let keeping = tokio::spawn({
         let path = path.clone();
-        async move { keep_short(&path).await }
+        async move { keep_short(&path, &Watches::default()).await }
     });
     writer.write_all(b"short").unwrap();
     let big = vec![b'x'; 300 << 10];

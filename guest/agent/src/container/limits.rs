@@ -6,7 +6,8 @@ use cofferdam_proto::agent::Resources;
 
 use super::cgroup::Cgroup;
 use crate::error::{Doing, Error, Kind, Result};
-use crate::sys::write_knob;
+use crate::reaper::Reaper;
+use crate::sys::{self, write_knob};
 
 const MEMORY: &str = "memory.max";
 
@@ -22,18 +23,18 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Changes limits of a container that lives. Blocks.
+    /// Changes limits of a container that lives.
     ///
     /// # Errors
     /// As [`Cgroup::limit`], and when the new memory limit is less than what is used; the limits are then as before.
-    pub fn change_limits(&self, resources: &Resources) -> Result<()> {
+    pub async fn change_limits(&self, resources: &Resources, reaper: &Reaper) -> Result<()> {
         let mut wanted = self.all(resources)?;
         // The one that can kill comes last: whatever else is refused is refused before it.
         wanted.sort_by_key(|(knob, _)| knob == MEMORY);
         let mut before: Vec<(String, String)> = Vec::new();
         for (knob, value) in wanted {
             let old = self.read(&knob);
-            let changed = if knob == MEMORY { self.make_room(&value) } else { Ok(()) };
+            let changed = if knob == MEMORY { self.make_room(&value, reaper).await } else { Ok(()) };
             if let Err(error) = changed.and_then(|()| self.set(&knob, &value)) {
                 self.put_back(&before);
                 return Err(error);
@@ -52,7 +53,7 @@ impl Cgroup {
     }
 
     /// Sees to it that what is used fits below `limit`: the kernel would kill for the rest.
-    fn make_room(&self, limit: &str) -> Result<()> {
+    async fn make_room(&self, limit: &str, reaper: &Reaper) -> Result<()> {
         if limit == "max" {
             return Ok(());
         }
@@ -61,8 +62,11 @@ impl Cgroup {
         let used = || self.read("memory.current").parse().unwrap_or(0u64);
         let over = used().saturating_sub(limit);
         if over > 0 {
+            // Takes its time, so it is for a process of its own: this one has one thread, which serves all.
+            let reclaim = self.knob("memory.reclaim");
+            let child = sys::fork(0, None, || u8::from(write_knob(&reclaim, over.to_string()).is_err()));
             // Fails when it got less than all; what is used then decides. Kernels before 5.19 lack it.
-            let _ = write_knob(&self.knob("memory.reclaim"), over.to_string());
+            let _ = reaper.watch(child.doing("start a process")?.pid).await;
         }
         let used = used();
         if used > limit {
