@@ -23,6 +23,13 @@ pub const GUEST_EVENT_AGENT_STARTED: u8 = 2;
 /// One byte to [`GUEST_EVENT_PORT`]: the agent listens (for [`Milestones::agent_listening_us`]).
 pub const GUEST_EVENT_AGENT_LISTENING: u8 = 3;
 
+/// A folder of the share that is only told of by this name. In it is [`SHARE_NOTHING_LINK`], which may be renamed over any name of a
+/// volume, as often as one likes: nothing changes on the node, but the guest's kernel tells of the rename who watches the volume.
+pub const SHARE_NOTHING: &str = ".nothing";
+
+/// The name in [`SHARE_NOTHING`].
+pub const SHARE_NOTHING_LINK: &str = "link";
+
 /// Most vCPUs of a VM.
 pub const MAX_VCPUS: u8 = 32;
 

@@ -12,12 +12,13 @@ use fuse_backend_rs::api::filesystem::{
     ZeroCopyReader, ZeroCopyWriter,
 };
 use rustix::fs::{
-    AtFlags, FallocateFlags, FileType, Mode, OFlags, RawMode, RenameFlags, SeekFrom, Timespec, Timestamps,
+    AtFlags, FallocateFlags, FileType, Mode, OFlags, RawMode, RenameFlags, SeekFrom, StatxFlags, Timespec, Timestamps,
 };
+use rustix::io::Errno;
 
 use super::credentials::{ActingFor, WithoutSetid};
 use super::nodes::{Class, Node, check_name, status};
-use super::{Share, errno, sys, xattr};
+use super::{Share, errno, nothing, sys, xattr};
 use crate::event_loop::lock;
 
 /// What a guest may ask of an open file; `O_DIRECT` would want aligned guest memory, the rest is not the guest's to say.
@@ -59,7 +60,25 @@ impl Share {
 
     fn remove(&self, parent: u64, name: &CStr, flags: AtFlags) -> io::Result<()> {
         let parent = self.directory(parent, name)?;
-        Ok(rustix::fs::unlinkat(&parent.file, name, flags)?)
+        match rustix::fs::unlinkat(&parent.file, name, flags) {
+            // On a read-only mount the kernel does not look whether there is such a name. A guest that hears so forgets it.
+            Err(Errno::ROFS) if self.is_gone(&parent, name) => Err(errno(libc::ENOENT)),
+            other => Ok(other?),
+        }
+    }
+
+    fn is_gone(&self, parent: &Node, name: &CStr) -> bool {
+        let found = rustix::fs::statx(&parent.file, name, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::TYPE);
+        found.is_err_and(|error| error == Errno::NOENT)
+    }
+
+    /// A change to what it is already changes nothing, so it may be made where nothing may change: whoever watches the file in the
+    /// guest is told.
+    fn change_mode(&self, node: &Node, mode: Mode) -> io::Result<()> {
+        match rustix::fs::chmodat(&self.proc_fd, path(node), mode, AtFlags::empty()) {
+            Err(Errno::ROFS) if u32::from(status(&node.file)?.stx_mode) & 0o7777 == mode.as_raw_mode() => Ok(()),
+            other => Ok(other?),
+        }
     }
 
     fn sync(&self, node: u64, handle: u64, data_only: bool) -> io::Result<()> {
@@ -111,6 +130,12 @@ impl FileSystem for Share {
     }
 
     fn lookup(&self, _: &Context, parent: u64, name: &CStr) -> io::Result<Entry> {
+        if nothing::is_folder(parent, name) {
+            return Ok(nothing::folder());
+        }
+        if parent == nothing::FOLDER {
+            return nothing::look_up(name, || lock(&self.nodes).fresh_number());
+        }
         self.look_up(&*self.node(parent)?, name)
     }
 
@@ -124,6 +149,10 @@ impl FileSystem for Share {
     }
 
     fn getattr(&self, _: &Context, inode: u64, _handle: Option<u64>) -> io::Result<(libc::stat64, Duration)> {
+        if inode == nothing::FOLDER {
+            let folder = nothing::folder();
+            return Ok((folder.attr, folder.attr_timeout));
+        }
         self.attributes(&*self.node(inode)?)
     }
 
@@ -138,7 +167,7 @@ impl FileSystem for Share {
         let node = self.node(inode)?;
         node.class.check_writable()?;
         if valid.contains(SetattrValid::MODE) {
-            rustix::fs::chmodat(&self.proc_fd, path(&node), mode(attr.st_mode, 0), AtFlags::empty())?;
+            self.change_mode(&node, mode(attr.st_mode, 0))?;
         }
         if valid.intersects(SetattrValid::UID | SetattrValid::GID) {
             let uid = valid.contains(SetattrValid::UID).then(|| rustix::fs::Uid::from_raw(attr.st_uid));
@@ -241,6 +270,10 @@ impl FileSystem for Share {
         let allowed = RenameFlags::NOREPLACE | RenameFlags::EXCHANGE; // a whiteout would be a device
         let flags = RenameFlags::from_bits(flags).filter(|flags| allowed.contains(*flags));
         let flags = flags.ok_or_else(|| errno(libc::EINVAL))?;
+        if olddir == nothing::FOLDER && flags.is_empty() {
+            self.directory(newdir, newname)?;
+            return nothing::look_up(oldname, || 0).map(drop);
+        }
         let (old, new) = (self.directory(olddir, oldname)?, self.directory(newdir, newname)?);
         Ok(rustix::fs::renameat_with(&old.file, oldname, &new.file, newname, flags)?)
     }
@@ -285,7 +318,7 @@ impl FileSystem for Share {
             let flags = flags | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             match rustix::fs::openat(&parent.file, name, flags, mode(args.mode, args.umask)) {
                 Ok(file) => Some(File::from(file)),
-                Err(rustix::io::Errno::EXIST) if !asked.contains(OFlags::EXCL) => None,
+                Err(Errno::EXIST) if !asked.contains(OFlags::EXCL) => None,
                 Err(error) => return Err(error.into()),
             }
         };

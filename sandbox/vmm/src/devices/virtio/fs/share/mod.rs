@@ -5,6 +5,7 @@
 //!   <name>         an export: anything mounted below the share
 //!   <d>-<i>-<a>-<view>   an export that consists of several mounts: its files are the same as those of others of that view only
 //!   layer<name>    a mount whose name begins so: an image's layer, which never changes; cached for long, read-only here too
+//!   .nothing/link  a link that is not there, for the agent to rename over names of volumes
 //! ```
 //!
 //! - A file is reached only by one component after another from a descriptor that the guest was given, without following
@@ -18,6 +19,7 @@ mod directory;
 mod filesystem;
 mod handles;
 mod nodes;
+mod nothing;
 mod sys;
 mod xattr;
 

@@ -187,11 +187,17 @@ impl Nodes {
         if self.by_number.len() >= MAX_NODES {
             return Err(errno(libc::ENFILE));
         }
-        let number = self.next;
-        self.next += 1;
+        let number = self.fresh_number();
         self.by_identity.insert(node.identity, number);
         self.by_number.insert(number, (Arc::new(node), 1));
         Ok(number)
+    }
+
+    /// A number that no file had.
+    pub(super) fn fresh_number(&mut self) -> u64 {
+        let number = self.next;
+        self.next += 1;
+        number
     }
 
     /// The guest forgot `number` as often as `count` lookups told of it.

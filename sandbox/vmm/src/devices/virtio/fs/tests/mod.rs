@@ -1,4 +1,5 @@
 mod client;
+mod nothing;
 
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 
@@ -98,7 +99,7 @@ fn nothing_outside_can_be_named() {
     for (node, handle) in [(999, handle), (dir, handle), (file, handle + 1), (file, 0)] {
         assert_eq!(client.read(node, handle, 10), Err(EBADF));
     }
-    assert_eq!(client.call(op::GETATTR, u64::MAX, &fields(&[0; 4])), Err(EBADF));
+    assert_eq!(client.call(op::GETATTR, u64::MAX - 1, &fields(&[0; 4])), Err(EBADF));
     assert_eq!(client.call(op::IOCTL, file, &[&handle.to_le_bytes()[..], &fields(&[0; 6])].concat()), Err(ENOTTY));
     assert!(client.call(op::SETUPMAPPING, file, &[0; 40]).is_err());
     assert_eq!(snapshot(client.dir.path()), before);
@@ -288,8 +289,20 @@ fn state_and_configuration() {
 }
 
 fn any_request() -> impl Strategy<Value = (u32, u32, u64, Vec<u8>)> {
-    let names =
-        prop::sample::select(vec!["file", "dir", "link", "..", ".", "", "x", "/", "../secret", "layer0", "volume"]);
+    let names = prop::sample::select(vec![
+        "file",
+        "dir",
+        "link",
+        "..",
+        ".",
+        "",
+        "x",
+        "/",
+        "../secret",
+        "layer0",
+        "volume",
+        ".nothing",
+    ]);
     let word = prop_oneof![8 => 0..8_u32, 2 => any::<u32>(), 1 => Just(0x8_0000)];
     let body = (prop::collection::vec(word, 0..24), prop::collection::vec(names, 0..3)).prop_map(|(words, names)| {
         let mut body = fields(&words);
@@ -298,7 +311,7 @@ fn any_request() -> impl Strategy<Value = (u32, u32, u64, Vec<u8>)> {
     });
     let opcode = prop_oneof![20 => 0..56_u32, 1 => any::<u32>()];
     let length = prop_oneof![6 => Just(0_u32), 1 => any::<u32>(), 1 => 0..64_u32];
-    (length, opcode, prop_oneof![10 => 0..12_u64, 1 => any::<u64>()], body)
+    (length, opcode, prop_oneof![10 => 0..12_u64, 1 => Just(u64::MAX), 1 => any::<u64>()], body)
 }
 
 proptest! {
