@@ -14,6 +14,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tokio::sync::{broadcast, watch};
 
 use crate::container::Container;
+use crate::container::swapped::Volumes;
 use crate::error::{Doing, Error, Kind, Result};
 use crate::lock;
 use crate::logs::Logs;
@@ -130,6 +131,8 @@ pub struct Agent {
     pub logs: Logs,
     /// What ConfigurePod said.
     pub pod: tokio::sync::Mutex<Option<cofferdam_proto::agent::ConfigurePodRequest>>,
+    /// Volumes that the node swaps.
+    pub volumes: Volumes,
     /// Held while the guest's vCPUs change.
     pub resizing: tokio::sync::Mutex<()>,
     /// The one process of the pid namespace that containers share.
@@ -178,6 +181,7 @@ impl Agent {
             reaper: Reaper::start()?,
             logs,
             pod: tokio::sync::Mutex::new(None),
+            volumes: Volumes::default(),
             resizing: tokio::sync::Mutex::default(),
             pause: Mutex::new(None),
             containers: Mutex::new(HashMap::new()),

@@ -11,7 +11,8 @@ use proto::{
     HelloReply, HelloRequest, ListContainersReply, ListContainersRequest, PodStatsReply, PodStatsRequest,
     PortForwardInput, PortForwardOutput, RemoveContainerReply, RemoveContainerRequest, ResizeGuestReply,
     ResizeGuestRequest, ShutdownReply, ShutdownRequest, SignalContainerReply, SignalContainerRequest,
-    StartContainerReply, StartContainerRequest, UpdateContainerReply, UpdateContainerRequest,
+    StartContainerReply, StartContainerRequest, UpdateContainerReply, UpdateContainerRequest, VolumeSwappedReply,
+    VolumeSwappedRequest,
 };
 use tokio::sync::{broadcast, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
@@ -85,15 +86,16 @@ impl Api for Service {
 
     async fn update_container(&self, request: Request<UpdateContainerRequest>) -> Answer<UpdateContainerReply> {
         let (agent, request) = (self.0.clone(), request.into_inner());
-        // Reclaim blocks: not on the thread that serves the others.
-        let work = tokio::task::spawn_blocking(move || {
-            agent.container(&request.id)?.update(&request.resources.unwrap_or_default())
-        });
-        match work.await {
-            Ok(result) => result?,
-            Err(e) => return Err(Status::internal(format!("the agent failed: {e}"))),
-        }
+        let resources = request.resources.unwrap_or_default();
+        whole(async move { agent.container(&request.id)?.update(&agent, &resources).await }).await?;
         Ok(Response::new(UpdateContainerReply {}))
+    }
+
+    async fn volume_swapped(&self, request: Request<VolumeSwappedRequest>) -> Answer<VolumeSwappedReply> {
+        let (agent, r) = (self.0.clone(), request.into_inner());
+        whole(async move { agent.container(&r.container_id)?.volume_swapped(&r.destination, &r.data_link).await })
+            .await?;
+        Ok(Response::new(VolumeSwappedReply {}))
     }
 
     async fn remove_container(&self, request: Request<RemoveContainerRequest>) -> Answer<RemoveContainerReply> {

@@ -185,6 +185,8 @@ fn assemble(
         _ => Stdin::new(stdin),
     };
     let tee = Tee::default();
+    let swapped = spec.mounts.iter().filter(|m| !m.data_link.is_empty());
+    let swapped = swapped.map(|m| (m.destination.clone(), agent.volumes.get(&m.source, &m.data_link))).collect();
     let pump = agent.logs.pump(&spec.id, tee.clone(), stdout, stderr);
     let container = Arc::new(Container {
         spec,
@@ -196,13 +198,14 @@ fn assemble(
         devpts: parts.devpts,
         execs: 0.into(),
         usage,
-        updating: Mutex::new(()),
+        updating: tokio::sync::Mutex::default(),
         channel: tokio::sync::Mutex::new(Some(parts.channel)),
         phase: watch::Sender::new(State::default()),
         pump: Mutex::new(Some(pump)),
         stdin: Mutex::new(stdin),
         terminal: Mutex::new(terminal),
         tee,
+        swapped,
     });
     if let Some(exit) = exit {
         tokio::spawn(container.clone().follow(agent.clone(), exit));

@@ -1,13 +1,14 @@
 //! One container, from CREATED to REMOVED.
 
 use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use cofferdam_proto::agent::ContainerState;
 use cofferdam_proto::agent::container_state::Phase;
 use cofferdam_proto::agent::namespaces::Pid as PidMode;
+use cofferdam_proto::agent::{ContainerState, GUEST_SHARE};
 use rustix::process::Pid;
 use tokio::sync::{oneshot, watch};
 
@@ -18,6 +19,7 @@ use super::rootfs::Layer;
 use super::spec::Spec;
 use super::stats::Usage;
 use super::stdio::End;
+use super::swapped::{Volume, check_link};
 use super::user::Resolved;
 use crate::agent::{Agent, Change};
 use crate::error::{Error, Kind, Result};
@@ -52,7 +54,7 @@ pub struct Container {
     /// What the writable layer holds.
     pub usage: Usage,
     /// Held by whoever changes limits: one change is whole before the next begins.
-    pub(super) updating: Mutex<()>,
+    pub(super) updating: tokio::sync::Mutex<()>,
     pub(super) channel: tokio::sync::Mutex<Option<Outer>>,
     pub(super) phase: watch::Sender<State>,
     pub(super) pump: Mutex<Option<Pump>>,
@@ -62,6 +64,8 @@ pub struct Container {
     pub(super) terminal: Mutex<Option<Arc<End>>>,
     /// Output for those who are attached.
     pub(super) tee: Tee,
+    /// Volumes that the node swaps, by their destinations.
+    pub(super) swapped: Vec<(PathBuf, Arc<Volume>)>,
 }
 
 /// Where it is.
@@ -191,19 +195,32 @@ impl Container {
         }
     }
 
-    /// Changes its limits; blocks.
+    /// Changes its limits.
     ///
     /// # Errors
     /// When it has ended, or a limit is refused: then all are as before.
-    pub fn update(&self, resources: &cofferdam_proto::agent::Resources) -> Result<()> {
+    pub async fn update(&self, agent: &Agent, resources: &cofferdam_proto::agent::Resources) -> Result<()> {
         if self.ended() {
             return Err(Error::precondition(format!(
                 "container {} has ended: it has no limits any more",
                 self.spec.id
             )));
         }
-        let _one = lock(&self.updating);
-        self.cgroup.change_limits(resources)
+        let _one = self.updating.lock().await;
+        self.cgroup.change_limits(resources, &agent.reaper).await
+    }
+
+    /// Tells those who watch the volume at `destination` that the node swapped it.
+    ///
+    /// # Errors
+    /// When there is no such volume, or it cannot be told.
+    pub async fn volume_swapped(&self, destination: &str, link: &str) -> Result<()> {
+        check_link(link)?;
+        let volume = self.swapped.iter().find(|(path, _)| path == Path::new(destination)).map(|(_, volume)| volume);
+        let volume = volume.ok_or_else(|| {
+            Error::invalid(format!("container {} has no volume at {destination:?} that is swapped", self.spec.id))
+        })?;
+        volume.swapped(Path::new(GUEST_SHARE), link).await
     }
 
     /// Kills what is left and deletes all that it has. May be repeated after a failure.

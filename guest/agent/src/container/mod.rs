@@ -19,6 +19,7 @@ pub mod seccomp;
 pub mod spec;
 pub mod stats;
 pub mod stdio;
+pub mod swapped;
 pub mod user;
 
 pub use lifecycle::Container;

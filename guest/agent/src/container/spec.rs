@@ -12,6 +12,7 @@ use super::devices::Devices;
 use super::memory::Owner;
 use super::paths::{check_absolute, check_relative};
 use super::seccomp::{self, Filter};
+use super::swapped::check_link;
 use crate::error::{Doing, Error, Result};
 
 /// Most mounts, masked paths, groups and the like of one container.
@@ -125,6 +126,8 @@ pub struct MountSpec {
     pub memory: String,
     /// Of `sub_path` in a memory volume.
     pub owner: Owner,
+    /// Where a volume's link points that the node swaps; empty: it has none.
+    pub data_link: String,
 }
 
 impl MountSpec {
@@ -156,6 +159,9 @@ impl MountSpec {
         }
         if m.writable_below.len() > MAX_ITEMS {
             return Err(Error::invalid(format!("{:?} has more than {MAX_ITEMS} mounts below it", m.source)));
+        }
+        if !m.data_link.is_empty() {
+            check_link(&m.data_link)?;
         }
         let mut propagation = match m.propagation.as_str() {
             "" | "private" | "rprivate" => Propagation::Private,
@@ -205,6 +211,7 @@ impl MountSpec {
             sub_path,
             memory: m.memory.clone(),
             owner: Owner { uid: m.sub_uid, gid: m.sub_gid, mode: m.sub_mode },
+            data_link: m.data_link.clone(),
         })
     }
 }
@@ -385,6 +392,7 @@ mod tests {
             Mount { source: "/v".into(), writable_below: vec!["a/../..".into()], ..mount("bind") },
             Mount { source: "/v".into(), writable_below: vec!["/a".into()], ..mount("bind") },
             Mount { source: "/v".into(), writable_below: vec![String::new()], ..mount("bind") },
+            Mount { source: "/v".into(), data_link: "../etc".into(), ..mount("bind") },
         ] {
             assert!(MountSpec::parse(&bad).is_err(), "{bad:?}");
         }
