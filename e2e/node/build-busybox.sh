@@ -26,8 +26,8 @@ if [ ! -x "$out" ]; then
     compile() {
         cd "$work"/busybox-*/
         make -s defconfig
-        # tc does not compile with new kernel headers; the last two are what Debian's build has on.
-        sed -i -e 's/^# CONFIG_STATIC is not set/CONFIG_STATIC=y/' \
+        # tc does not compile with new kernel headers; the last two are what Debian's build has on. inotifyd is off in general.
+        sed -i -e 's/^# CONFIG_\(STATIC\|INOTIFYD\) is not set/CONFIG_\1=y/' \
             -e 's/^CONFIG_\(TC\|FEATURE_SH_STANDALONE\|FEATURE_PREFER_APPLETS\)=y/# CONFIG_\1 is not set/' .config
         yes '' | make -s oldconfig || true
         SOURCE_DATE_EPOCH=1 KCONFIG_NOTIMESTAMP=1 make -s -j"$(nproc)" busybox

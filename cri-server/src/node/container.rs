@@ -1,10 +1,11 @@
 //! A container.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use cofferdam_proto::agent::RemoveContainerRequest;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 use super::agent::WORK;
 use super::events::{Told, container_stage};
@@ -35,6 +36,8 @@ pub(crate) struct Container {
     pub(crate) cpu: Sampler,
     /// What followers of events know.
     pub(super) told: Told,
+    /// Follow volumes of the container; see [`super::swaps`].
+    pub(super) followers: Mutex<JoinSet<()>>,
 }
 
 impl Container {
@@ -47,6 +50,7 @@ impl Container {
             record: watch::Sender::new(record),
             removed: AtomicBool::new(false),
             cpu: Sampler::default(),
+            followers: Mutex::default(),
         })
     }
 
@@ -113,6 +117,7 @@ impl Container {
 
     /// Takes back what the container has in its pod and in the store. Idempotent.
     pub(crate) async fn undo(self: &Arc<Self>, node: &Node) -> Result<(), CriError> {
+        self.follow_no_volumes();
         if let Ok(sandbox) = self.pod.sandbox() {
             let request = RemoveContainerRequest { id: self.id.clone() };
             let asked = self

@@ -16,6 +16,7 @@ pub(crate) mod restore;
 #[cfg(test)]
 mod states;
 mod stop;
+pub(crate) mod swaps;
 pub(crate) mod watch;
 
 use std::collections::HashMap;

@@ -120,7 +120,7 @@ async fn adopt(node: &Arc<Node>, pod: &Arc<Pod>) {
 }
 
 /// What the agent of a running pod says of its containers.
-async fn catch_up(node: &Node, pod: &Arc<Pod>, sandbox: &Sandbox) -> Result<(), CriError> {
+async fn catch_up(node: &Arc<Node>, pod: &Arc<Pod>, sandbox: &Sandbox) -> Result<(), CriError> {
     // What cannot be undone now stays in the records, for a removal of the pod or the next start.
     if let Err(error) = half_done(node, pod).await {
         tracing::error!(pod = %pod.id, error = message(&error), "half-done work not undone");
@@ -146,6 +146,7 @@ async fn catch_up(node: &Node, pod: &Arc<Pod>, sandbox: &Sandbox) -> Result<(), 
         if changed {
             container.save_or_log(node).await;
         }
+        container.follow_volumes_again(node);
     }
     for state in &listed.containers {
         if !matches!(node.container(&state.id), Ok(Some(c)) if c.pod.id == pod.id) {

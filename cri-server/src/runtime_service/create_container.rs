@@ -120,8 +120,11 @@ async fn build(
         let seen = seen.during(|| format!("show layer {} to the pod", dir.display()))?;
         request.lower.push(seen);
     }
+    let mut swapped = Vec::new();
     for volume in plan.volumes {
-        request.mounts.append(&mut volumes::show(node, sandbox, id, volume).await?);
+        let mut shown = volumes::show(node, sandbox, id, volume).await?;
+        request.mounts.append(&mut shown.mounts);
+        swapped.extend(shown.swapped);
     }
     super::reopen_container_log::open(container, sandbox).await?;
     request.cgroup_parent = sandbox.container_cgroup_parent();
@@ -138,6 +141,7 @@ async fn build(
     // A pod that died before this line did not end a container that was only being made.
     container.pod.sandbox()?;
     container.save(node).await?;
+    container.follow_volumes(node, swapped);
     let handler = if container.pod.with(|r| r.kind) == Kind::Vm { "vm" } else { "host" };
     let ms = |d: std::time::Duration| d.as_micros() as f64 / 1000.0;
     tracing::info!(

@@ -7,6 +7,7 @@ use cofferdam_proto::agent;
 use cofferdam_sandbox::{Access, Kind, Pod as Sandbox};
 
 use crate::error::{CriError, During};
+use crate::node::swaps::{self, Swapped};
 use crate::node::{Node, shorten, volume_holder};
 use crate::translate::container::ContainerPlan;
 use crate::translate::memory_volume;
@@ -29,15 +30,26 @@ pub(super) fn find_images(node: &Node, plan: &mut ContainerPlan) -> Result<(), C
     Ok(())
 }
 
-/// Makes a volume visible to the pod; returns what the agent mounts: itself, then what is mounted below it on the node.
+/// A volume that the pod sees.
+pub(super) struct Shown {
+    /// What the agent mounts: the volume itself, then what is mounted below it on the node.
+    pub(super) mounts: Vec<agent::Mount>,
+    /// What to follow, if the kubelet swaps it.
+    pub(super) swapped: Option<Swapped>,
+}
+
+/// Makes a volume visible to the pod.
 pub(super) async fn show(
     node: &Arc<Node>,
     sandbox: &Sandbox,
     container: &str,
     volume: Volume,
-) -> Result<Vec<agent::Mount>, CriError> {
+) -> Result<Shown, CriError> {
     match volume.source {
-        Source::Image(image) => Ok(vec![show_image(node, sandbox, container, &image, volume.mount).await?]),
+        Source::Image(image) => {
+            let mounts = vec![show_image(node, sandbox, container, &image, volume.mount).await?];
+            Ok(Shown { mounts, swapped: None })
+        }
         Source::Node { host_path, access } => show_path(sandbox, container, host_path, access, volume.mount).await,
     }
 }
@@ -68,18 +80,19 @@ async fn show_path(
     host_path: PathBuf,
     access: Access,
     mount: agent::Mount,
-) -> Result<Vec<agent::Mount>, CriError> {
+) -> Result<Shown, CriError> {
     let (asked, in_vm, mapped, wanted) = (host_path.clone(), sandbox.kind() == Kind::Vm, access.mapped, mount.clone());
     let look = move || {
         let source = mounts::source(&asked)?;
         // Of a pod with users of its own it stays the node's, whose owners the share maps.
         let memory = if in_vm && !mapped { memory_volume::mount(&source, &wanted)? } else { None };
-        Ok::<_, CriError>((source, memory))
+        let link = if in_vm && wanted.readonly { swaps::data_link(&source) } else { None };
+        Ok::<_, CriError>((source, memory, link))
     };
     let looked = tokio::task::spawn_blocking(look).await;
-    let (source, memory) = looked.map_err(|e| CriError::internal("resolve a volume", e))??;
+    let (source, memory, link) = looked.map_err(|e| CriError::internal("resolve a volume", e))??;
     if let Some(mount) = memory {
-        return Ok(vec![mount]);
+        return Ok(Shown { mounts: vec![mount], swapped: None });
     }
     let exported = sandbox
         .export(container, &source, access)
@@ -96,9 +109,11 @@ async fn show_path(
             ..mount.clone()
         });
     }
-    let mut shown = vec![agent::Mount { source: exported.path, writable_below, ..mount }];
-    shown.append(&mut below);
-    Ok(shown)
+    let swapped = link.map(|link| Swapped { destination: mount.destination.clone(), host_path, link });
+    let data_link = swapped.as_ref().map(|s| s.link.clone()).unwrap_or_default();
+    let mut mounts = vec![agent::Mount { source: exported.path, writable_below, data_link, ..mount }];
+    mounts.append(&mut below);
+    Ok(Shown { mounts, swapped })
 }
 
 fn not_text(path: &Path) -> CriError {

@@ -2,6 +2,7 @@
 
 mod any_order;
 mod bad_input;
+mod config_volumes;
 mod containers;
 mod devices;
 mod disk;
@@ -55,6 +56,7 @@ fn all() -> Vec<Test> {
         bad_input::TESTS,
         security::TESTS,
         volumes::TESTS,
+        config_volumes::TESTS,
         devices::TESTS,
         huge_pages::TESTS,
     ]

@@ -57,7 +57,7 @@ fn killed(handler: &'static str) -> Outcome {
 }
 
 /// Kills the daemon and keeps systemd from starting it.
-fn stop_daemon() -> Outcome {
+pub(super) fn stop_daemon() -> Outcome {
     // `stop` would be a polite end; the mask keeps Restart= from undoing the kill.
     for args in [
         &["mask", "--runtime", "cofferdam.service"][..],
@@ -70,7 +70,7 @@ fn stop_daemon() -> Outcome {
     wait_for("the daemon to be dead", || Ok(crictl.attempt(&["version"])?.code != 0))
 }
 
-fn start_daemon() -> Outcome {
+pub(super) fn start_daemon() -> Outcome {
     for args in [
         &["unmask", "--runtime", "cofferdam.service"][..],
         &["reset-failed", "cofferdam.service"],
