@@ -129,12 +129,18 @@ async fn pid_namespaces() {
     };
     pod.run(with(pod.shell("a", "sleep 4001 & exec sleep 4002"), PidMode::Pod, "")).await.unwrap();
     let count = "ps -o args | grep -c 'sleep 400[12]'; ps -o comm | grep -c pause";
-    let (_, text) = pod.output(with(pod.shell("b", count), PidMode::Pod, "")).await;
+    // A started container may not have come to its programs yet.
+    let soon = |wanted: &str, count: &str| {
+        format!("for n in $(seq 600); do [ \"$({count})\" = {wanted} ] && break; sleep 0.1; done; {count}")
+    };
+    let both = format!("{}; ps -o comm | grep -c pause", soon("2", "ps -o args | grep -c '^sleep 400[12]'"));
+    let (_, text) = pod.output(with(pod.shell("b", &both), PidMode::Pod, "")).await;
     assert_eq!(text, "2\n1\n", "a container in the pod's namespace");
     let (_, text) = pod.output(with(pod.shell("c", count), PidMode::Container, "")).await;
     assert_eq!(text, "0\n0\n", "a container in its own namespace");
     pod.run(pod.shell("d", "exec sleep 4003")).await.unwrap();
-    let (_, text) = pod.output(with(pod.shell("e", "ps -o args | grep -c '^sleep 4003'"), PidMode::Target, "d")).await;
+    let (_, text) =
+        pod.output(with(pod.shell("e", &soon("1", "ps -o args | grep -c '^sleep 4003'")), PidMode::Target, "d")).await;
     assert_eq!(text, "1\n", "a container in another one's namespace");
     // The end of its init ends the rest, though the namespace lives on.
     pod.client.signal_container(SignalContainerRequest { id: "a".into(), signal: 9, all: false }).await.unwrap();
