@@ -3,16 +3,20 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
+use bytes::Bytes;
 use cofferdam_proto::agent::RemoveContainerRequest;
+use cofferdam_proto::cri;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::agent::WORK;
 use super::events::{Told, container_stage};
+use super::listed::Listed;
 use super::{Node, Pod};
 use crate::error::{CriError, During, message};
 use crate::records::{self, CONTAINERS, ContainerPhase, ContainerRecord};
 use crate::stats::Sampler;
+use crate::translate::filters;
 
 /// Who holds a lease for an image volume of a container; the lease for its own image is held under its id. `image` is an id.
 pub(crate) fn volume_holder(container: &str, image: &str) -> String {
@@ -30,7 +34,7 @@ pub(crate) struct Container {
     pub(crate) pod: Arc<Pod>,
     /// The stop signal was sent: it is sent once, however often StopContainer is called.
     pub(crate) signalled: AtomicBool,
-    record: watch::Sender<ContainerRecord>,
+    record: watch::Sender<Listed<ContainerRecord>>,
     removed: AtomicBool,
     /// CPU time when it was last told.
     pub(crate) cpu: Sampler,
@@ -47,7 +51,7 @@ impl Container {
             pod,
             signalled: AtomicBool::new(false),
             told: Told::new(container_stage(&record)),
-            record: watch::Sender::new(record),
+            record: watch::Sender::new(Listed::new(record)),
             removed: AtomicBool::new(false),
             cpu: Sampler::default(),
             followers: Mutex::default(),
@@ -56,23 +60,32 @@ impl Container {
 
     /// The record as it is now.
     pub(crate) fn record(&self) -> ContainerRecord {
-        self.record.borrow().clone()
+        self.record.borrow().record().clone()
     }
 
     /// Looks at the record.
     pub(crate) fn with<T>(&self, look: impl FnOnce(&ContainerRecord) -> T) -> T {
-        look(&self.record.borrow())
+        look(self.record.borrow().record())
     }
 
     /// Changes the record when `change` answers true, and wakes who waits; [`Container::save`] keeps it.
     pub(crate) fn change(&self, change: impl FnOnce(&mut ContainerRecord) -> bool) -> bool {
-        self.record.send_if_modified(change)
+        self.record.send_if_modified(|kept| change(kept.change()))
+    }
+
+    /// The container's item in a list, if it is to be seen and the filter (whose ids are resolved) wants it.
+    pub(crate) fn listed(&self, filter: &cri::ContainerFilter) -> Option<Bytes> {
+        let kept = self.record.borrow();
+        let encode = |r: &ContainerRecord| filters::container_item(r).as_ref().map(cri::encoded);
+        filters::wants_container(filter, kept.record()).then(|| kept.item(encode)).flatten()
     }
 
     /// Waits until the container has ended.
     pub(crate) async fn exited(&self) {
         let mut changes = self.record.subscribe();
-        let ended = |r: &ContainerRecord| matches!(r.phase, ContainerPhase::Exited | ContainerPhase::Removing);
+        let ended = |kept: &Listed<ContainerRecord>| {
+            matches!(kept.record().phase, ContainerPhase::Exited | ContainerPhase::Removing)
+        };
         // The sender lives in self.
         let _ = changes.wait_for(ended).await;
     }

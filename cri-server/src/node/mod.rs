@@ -10,6 +10,7 @@
 pub(crate) mod agent;
 pub(crate) mod container;
 pub(crate) mod events;
+mod listed;
 pub(crate) mod names;
 pub(crate) mod pod;
 pub(crate) mod restore;

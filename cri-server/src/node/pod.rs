@@ -2,15 +2,19 @@
 
 use std::sync::{Arc, Mutex};
 
+use bytes::Bytes;
+use cofferdam_proto::cri;
 use cofferdam_sandbox::Pod as Sandbox;
 use tokio_util::sync::CancellationToken;
 
 use super::events::{Told, pod_stage};
+use super::listed::Listed;
 use super::{Node, lock};
 use crate::error::{CriError, During};
 use crate::ids::now_nanos;
 use crate::records::{self, PODS, PodPhase, PodRecord};
 use crate::stats::Sampler;
+use crate::translate::filters;
 
 /// What became of a container whose pod went away under it.
 const KILLED: i32 = 137;
@@ -22,7 +26,7 @@ pub(crate) struct Pod {
     pub(crate) work: tokio::sync::Mutex<()>,
     /// Ends calls to the agent early; set when the pod is told to stop.
     pub(crate) stopping: CancellationToken,
-    record: Mutex<PodRecord>,
+    record: Mutex<Listed<PodRecord>>,
     sandbox: Mutex<Option<Sandbox>>,
     removed: std::sync::atomic::AtomicBool,
     /// CPU time when it was last told.
@@ -39,7 +43,7 @@ impl Pod {
             work: tokio::sync::Mutex::default(),
             stopping: CancellationToken::new(),
             told: Told::new(pod_stage(&record)),
-            record: Mutex::new(record),
+            record: Mutex::new(Listed::new(record)),
             sandbox: Mutex::new(sandbox),
             removed: std::sync::atomic::AtomicBool::new(false),
             cpu: Sampler::default(),
@@ -48,17 +52,24 @@ impl Pod {
 
     /// The record as it is now.
     pub(crate) fn record(&self) -> PodRecord {
-        lock(&self.record).clone()
+        lock(&self.record).record().clone()
     }
 
     /// Looks at the record.
     pub(crate) fn with<T>(&self, look: impl FnOnce(&PodRecord) -> T) -> T {
-        look(&lock(&self.record))
+        look(lock(&self.record).record())
     }
 
     /// Changes the record; [`Pod::save`] keeps it.
     pub(crate) fn change<T>(&self, change: impl FnOnce(&mut PodRecord) -> T) -> T {
-        change(&mut lock(&self.record))
+        change(lock(&self.record).change())
+    }
+
+    /// The pod's item in a list, if it is to be seen and the filter (whose id is resolved) wants it.
+    pub(crate) fn listed(&self, filter: &cri::PodSandboxFilter) -> Option<Bytes> {
+        let kept = lock(&self.record);
+        let encode = |r: &PodRecord| filters::pod_item(r).as_ref().map(cri::encoded);
+        filters::wants_pod(filter, kept.record()).then(|| kept.item(encode)).flatten()
     }
 
     /// What it runs in.

@@ -81,6 +81,10 @@ fn again<T: serde::Serialize + serde::de::DeserializeOwned>(record: &T) -> T {
     records::reread(record)
 }
 
+fn decoded<M: prost::Message + Default>(item: bytes::Bytes) -> M {
+    M::decode(item).expect("an item of a list can be read")
+}
+
 impl Machine {
     fn new() -> Self {
         let record = PodRecord { phase: PodPhase::Creating, ..records::tests::pod("p") };
@@ -240,6 +244,10 @@ impl Machine {
     /// All that can be seen is legal, and follows from what was seen before.
     fn check(&mut self) -> Result<(), String> {
         let Some(pod) = &self.pod else { return Ok(()) };
+        let listed = pod.listed(&cri::PodSandboxFilter::default()).map(decoded::<cri::PodSandbox>);
+        if listed != pod.with(filters::pod_item) {
+            return Err("the pod is listed as it was before a change".into());
+        }
         let Some(pod_status) = pod.with(filters::pod_status) else { return Ok(()) };
         legal::pod(&pod_status)?;
         if let Some(before) = &self.pod_seen {
@@ -255,7 +263,10 @@ impl Machine {
             self.seen.insert(status.id.clone(), status.clone());
         }
         for c in &self.containers {
-            let listed = c.with(|r| filters::list_container(r, &cri::ContainerFilter::default()));
+            let listed = c.with(filters::container_item);
+            if c.listed(&cri::ContainerFilter::default()).map(decoded::<cri::Container>) != listed {
+                return Err(format!("container {} is listed as it was before a change", c.id));
+            }
             let status = shown.iter().find(|s| s.id == c.id);
             match (listed, status) {
                 (Some(listed), Some(status)) => legal::container_listed(&listed, status)?,

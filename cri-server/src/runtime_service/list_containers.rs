@@ -4,22 +4,20 @@ use cofferdam_proto::cri;
 
 use crate::error::CriError;
 use crate::node::Node;
-use crate::translate::filters::list_container;
 
-pub(super) fn call(node: &Node, request: cri::ListContainersRequest) -> Result<cri::ListContainersResponse, CriError> {
+pub(super) fn call(node: &Node, request: cri::ListContainersRequest) -> Result<cri::EncodedList, CriError> {
     let mut filter = request.filter.unwrap_or_default();
     if !filter.id.is_empty() {
         match node.container(&filter.id)? {
             Some(container) => filter.id = container.id.clone(),
-            None => return Ok(cri::ListContainersResponse::default()),
+            None => return Ok(cri::EncodedList::default()),
         }
     }
     if !filter.pod_sandbox_id.is_empty() {
         match node.pod(&filter.pod_sandbox_id)? {
             Some(pod) => filter.pod_sandbox_id = pod.id.clone(),
-            None => return Ok(cri::ListContainersResponse::default()),
+            None => return Ok(cri::EncodedList::default()),
         }
     }
-    let containers = node.containers().iter().filter_map(|c| c.with(|r| list_container(r, &filter))).collect();
-    Ok(cri::ListContainersResponse { containers })
+    Ok(cri::EncodedList { items: node.containers().iter().filter_map(|c| c.listed(&filter)).collect() })
 }

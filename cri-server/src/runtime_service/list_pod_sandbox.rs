@@ -4,16 +4,14 @@ use cofferdam_proto::cri;
 
 use crate::error::CriError;
 use crate::node::Node;
-use crate::translate::filters::list_pod;
 
-pub(super) fn call(node: &Node, request: cri::ListPodSandboxRequest) -> Result<cri::ListPodSandboxResponse, CriError> {
+pub(super) fn call(node: &Node, request: cri::ListPodSandboxRequest) -> Result<cri::EncodedList, CriError> {
     let mut filter = request.filter.unwrap_or_default();
     if !filter.id.is_empty() {
         match node.pod(&filter.id)? {
             Some(pod) => filter.id = pod.id.clone(),
-            None => return Ok(cri::ListPodSandboxResponse::default()),
+            None => return Ok(cri::EncodedList::default()),
         }
     }
-    let items = node.pods().iter().filter_map(|pod| pod.with(|r| list_pod(r, &filter))).collect();
-    Ok(cri::ListPodSandboxResponse { items })
+    Ok(cri::EncodedList { items: node.pods().iter().filter_map(|pod| pod.listed(&filter)).collect() })
 }

@@ -107,10 +107,7 @@ impl RuntimeService for Runtime {
         answer(pod_sandbox_status::call(&self.0, request.get_ref()))
     }
 
-    async fn list_pod_sandbox(
-        &self,
-        request: Request<cri::ListPodSandboxRequest>,
-    ) -> Answer<cri::ListPodSandboxResponse> {
+    async fn list_pod_sandbox(&self, request: Request<cri::ListPodSandboxRequest>) -> Answer<cri::EncodedList> {
         answer(list_pod_sandbox::call(&self.0, request.into_inner()))
     }
 
@@ -144,10 +141,7 @@ impl RuntimeService for Runtime {
         done("RemoveContainer", &id, remove_container::call(&self.0, &id).await)
     }
 
-    async fn list_containers(
-        &self,
-        request: Request<cri::ListContainersRequest>,
-    ) -> Answer<cri::ListContainersResponse> {
+    async fn list_containers(&self, request: Request<cri::ListContainersRequest>) -> Answer<cri::EncodedList> {
         answer(list_containers::call(&self.0, request.into_inner()))
     }
 
@@ -247,7 +241,7 @@ impl RuntimeService for Runtime {
         done("UpdatePodSandboxResources", &id, update_pod_sandbox_resources::call(&self.0, request).await)
     }
 
-    type StreamPodSandboxesStream = BoxStream<'static, Result<cri::StreamPodSandboxesResponse, Status>>;
+    type StreamPodSandboxesStream = BoxStream<'static, Result<cri::EncodedList, Status>>;
 
     async fn stream_pod_sandboxes(
         &self,
@@ -255,18 +249,18 @@ impl RuntimeService for Runtime {
     ) -> Answer<Self::StreamPodSandboxesStream> {
         let request = cri::ListPodSandboxRequest { filter: request.into_inner().filter };
         let all = list_pod_sandbox::call(&self.0, request)?.items;
-        answer(Ok(streamed::stream(all, |pod_sandboxes| cri::StreamPodSandboxesResponse { pod_sandboxes })))
+        answer(Ok(streamed::stream(all, |items| cri::EncodedList { items })))
     }
 
-    type StreamContainersStream = BoxStream<'static, Result<cri::StreamContainersResponse, Status>>;
+    type StreamContainersStream = BoxStream<'static, Result<cri::EncodedList, Status>>;
 
     async fn stream_containers(
         &self,
         request: Request<cri::StreamContainersRequest>,
     ) -> Answer<Self::StreamContainersStream> {
         let request = cri::ListContainersRequest { filter: request.into_inner().filter };
-        let all = list_containers::call(&self.0, request)?.containers;
-        answer(Ok(streamed::stream(all, |containers| cri::StreamContainersResponse { containers })))
+        let all = list_containers::call(&self.0, request)?.items;
+        answer(Ok(streamed::stream(all, |items| cri::EncodedList { items })))
     }
 
     type StreamContainerStatsStream = BoxStream<'static, Result<cri::StreamContainerStatsResponse, Status>>;

@@ -1,6 +1,8 @@
 //! One place that sees every call: its method, its code, and how long it took.
 //!
-//! gRPC says how a call ended in trailers, behind the answer's body, so the measurement travels with the body and ends with it.
+//! gRPC says how a call ended in trailers, behind the answer's body, so the measurement travels with the body and ends with it. It
+//! begins with the request's headers and so has its reading, the work, the answer's encoding and its handing to HTTP/2; the writing to
+//! the socket is HTTP/2's own, unless the answer is more than its client's window: then the wait for the client is in, too.
 
 use std::pin::Pin;
 use std::sync::Arc;

@@ -43,16 +43,19 @@ pub(crate) fn pod_metadata(r: &PodRecord) -> Option<cri::PodSandboxMetadata> {
     })
 }
 
-/// A pod in a list, if it is to be seen and the filter (whose id is resolved) wants it.
-pub(crate) fn list_pod(r: &PodRecord, filter: &cri::PodSandboxFilter) -> Option<cri::PodSandbox> {
-    let state = i32::from(pod_state(r.phase)?);
-    let wanted = (filter.id.is_empty() || filter.id == r.id)
-        && filter.state.as_ref().is_none_or(|s| s.state == state)
-        && selects(&filter.label_selector, &r.labels);
-    wanted.then(|| cri::PodSandbox {
+/// Whether a filter, whose id is resolved, wants a pod.
+pub(crate) fn wants_pod(filter: &cri::PodSandboxFilter, r: &PodRecord) -> bool {
+    (filter.id.is_empty() || filter.id == r.id)
+        && filter.state.as_ref().is_none_or(|s| pod_state(r.phase).is_some_and(|state| s.state == i32::from(state)))
+        && selects(&filter.label_selector, &r.labels)
+}
+
+/// A pod in a list, if it is to be seen.
+pub(crate) fn pod_item(r: &PodRecord) -> Option<cri::PodSandbox> {
+    Some(cri::PodSandbox {
         id: r.id.clone(),
         metadata: pod_metadata(r),
-        state,
+        state: pod_state(r.phase)?.into(),
         created_at: r.created_at,
         labels: r.labels.clone(),
         annotations: r.annotations.clone(),
@@ -60,20 +63,23 @@ pub(crate) fn list_pod(r: &PodRecord, filter: &cri::PodSandboxFilter) -> Option<
     })
 }
 
-/// A container in a list, if it is to be seen and the filter (whose ids are resolved) wants it.
-pub(crate) fn list_container(r: &ContainerRecord, filter: &cri::ContainerFilter) -> Option<cri::Container> {
-    let state = i32::from(container_state(r)?);
-    let wanted = (filter.id.is_empty() || filter.id == r.id)
+/// Whether a filter, whose ids are resolved, wants a container.
+pub(crate) fn wants_container(filter: &cri::ContainerFilter, r: &ContainerRecord) -> bool {
+    (filter.id.is_empty() || filter.id == r.id)
         && (filter.pod_sandbox_id.is_empty() || filter.pod_sandbox_id == r.pod)
-        && filter.state.as_ref().is_none_or(|s| s.state == state)
-        && selects(&filter.label_selector, &r.labels);
-    wanted.then(|| cri::Container {
+        && filter.state.as_ref().is_none_or(|s| container_state(r).is_some_and(|state| s.state == i32::from(state)))
+        && selects(&filter.label_selector, &r.labels)
+}
+
+/// A container in a list, if it is to be seen.
+pub(crate) fn container_item(r: &ContainerRecord) -> Option<cri::Container> {
+    Some(cri::Container {
         id: r.id.clone(),
         pod_sandbox_id: r.pod.clone(),
         metadata: Some(cri::ContainerMetadata { name: r.name.clone(), attempt: r.attempt }),
         image: Some(image(r)),
         image_ref: image_ref(r),
-        state,
+        state: container_state(r)?.into(),
         created_at: r.created_at,
         labels: r.labels.clone(),
         annotations: r.annotations.clone(),

@@ -26,12 +26,12 @@ fn pods_are_listed_by_id_state_and_labels() {
         (selector(&[("c", "")]), false),
         (Filter { id: "p".into(), ..state(not_ready) }, false),
     ] {
-        assert_eq!(list_pod(&p, &filter).is_some(), wanted, "{filter:?}");
+        assert_eq!(wants_pod(&filter, &p), wanted, "{filter:?}");
     }
     p.phase = PodPhase::Creating;
-    assert!(list_pod(&p, &Filter::default()).is_none(), "half a pod is not shown");
+    assert!(pod_item(&p).is_none(), "half a pod is not shown");
     p.phase = PodPhase::Removing;
-    assert_eq!(list_pod(&p, &Filter::default()).unwrap().state, not_ready);
+    assert_eq!(pod_item(&p).unwrap().state, not_ready);
 }
 
 #[test]
@@ -52,7 +52,7 @@ fn containers_are_listed_by_id_pod_state_and_labels() {
         (Filter { label_selector: labels(&[("a", "1")]), ..Default::default() }, true),
         (Filter { label_selector: labels(&[("a", "")]), ..Default::default() }, false),
     ] {
-        assert_eq!(list_container(&c, &filter).is_some(), wanted, "{filter:?}");
+        assert_eq!(wants_container(&filter, &c), wanted, "{filter:?}");
     }
     for (phase, shown) in [
         (ContainerPhase::Creating, None),
@@ -63,7 +63,7 @@ fn containers_are_listed_by_id_pod_state_and_labels() {
         (ContainerPhase::Removing, Some(cri::ContainerState::ContainerExited)),
     ] {
         c.phase = phase;
-        assert_eq!(list_container(&c, &Filter::default()).map(|l| l.state), shown.map(i32::from), "{phase:?}");
+        assert_eq!(container_item(&c).map(|l| l.state), shown.map(i32::from), "{phase:?}");
     }
 }
 
@@ -96,5 +96,5 @@ fn a_container_s_status_has_what_the_kubelet_checks() {
     c.image_digest = "docker.io/library/busybox@sha256:2".into();
     let status = container_status(&c, "").unwrap();
     assert_eq!((status.image_ref.as_str(), status.image_id.as_str()), (c.image_digest.as_str(), "sha256:1"));
-    assert_eq!(list_container(&c, &cri::ContainerFilter::default()).unwrap().image_ref, c.image_digest);
+    assert_eq!(container_item(&c).unwrap().image_ref, c.image_digest);
 }
