@@ -67,7 +67,11 @@ kubelet) "$node" run 'cofferdam-e2e kubelet' || status=$? ;;
 bench)
     machine="$(nproc) cores of $(awk -F': ' '/model name/ {print $2; exit}' /proc/cpuinfo), node VM with 2 vCPUs under $("$node" accel 2>/dev/null || echo 'QEMU')"
     "$node" run "cofferdam-e2e bench --out /root/bench --machine '$machine' ${BENCH_ARGS:-}" || status=$?
-    [ $status = 0 ] && "$node" run 'cat /root/bench/benchmarks.json' >docs/benchmarks.json && "$node" run 'cat /root/bench/benchmarks.md' >docs/benchmarks.md
+    # `BENCH_ARGS=--lists-only` writes no report.
+    if [ $status = 0 ] && "$node" run 'test -e /root/bench'; then
+        "$node" run 'cat /root/bench/benchmarks.json' >docs/benchmarks.json
+        "$node" run 'cat /root/bench/benchmarks.md' >docs/benchmarks.md
+    fi
     ;;
 soak) "$node" run "cofferdam-e2e soak ${SOAK_ARGS:-}" || status=$? ;;
 shell) "$node" shell || true ;;

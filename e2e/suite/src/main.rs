@@ -65,6 +65,9 @@ enum Command {
         /// What the machine is, for the report.
         #[arg(long, default_value = "unnamed machine")]
         machine: String,
+        /// Measure the lists alone, and write no report.
+        #[arg(long)]
+        lists_only: bool,
     },
 }
 
@@ -74,8 +77,8 @@ fn main() -> ExitCode {
         Command::Test { filter } => tests::run(filter.as_deref()),
         Command::Soak(options) => soak::run(&options),
         Command::Kubelet => kubelet::run(),
-        Command::Bench { out, n, pulls, list_pods, idle_seconds, machine } => {
-            bench::run(&bench::Options { out, n, pulls, list_pods, idle_seconds, machine })
+        Command::Bench { out, n, pulls, list_pods, idle_seconds, machine, lists_only } => {
+            bench::run(&bench::Options { out, n, pulls, list_pods, idle_seconds, machine, lists_only })
         }
     };
     match outcome {

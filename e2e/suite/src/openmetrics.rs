@@ -1,8 +1,34 @@
 //! OpenMetrics' text format, read strictly: what a scraper would stumble over is an error here.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
 
-use crate::failure::{Doing, Outcome, ensure};
+use crate::failure::{Doing, Failure, Outcome, ensure};
+
+/// Where the node's configuration has the daemon's own metrics.
+pub(crate) const ADDRESS: &str = "127.0.0.1:9090";
+
+/// Sends a request line; the status line with the headers, and the body.
+pub(crate) fn ask(line: &str) -> Outcome<(String, String)> {
+    let mut stream = TcpStream::connect(ADDRESS).doing(&format!("connect to metrics.listen at {ADDRESS}"))?;
+    stream.set_read_timeout(Some(Duration::from_secs(120))).doing("set a time-out")?;
+    write!(stream, "{line} HTTP/1.1\r\nHost: {ADDRESS}\r\n\r\n").doing("ask for metrics")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).doing("read the metrics")?;
+    let (head, body) = answer.split_once("\r\n\r\n").ok_or(format!("no HTTP answer: {answer:?}"))?;
+    Ok((head.to_owned(), body.to_owned()))
+}
+
+/// The daemon's own metrics now.
+pub(crate) fn scrape() -> Outcome<Exposition> {
+    let (head, body) = ask("GET /metrics")?;
+    ensure!(head.starts_with("HTTP/1.1 200 "), "GET /metrics: {head}");
+    let kind = "content-type: application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ensure!(head.to_lowercase().contains(kind), "the answer does not say that it is OpenMetrics: {head}");
+    Exposition::parse(&body).map_err(|failure| Failure(format!("{failure}; in\n{body}")))
+}
 
 /// Names and values of a series' labels, sorted.
 type Labels = BTreeMap<String, String>;

@@ -60,7 +60,7 @@ impl Row {
             "ratio": self.ratio()})
     }
 
-    fn markdown(&self) -> String {
+    pub(super) fn markdown(&self) -> String {
         let cell = |s: &[f64]| format!("{:.1} | {:.1} | {}", percentile(s, 0.5), percentile(s, 0.99), s.len());
         let peer = self.peer.as_ref().map_or_else(|| "– | – | –".into(), |(_, s)| cell(s));
         let ratio = self.ratio().map_or_else(|| "–".into(), |r| format!("{r:.2}"));

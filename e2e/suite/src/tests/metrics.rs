@@ -11,7 +11,7 @@ use super::Test;
 use crate::crictl::{self, BUSYBOX, Crictl, Pod};
 use crate::daemon;
 use crate::failure::{Doing, Failure, Outcome, ensure};
-use crate::openmetrics::Exposition;
+use crate::openmetrics::{ADDRESS, Exposition, ask, scrape};
 use crate::rpc::{Client, Net, container_config};
 
 pub(super) const TESTS: &[Test] = &[
@@ -20,29 +20,9 @@ pub(super) const TESTS: &[Test] = &[
     ("daemon_metrics_and_their_clients", clients),
 ];
 
-const ADDRESS: &str = "127.0.0.1:9090";
 /// An image that no running pod uses, whose layer has a random file of 300,000 bytes.
 const IMAGE: &str = "registry.k8s.io/cofferdam/plain:1";
 const UNIQUE: i64 = 300_000;
-
-/// Sends a request line; the status line with the headers, and the body.
-fn ask(line: &str) -> Outcome<(String, String)> {
-    let mut stream = TcpStream::connect(ADDRESS).doing(&format!("connect to metrics.listen at {ADDRESS}"))?;
-    stream.set_read_timeout(Some(Duration::from_secs(120))).doing("set a time-out")?;
-    write!(stream, "{line} HTTP/1.1\r\nHost: {ADDRESS}\r\n\r\n").doing("ask for metrics")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).doing("read the metrics")?;
-    let (head, body) = answer.split_once("\r\n\r\n").ok_or(format!("no HTTP answer: {answer:?}"))?;
-    Ok((head.to_owned(), body.to_owned()))
-}
-
-fn scrape() -> Outcome<Exposition> {
-    let (head, body) = ask("GET /metrics")?;
-    ensure!(head.starts_with("HTTP/1.1 200 "), "GET /metrics: {head}");
-    let kind = "content-type: application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ensure!(head.to_lowercase().contains(kind), "the answer does not say that it is OpenMetrics: {head}");
-    Exposition::parse(&body).map_err(|failure| Failure(format!("{failure}; in\n{body}")))
-}
 
 /// A count that must be there.
 fn value(metrics: &Exposition, name: &str, labels: &[(&str, &str)]) -> Outcome<i64> {
