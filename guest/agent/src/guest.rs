@@ -39,14 +39,7 @@ const NOEXEC: u64 = libc::MOUNT_ATTR_NOEXEC;
 /// Runs the guest to its end.
 pub fn run() -> ! {
     let _ = sys::out_byte(GUEST_EVENT_PORT, GUEST_EVENT_AGENT_STARTED);
-    // Each byte on the console costs the monitor an exit.
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_max_level(tracing::Level::WARN)
-        .with_target(false)
-        .with_ansi(false)
-        .without_time()
-        .init();
+    crate::start_log();
     match serve() {
         Ok(()) => power_off(),
         Err(error) => {

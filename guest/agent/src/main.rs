@@ -25,11 +25,23 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Warnings and errors alone, as plain text: on a guest's console each byte costs the monitor an exit, and a supervisor's last lines are what
+/// people are told of a pod that died.
+fn start_log() {
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_max_level(tracing::Level::WARN)
+        .with_target(false)
+        .with_ansi(false)
+        .without_time()
+        .init();
+}
+
 fn main() -> ExitCode {
     if rustix::process::getpid().as_raw_nonzero().get() == 1 && std::env::args_os().len() <= 1 {
         guest::run();
     }
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false).init();
+    start_log();
     let args: Vec<String> = std::env::args().skip(1).collect();
     let result = match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["supervise", "--config-fd", number] => match number.parse() {

@@ -80,7 +80,7 @@ pub fn run(config_fd: i32) -> Result<()> {
         match supervise(&config, socket, sink, up, node_mounts, users) {
             Ok(()) => 0,
             Err(error) => {
-                eprintln!("cofferdam-agent: {}", error.chain());
+                eprintln!("cofferdam-agent: pod {}: {}", config.name, error.chain());
                 1
             }
         }
@@ -144,7 +144,6 @@ fn supervise(
         let listener = tokio::net::UnixListener::from_std(listener).doing("watch the agent's socket")?;
         rustix::io::write(&up, b"+").doing("say that the supervisor runs")?;
         drop(up);
-        tracing::info!(pod = config.name, "supervisor runs");
         let incoming = tokio_stream::wrappers::UnixListenerStream::new(listener);
         service::serve(agent, incoming).await.doing("serve the agent's API")
     })
