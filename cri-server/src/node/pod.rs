@@ -1,6 +1,6 @@
 //! A pod.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use bytes::Bytes;
 use cofferdam_proto::cri;
@@ -26,6 +26,8 @@ pub(crate) struct Pod {
     pub(crate) work: tokio::sync::Mutex<()>,
     /// Ends calls to the agent early; set when the pod is told to stop.
     pub(crate) stopping: CancellationToken,
+    /// Why the daemon killed it, if it did: how its process ended tells nothing then.
+    pub(crate) condemned: OnceLock<String>,
     record: Mutex<Listed<PodRecord>>,
     sandbox: Mutex<Option<Sandbox>>,
     removed: std::sync::atomic::AtomicBool,
@@ -42,6 +44,7 @@ impl Pod {
             id: record.id.clone(),
             work: tokio::sync::Mutex::default(),
             stopping: CancellationToken::new(),
+            condemned: OnceLock::new(),
             told: Told::new(pod_stage(&record)),
             record: Mutex::new(Listed::new(record)),
             sandbox: Mutex::new(sandbox),

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cofferdam_proto::agent::{ListContainersRequest, RemoveContainerRequest};
+use cofferdam_proto::agent::{ContainerState, ListContainersReply, ListContainersRequest, RemoveContainerRequest};
 use cofferdam_sandbox::{Adopted, Pod as Sandbox};
 
 use super::names::Name;
@@ -90,16 +90,17 @@ async fn adopt(node: &Arc<Node>, pod: &Arc<Pod>) {
     match node.runtime.adopt(&pod.id).await {
         Ok(Adopted::Running(sandbox)) => {
             pod.attach(sandbox.clone());
-            if let Err(error) = catch_up(node, pod, &sandbox).await {
-                tracing::error!(pod = %pod.id, error = message(&error), "containers not all restored");
-                for container in node.containers_of(&pod.id) {
-                    let why = format!("the daemon ended in the middle of the start, and: {}", message(&error));
-                    if container.change(|r| r.unanswered.is_empty() && r.start_unanswered(&why)) {
-                        container.save_or_log(node).await;
-                    }
-                }
+            let listed = ask_for_containers(pod).await;
+            match &listed {
+                Ok(listed) => catch_up(node, pod, &listed.containers).await,
+                Err(error) => tracing::error!(pod = %pod.id, error = message(error), "containers not restored"),
             }
-            node.containers_of(&pod.id).iter().filter(|c| c.with(|r| r.is_unanswered())).for_each(Container::take_back);
+            doubt_starts(node, pod, listed.as_ref().err()).await;
+            // What is not tidied up now stays for a removal of the pod or the next start.
+            if let Ok(listed) = &listed {
+                tidy(node, pod, &sandbox, &listed.containers).await;
+            }
+            node.containers_of(&pod.id).iter().for_each(|container| container.follow_volumes_again(node));
             watch::start(node.clone(), pod.clone(), sandbox);
             tracing::info!(pod = %pod.id, "pod found running");
         }
@@ -119,42 +120,61 @@ async fn adopt(node: &Arc<Node>, pod: &Arc<Pod>) {
     }
 }
 
-/// What the agent of a running pod says of its containers.
-async fn catch_up(node: &Arc<Node>, pod: &Arc<Pod>, sandbox: &Sandbox) -> Result<(), CriError> {
-    // What cannot be undone now stays in the records, for a removal of the pod or the next start.
-    if let Err(error) = half_done(node, pod).await {
-        tracing::error!(pod = %pod.id, error = message(&error), "half-done work not undone");
-    }
-    let listed = pod
-        .ask("list the containers of a pod", AGENT_TIME, |mut agent| async move {
-            agent.list_containers(ListContainersRequest {}).await
-        })
-        .await?;
-    for state in &listed.containers {
+async fn ask_for_containers(pod: &Pod) -> Result<ListContainersReply, CriError> {
+    pod.ask("list the containers of a pod", AGENT_TIME, |mut agent| async move {
+        agent.list_containers(ListContainersRequest {}).await
+    })
+    .await
+}
+
+/// Takes what the agent of a running pod says of its containers.
+async fn catch_up(node: &Node, pod: &Arc<Pod>, listed: &[ContainerState]) {
+    for state in listed {
         watch::take(node, pod, state).await;
     }
     for container in node.containers_of(&pod.id) {
-        let lost = !listed.containers.iter().any(|s| s.id == container.id);
-        let changed = container.change(|r| {
-            if lost && r.is_live() {
+        let known = listed.iter().any(|s| s.id == container.id);
+        let lost = container.change(|r| {
+            let lost = !known && r.is_live();
+            if lost {
                 r.end(255, "Unknown", "the agent does not know the container any more", now_nanos());
-                return true;
             }
-            // Neither running nor ended by what the agent said: the start had not been asked for.
-            r.start_was_not_asked()
+            lost
         });
-        if changed {
+        if lost {
             container.save_or_log(node).await;
         }
-        container.follow_volumes_again(node);
     }
-    for state in &listed.containers {
+}
+
+/// Starts that the last daemon asked for without hearing what came of them, and of which the agent did not say that they run or ended,
+/// are taken back. It may say "created" and start them yet: what was asked may lie unread in the last daemon's connection.
+async fn doubt_starts(node: &Node, pod: &Arc<Pod>, silence: Option<&CriError>) {
+    let mut why = "the daemon ended in the middle of the start".to_owned();
+    if let Some(error) = silence {
+        why = format!("{why}, and: {}", message(error));
+    }
+    for container in node.containers_of(&pod.id) {
+        if container.change(|r| r.start_unanswered(&why)) {
+            container.save_or_log(node).await;
+        }
+        if container.with(|r| r.is_unanswered()) {
+            container.take_back();
+        }
+    }
+}
+
+/// Ends what the last daemon did not, and removes from the pod what no record tells of.
+async fn tidy(node: &Node, pod: &Arc<Pod>, sandbox: &Sandbox, listed: &[ContainerState]) {
+    if let Err(error) = half_done(node, pod).await {
+        tracing::error!(pod = %pod.id, error = message(&error), "half-done work not undone");
+    }
+    for state in listed {
         if !matches!(node.container(&state.id), Ok(Some(c)) if c.pod.id == pod.id) {
             let request = RemoveContainerRequest { id: state.id.clone() };
             let _ = tokio::time::timeout(AGENT_TIME, sandbox.agent().remove_container(request)).await;
         }
     }
-    Ok(())
 }
 
 /// Undoes creations and finishes removals that the last daemon did not end.

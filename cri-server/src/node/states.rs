@@ -236,7 +236,7 @@ impl Machine {
                 if !known && r.is_live() {
                     r.end(255, "Unknown", "lost", now);
                 }
-                r.start_was_not_asked()
+                r.start_unanswered("the daemon ended")
             });
         }
     }

@@ -40,7 +40,10 @@ impl Container {
             Ok(()) => Err(CriError::TimedOut(format!("container {} was killed and is not gone yet", self.id))),
             // An agent that cannot be asked holds the whole pod; ending it is the only way left.
             Err(error) => {
-                tracing::error!(pod = %self.pod.id, error = message(&error), "agent does not answer: pod is killed");
+                let why =
+                    format!("the pod was killed since nothing else ends container {}: {}", self.id, message(&error));
+                tracing::error!(pod = %self.pod.id, why, "pod is killed");
+                let _ = self.pod.condemned.set(why); // one reason is enough
                 self.pod.sandbox()?.stop().await.during(|| format!("kill pod {}", self.pod.id))?;
                 tokio::time::timeout(GONE, self.exited())
                     .await

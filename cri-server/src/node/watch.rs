@@ -25,7 +25,8 @@ pub(crate) fn start(node: Arc<Node>, pod: Arc<Pod>, sandbox: Sandbox) {
             // Pod::stop waits for the end itself and says how the containers ended.
             return;
         }
-        pod.died(&node, &end.detail, end.at_unix_nanos).await;
+        let why = pod.condemned.get().unwrap_or(&end.detail);
+        pod.died(&node, why, end.at_unix_nanos).await;
     });
 }
 

@@ -156,9 +156,9 @@ impl ContainerRecord {
         before
     }
 
-    /// Its start got no answer, because of `why`: it may run or not. False when something else told meanwhile what came of it.
+    /// Its start got no answer, because of `why`: it may run or not. False when that is known, or something else told what came of it.
     pub(crate) fn start_unanswered(&mut self, why: &str) -> bool {
-        let starting = self.phase == ContainerPhase::Starting;
+        let starting = self.phase == ContainerPhase::Starting && self.unanswered.is_empty();
         if starting {
             why.clone_into(&mut self.unanswered);
         }
@@ -168,15 +168,6 @@ impl ContainerRecord {
     /// Whether its start is to be taken back, and has not been yet.
     pub(crate) fn is_unanswered(&self) -> bool {
         self.is_live() && !self.unanswered.is_empty()
-    }
-
-    /// After a restart: the agent was never asked to start it.
-    pub(crate) fn start_was_not_asked(&mut self) -> bool {
-        let starting = self.phase == ContainerPhase::Starting && self.unanswered.is_empty();
-        if starting {
-            self.phase = ContainerPhase::Created;
-        }
-        starting
     }
 
     /// RemoveContainer begins. What is seen until it is gone is a container that has ended.

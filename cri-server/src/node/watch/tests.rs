@@ -66,7 +66,7 @@ fn a_start_without_an_answer_is_unknown_until_the_agent_tells() {
         assert!(c.change(|r| r.start_unanswered("no answer")));
         assert_eq!(shown(&c), Some(ContainerUnknown));
         apply(&c, &state(Phase::Created, 0), 1000);
-        assert!(!c.change(|r| r.start_was_not_asked() || r.begin_start()), "it can be started again");
+        assert!(!c.change(|r| r.start_unanswered("again") || r.begin_start()), "it can be started again");
         assert_eq!(shown(&c), Some(ContainerUnknown));
         apply(&c, &state(Phase::Running, 0), 1000);
         assert_eq!((shown(&c), c.with(|r| r.is_unanswered())), (Some(ContainerRunning), true));
