@@ -36,6 +36,23 @@ pub(crate) fn kill_and_restart() -> Outcome {
     wait_ready(&Crictl::default())
 }
 
+/// Kills the daemon with SIGKILL and keeps systemd from starting it until [`start`].
+pub(crate) fn kill() -> Outcome {
+    // `stop` would be a polite end; the mask keeps Restart= from undoing the kill.
+    systemctl(&["mask", "--runtime", UNIT])?;
+    systemctl(&["kill", "--kill-whom=main", "--signal=SIGKILL", UNIT])?;
+    let crictl = Crictl::default();
+    wait_for("the daemon to be dead", || Ok(crictl.attempt(&["version"])?.code != 0))
+}
+
+/// Starts the daemon that [`kill`] killed.
+pub(crate) fn start() -> Outcome {
+    systemctl(&["unmask", "--runtime", UNIT])?;
+    systemctl(&["reset-failed", UNIT])?;
+    systemctl(&["start", UNIT])?;
+    wait_ready(&Crictl::default())
+}
+
 /// Starts the daemon anew, with the configuration that is there now.
 pub(crate) fn restart() -> Outcome {
     systemctl(&["restart", UNIT])?;

@@ -6,7 +6,6 @@ use std::path::Path;
 
 use serde_json::json;
 
-use super::records::{start_daemon, stop_daemon};
 use super::{Test, with_both};
 use crate::crictl::{Container, Crictl, Pod, wait_for};
 use crate::daemon;
@@ -120,9 +119,9 @@ fn watched(handler: &'static str) -> Outcome {
     write_version(volume, "two")?;
     watchers.heard(1, "two")?;
     // A daemon that was away tells of what it missed.
-    stop_daemon()?;
+    daemon::kill()?;
     write_version(volume, "three")?;
-    start_daemon()?;
+    daemon::start()?;
     watchers.heard(2, "three")?;
     write_version(volume, "four")?;
     watchers.heard(3, "four")?;

@@ -33,11 +33,11 @@ fn killed(handler: &'static str) -> Outcome {
     let started = crictl.container_field(&running, "/status/startedAt")?;
     crictl.run(&["exec", "--sync", &ending, "touch", "/go"])?;
 
-    stop_daemon()?;
+    daemon::kill()?;
     let length = || Ok::<_, crate::failure::Failure>(fs::metadata(&log).doing("look at the log")?.len());
     let before = length()?;
     wait_for("the log to grow while the daemon is dead", || Ok(length()? > before + 100))?;
-    start_daemon()?;
+    daemon::start()?;
 
     crictl.wait_state(&ending, "CONTAINER_EXITED")?;
     let code = crictl.container_field(&ending, "/status/exitCode")?;
@@ -54,32 +54,6 @@ fn killed(handler: &'static str) -> Outcome {
     ensure!(crictl.container_field(&created, "/status/exitCode")? == "4", "the created container did not run");
     crictl.run(&["exec", "--sync", &running, "true"])?;
     crictl.remove_pod(&id)
-}
-
-/// Kills the daemon and keeps systemd from starting it.
-pub(super) fn stop_daemon() -> Outcome {
-    // `stop` would be a polite end; the mask keeps Restart= from undoing the kill.
-    for args in [
-        &["mask", "--runtime", "cofferdam.service"][..],
-        &["kill", "--kill-whom=main", "--signal=SIGKILL", "cofferdam.service"],
-    ] {
-        let status = Command::new("systemctl").args(args).output().doing("run systemctl")?;
-        ensure!(status.status.success(), "systemctl {args:?} failed");
-    }
-    let crictl = Crictl::default();
-    wait_for("the daemon to be dead", || Ok(crictl.attempt(&["version"])?.code != 0))
-}
-
-pub(super) fn start_daemon() -> Outcome {
-    for args in [
-        &["unmask", "--runtime", "cofferdam.service"][..],
-        &["reset-failed", "cofferdam.service"],
-        &["start", "cofferdam.service"],
-    ] {
-        let status = Command::new("systemctl").args(args).output().doing("run systemctl")?;
-        ensure!(status.status.success(), "systemctl {args:?} failed: {}", String::from_utf8_lossy(&status.stderr));
-    }
-    daemon::wait_ready(&Crictl::default())
 }
 
 /// Kills the pod's monitor or supervisor.
@@ -120,9 +94,9 @@ fn pod_dies_meanwhile(handler: &'static str) -> Outcome {
     let pod = Pod::new("mortal");
     let id = crictl.run_pod(handler, &pod)?;
     let container = crictl.run_container(&id, &pod, &Container::shell("sleeper", "exec sleep 100000"))?;
-    stop_daemon()?;
+    daemon::kill()?;
     let killed = kill_pod_process(&id, handler);
-    start_daemon()?;
+    daemon::start()?;
     killed?;
     dead_pod_is_reported(&crictl, &id, &container)
 }

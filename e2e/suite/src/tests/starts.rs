@@ -1,5 +1,7 @@
 //! A start whose agent says nothing: what is told of the container, and what is true, agree.
 
+mod killed;
+
 use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -14,7 +16,8 @@ use crate::crictl::{self, BUSYBOX, LOGS};
 use crate::failure::{Doing, Failure, Outcome, ensure};
 use crate::rpc::{Client, Net, container_config};
 
-pub(super) const TESTS: &[Test] = &[("start_without_an_answer", unanswered)];
+pub(super) const TESTS: &[Test] =
+    &[("start_without_an_answer", unanswered), ("start_in_whose_middle_the_daemon_is_killed", killed::in_the_middle)];
 
 /// Where containers say that they run.
 const FOLDER: &str = "/run/cofferdam-e2e/starts";
@@ -55,12 +58,31 @@ struct Case {
     config: cri::PodSandboxConfig,
     process: Pid,
     container: String,
+    writer: cri::ContainerConfig,
     beat: PathBuf,
+    bystander: String,
 }
 
 impl Case {
     async fn run(handler: &'static str, goes_on: bool) -> Outcome {
-        let mut client = Client::connect(if goes_on { "late" } else { "silent" }, crictl::SOCKET).await?;
+        let mut case = Self::make(handler, if goes_on { "late" } else { "silent" }).await?;
+        case.send(Signal::STOP)?;
+        let outcome = case.no_answer().await;
+        if goes_on || outcome.is_err() {
+            case.send(Signal::CONT)?;
+        }
+        outcome?;
+        if goes_on {
+            case.is_taken_back().await?
+        } else {
+            case.costs_the_pod_its_life().await?
+        }
+        case.client.remove(&case.pod).await
+    }
+
+    /// A pod with one container that runs and one that can be started.
+    async fn make(handler: &'static str, name: &'static str) -> Outcome<Self> {
+        let mut client = Client::connect(name, crictl::SOCKET).await?;
         let mut config = client.pod_config(Net::Cni);
         let name = format!("{handler}-{}", config.hostname);
         config.metadata.get_or_insert_default().uid.clone_from(&name);
@@ -81,20 +103,7 @@ impl Case {
         });
         let container = client.create(&pod, config.clone(), writer.clone()).await?;
         let process = process_of(&mut client, &pod).await?;
-        let mut case = Self { client, pod, config, process, container, beat: folder.join("beat") };
-        case.send(Signal::STOP)?;
-        let outcome = case.no_answer().await;
-        if goes_on || outcome.is_err() {
-            case.send(Signal::CONT)?;
-        }
-        outcome?;
-        if goes_on {
-            case.is_taken_back(&bystander, writer).await?
-        } else {
-            case.costs_the_pod_its_life(&bystander).await?
-        }
-        let pod = case.pod.clone();
-        case.client.remove(&pod).await
+        Ok(Self { client, pod, config, process, container, writer, beat: folder.join("beat"), bystander })
     }
 
     fn send(&self, signal: Signal) -> Outcome {
@@ -160,10 +169,15 @@ impl Case {
     }
 
     /// The ended container's status is that of a failed start, and it does not run.
-    async fn failed_to_start(&mut self) -> Outcome {
+    async fn failed_to_start(&mut self) -> Outcome<cri::ContainerStatus> {
         let status = self.exited(&self.container.clone()).await?;
         let told = (status.reason.as_str(), status.exit_code != 0, status.message.is_empty());
         ensure!(told == ("StartError", true, false), "the container whose start was taken back: {status:?}");
+        self.writes_nothing().await?;
+        Ok(status)
+    }
+
+    async fn writes_nothing(&self) -> Outcome {
         let beats = self.beats();
         tokio::time::sleep(3 * PAUSE).await;
         ensure!(self.beats() == beats, "the container has exited, and still writes: {beats}, then {}", self.beats());
@@ -171,12 +185,11 @@ impl Case {
     }
 
     /// The agent is there again: what it started, or not, is ended, and the pod works.
-    async fn is_taken_back(&mut self, bystander: &str, mut writer: cri::ContainerConfig) -> Outcome {
+    async fn is_taken_back(&mut self) -> Outcome {
         self.failed_to_start().await?;
-        self.client.exec_true(bystander).await?;
-        writer.metadata.get_or_insert_default().attempt = 1;
-        let (pod, config) = (self.pod.clone(), self.config.clone());
-        let next = self.client.create(&pod, config, writer).await?;
+        self.client.exec_true(&self.bystander).await?;
+        self.writer.metadata.get_or_insert_default().attempt = 1;
+        let next = self.client.create(&self.pod, self.config.clone(), self.writer.clone()).await?;
         self.client.start_container(&next).await?;
         let beats = self.beats();
         tokio::time::sleep(3 * PAUSE).await;
@@ -187,10 +200,15 @@ impl Case {
     }
 
     /// An agent that cannot be asked even now: its pod is killed, so that nothing of it can run.
-    async fn costs_the_pod_its_life(&mut self, bystander: &str) -> Outcome {
-        self.failed_to_start().await?;
-        let status = self.exited(bystander).await?;
-        ensure!(status.exit_code == 137, "the killed pod's other container: {status:?}");
+    async fn costs_the_pod_its_life(&mut self) -> Outcome {
+        let own = self.failed_to_start().await?;
+        let other = self.exited(&self.bystander.clone()).await?;
+        ensure!(other.exit_code == 137, "the killed pod's other container: {other:?}");
+        for message in [own.message, other.message] {
+            let says_why = message.contains("the pod was killed") && message.contains("gave no answer in");
+            ensure!(says_why, "the containers of a pod that was killed for its silence have the message {message:?}");
+            ensure!(!message.contains(char::is_control), "a message for people has control characters: {message:?}");
+        }
         let request = cri::PodSandboxStatusRequest { pod_sandbox_id: self.pod.clone(), verbose: false };
         let answer = self.client.runtime.pod_sandbox_status(request).await;
         let answer = answer.map_err(|s| self.client.failed("PodSandboxStatus", &s))?.into_inner();
