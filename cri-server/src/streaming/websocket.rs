@@ -40,16 +40,50 @@ where
             Ok(Message::Text(_)) => Some(Err(io::Error::new(io::ErrorKind::InvalidData, "a text message in a tunnel"))),
             // Pings are answered by the library, and a close ends the stream.
             Ok(_) => None,
-            Err(error) => Some(Err(broken(error))),
+            Err(error) => Some(Err(Broken(error).into())),
         })
     });
-    let sink = sink.sink_map_err(broken).with(|bytes: Bytes| future::ok::<_, io::Error>(Message::Binary(bytes)));
+    // Not `sink_map_err`, which panics at the second error: whoever writes here may try again, also when the client is gone.
+    let sink = sink.with(|bytes: Bytes| future::ok::<_, Broken>(Message::Binary(bytes)));
     tokio::io::join(StreamReader::new(bytes), SinkWriter::new(CopyToBytes::new(sink)))
 }
 
-fn broken(error: Error) -> io::Error {
-    match error {
-        Error::Io(error) => error,
-        other => io::Error::other(other),
+/// Why nothing can be sent or read any more.
+struct Broken(Error);
+
+impl From<Error> for Broken {
+    fn from(error: Error) -> Self {
+        Self(error)
+    }
+}
+
+impl From<Broken> for io::Error {
+    fn from(Broken(error): Broken) -> Self {
+        match error {
+            Error::Io(error) => error,
+            other => Self::other(other),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+
+    /// A client that hangs up: each write fails, however often one tries. A panic would end the daemon.
+    #[tokio::test]
+    async fn a_tunnel_without_its_client_fails_each_time() {
+        let (client, server) = tokio::io::duplex(64);
+        let mut tunnel = tunnel(server).await;
+        tunnel.write_all(b"heard").await.unwrap();
+        drop(client);
+        for _ in 0..3 {
+            let _ = tunnel.write_all(b"not heard").await; // the first is kept for the flush
+            assert!(tunnel.flush().await.is_err());
+        }
+        let _ = tunnel.shutdown().await;
+        let _ = tunnel.shutdown().await;
     }
 }
