@@ -105,8 +105,8 @@ async fn tell_changes(container: &Arc<Container>, volume: Swapped, source: PathB
             match tell(container, &volume.destination, &link).await {
                 Ok(()) => known = link,
                 Err(CriError::TimedOut(_)) => continue,
-                // A pod that ended has nobody to be told.
-                Err(_) if container.pod.sandbox().is_err() => return,
+                // A pod that ends has nobody to be told.
+                Err(_) if container.pod.stopping.is_cancelled() || container.pod.sandbox().is_err() => return,
                 Err(error) => {
                     let error = message(&error);
                     tracing::warn!(container = %container.id, volume = %source.display(), error, "change of a volume not told");

@@ -16,7 +16,7 @@ pub(super) const TESTS: &[Test] = &[("config_volumes_are_heard_of_when_they_chan
 const VOLUME: &str = "/run/cofferdam-e2e/config-volume";
 
 /// Writes a version of the volume and swaps it in, as the kubelet's atomic writer does; the old one is deleted.
-fn write_version(volume: &Path, version: &str) -> Outcome {
+pub(super) fn write_version(volume: &Path, version: &str) -> Outcome {
     let name = format!("..{version}");
     fs::create_dir_all(volume.join(&name).join("sub")).doing("make a version")?;
     for key in ["key", "sub/key"] {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use super::config_volumes::write_version;
 use super::{Test, with_both};
 use crate::crictl::{self, BUSYBOX, Container, Crictl, Output, Pod, wait_for};
 use crate::failure::{Doing, Outcome, ensure};
@@ -94,15 +95,6 @@ fn read_only(container: &str, path: &str) -> Outcome {
     Ok(())
 }
 
-/// What the kubelet's atomic writer does to a Secret.
-fn write_secret(folder: &Path, version: &str) -> Outcome {
-    let dir = folder.join(format!("..{version}"));
-    fs::create_dir(&dir).doing("make a version of the secret")?;
-    fs::write(dir.join("key"), version).doing("write the secret")?;
-    symlink(format!("..{version}"), folder.join("..data_tmp")).doing("link the secret")?;
-    fs::rename(folder.join("..data_tmp"), folder.join("..data")).doing("swap the secret")
-}
-
 fn access(handler: &'static str) -> Outcome {
     let folder = Folder::new()?;
     let (plain, shared, secret) = (folder.dir("plain")?, folder.dir("shared")?, folder.dir("secret")?);
@@ -110,8 +102,7 @@ fn access(handler: &'static str) -> Outcome {
     mount(&["--bind", &shared, &shared])?;
     mount(&["--make-shared", &shared])?;
     let late = folder.dir("shared/late")?;
-    write_secret(Path::new(&secret), "one")?;
-    symlink("..data/key", Path::new(&secret).join("key")).doing("link the key")?;
+    write_version(Path::new(&secret), "one")?;
     let file = format!("{FOLDER}/file");
     fs::write(&file, "before").doing("write a file")?;
     symlink(&plain, format!("{FOLDER}/link")).doing("make a link")?;
@@ -150,7 +141,7 @@ fn access(handler: &'static str) -> Outcome {
     prints(&container, "ls /private/late", "")?;
 
     prints(&container, "cat /secret/key", "one")?;
-    write_secret(Path::new(&secret), "two")?;
+    write_version(Path::new(&secret), "two")?;
     let swapped = Instant::now();
     wait_for("the new secret", || Ok(sh(&container, "cat /secret/key")?.stdout.trim() == "two"))?;
     ensure!(swapped.elapsed() < Duration::from_secs(20), "the new secret took {:?}", swapped.elapsed());
