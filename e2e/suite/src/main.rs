@@ -12,6 +12,7 @@ mod census;
 mod crictl;
 mod daemon;
 mod demo;
+mod emulator;
 mod failure;
 mod kubelet;
 mod openmetrics;
