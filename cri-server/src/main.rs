@@ -14,6 +14,7 @@ mod apparmor;
 mod commands;
 mod config;
 mod container_log;
+mod deadline;
 mod door;
 mod error;
 mod ids;

@@ -19,6 +19,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 
 use super::Outcome;
 use crate::config::{Config, HANDLERS, load};
+use crate::deadline::KeepDeadlines;
 use crate::error::{CriError, message};
 use crate::image_service::Images;
 use crate::journal;
@@ -73,6 +74,7 @@ async fn serve(config: Config) -> Result<(), Box<dyn std::error::Error>> {
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let server = tonic::transport::Server::builder()
         .layer(MeasureCalls(node.telemetry.clone()))
+        .layer(KeepDeadlines)
         .add_service(
             RuntimeServiceServer::new(runtime_service::Runtime(node.clone()))
                 .max_decoding_message_size(MAX_MESSAGE)
