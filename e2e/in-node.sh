@@ -81,15 +81,11 @@ if [ $status != 0 ]; then
     mkdir -p "$(dirname "$journal")"
     "$node" run 'journalctl -u cofferdam -o short-precise --no-pager' >"$journal" 2>&1 || true
     [ "$what" != kubelet ] || "$node" run 'journalctl -u kubelet -o short-precise --no-pager' >"$(dirname "$journal")/kubelet.log" 2>&1 || true
-    # Slips of the emulator; e2e/suite/src/emulator.rs says what they are. The suite knows those that end a guest by itself.
-    slip=
-    if ! "$node" alive; then
-        slip='the node itself died'
-    elif [ "$what" != test ] && grep -qE 'KVM_RUN failed: Bad address .*rip 0xffffffff[c-f]' "$journal"; then
-        slip='the emulator slipped'
-    fi
-    if [ -n "$slip" ] && [ -z "${AGAIN:-}" ] && [ "$what" != shell ]; then
-        say "failed, as $slip (the journal until then is $journal.slip): once more, in a new node"
+    # A node that died failed, whatever the reason; its console tells more than ssh.
+    "$node" alive || true
+    # A slip of the emulator; e2e/suite/src/emulator.rs says what that is, and runs the one test again in a suite.
+    if [ "$what" != test ] && [ -z "${AGAIN:-}" ] && grep -qE 'KVM_RUN failed: Bad address .*rip 0xffffffff[c-f]' "$journal"; then
+        say "failed, and the emulator slipped (see $journal.slip): once more, in a new node"
         mv "$journal" "$journal.slip"
         "$node" stop >/dev/null 2>&1 || true
         AGAIN=1 exec e2e/in-node.sh "$what" "$@"

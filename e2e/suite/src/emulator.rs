@@ -1,8 +1,9 @@
 //! A slip of the emulator that nodes of build machines run in.
 //!
-//! Once in many hundred starts, under load, QEMU's emulation of nested SVM stores the registers of the node's own kernel as those of a
-//! guest that it leaves; KVM then fails with "Bad address" on the next entry, and the pod dies. It is told from anything of ours by
-//! the instruction pointer, which is among the node's modules: no guest has code there, as its kernel has no modules.
+//! Seen once, under load: KVM failed with "Bad address", the pod died, and the registers that KVM showed as the guest's had the node's
+//! kernel's instruction pointer and stack. So QEMU's emulation of nested SVM is taken to have stored the one's registers as the
+//! other's. It is told from anything of ours by that instruction pointer, which is among the node's modules: no guest has code there,
+//! as its kernel has no modules.
 
 use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
