@@ -158,7 +158,7 @@ impl Container {
         if let Some(mut drained) = drained {
             let all = drained.wait_for(|done| *done);
             if tokio::time::timeout(DRAIN, all).await.is_err() {
-                tracing::info!(container = self.spec.id, "output is still on its way after the exit");
+                tracing::warn!(container = self.spec.id, "output is still on its way after the exit");
             }
         }
         let oom_killed = self.cgroup.oom_kills() > 0;

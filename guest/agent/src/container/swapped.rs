@@ -102,20 +102,23 @@ impl Version {
         let mut files = Vec::new();
         let known = open_dir(CWD, source).and_then(|volume| open_dir(&volume, Path::new(link)));
         if let Err(error) = known.and_then(|folder| collect(folder, MAX_DEPTH, &mut files)) {
-            tracing::info!(volume = %source.display(), link, %error, "not all of a volume's files are known");
+            tracing::warn!(volume = %source.display(), link, %error, "not all of a volume's files are known: the end of the others is not told of");
         }
         Self { link: link.to_owned(), files }
     }
 
     /// Tells of the files that have no name any more.
     async fn end(self) {
+        let mut failed = None;
         for (number, known) in self.files.into_iter().enumerate() {
-            if let Err(error) = known.end() {
-                tracing::info!(file = ?known.name, %error, "the end of a volume's file not told of");
-            }
+            failed = known.end().err().or(failed);
             if number % BATCH == BATCH - 1 {
                 tokio::task::yield_now().await;
             }
+        }
+        // One line for all: a guest's console is slow.
+        if let Some(error) = failed {
+            tracing::warn!(version = self.link, %error, "the end of files of a volume is not told of");
         }
     }
 }
