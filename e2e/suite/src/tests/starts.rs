@@ -110,19 +110,33 @@ impl Case {
         kill_process(self.process, signal).doing("signal the pod's process")
     }
 
+    /// The container's status, and that the list says the same where nothing happened between the two.
     async fn status(&mut self, container: &str) -> Outcome<cri::ContainerStatus> {
+        let mut status = self.status_alone(container).await?;
+        loop {
+            let filter = cri::ContainerFilter { id: container.into(), ..Default::default() };
+            let request = cri::ListContainersRequest { filter: Some(filter) };
+            let listed = self.client.runtime.list_containers(request).await;
+            let listed = listed.map_err(|s| self.client.failed("ListContainers", &s))?.into_inner().containers;
+            let [item] = listed.as_slice() else {
+                return Err(format!("container {container} is listed as {listed:?}").into());
+            };
+            // States never go back, so the list was of this state, too, if both are.
+            let after = self.status_alone(container).await?;
+            if after.state() == status.state() {
+                legal::container_listed(item, &status)?;
+                return Ok(status);
+            }
+            status = after;
+        }
+    }
+
+    async fn status_alone(&mut self, container: &str) -> Outcome<cri::ContainerStatus> {
         let request = cri::ContainerStatusRequest { container_id: container.into(), verbose: false };
         let answer = self.client.runtime.container_status(request).await;
         let answer = answer.map_err(|s| self.client.failed("ContainerStatus", &s))?.into_inner();
         let status = answer.status.ok_or("a container's status is empty")?;
         legal::container(&status)?;
-        let filter = cri::ContainerFilter { id: container.into(), ..Default::default() };
-        let listed = self.client.runtime.list_containers(cri::ListContainersRequest { filter: Some(filter) }).await;
-        let listed = listed.map_err(|s| self.client.failed("ListContainers", &s))?.into_inner().containers;
-        let [item] = listed.as_slice() else {
-            return Err(format!("container {container} is listed as {listed:?}").into());
-        };
-        legal::container_listed(item, &status)?;
         Ok(status)
     }
 
