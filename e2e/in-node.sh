@@ -82,17 +82,17 @@ if [ $status != 0 ]; then
     "$node" run 'journalctl -u cofferdam -o short-precise --no-pager' >"$journal" 2>&1 || true
     [ "$what" != kubelet ] || "$node" run 'journalctl -u kubelet -o short-precise --no-pager' >"$(dirname "$journal")/kubelet.log" 2>&1 || true
     # What the emulator does to a node is no verdict on what ran in it, so that is run once more. e2e/node/vm says why a kernel in
-    # emulation may die of an int3, which no program can bring about; a node that died otherwise failed. e2e/suite/src/emulator.rs
-    # says what the other slip is, and runs the one test again in a suite.
+    # emulation may die of an int3, by which Linux patches itself; a node that died otherwise failed. e2e/suite/src/emulator.rs says
+    # what the other slip is, and runs the one test again in a suite.
     slip=
     if ! "$node" alive; then
-        ! grep -q 'Oops: int3' "target/node-vm/$VM/console" || slip="the emulator let the node's kernel die of an int3 of its own"
+        ! "$node" console | grep 'Oops: int3' >/dev/null || slip="the node's kernel died of an int3 of its own, a slip of the emulator"
     elif [ "$what" != test ] && grep -qE 'KVM_RUN failed: Bad address .*rip 0xffffffff[c-f]' "$journal"; then
-        slip="the emulator slipped (see $journal.slip)"
-        mv "$journal" "$journal.slip"
+        slip="the emulator slipped, as the journal says"
     fi
     if [ -n "$slip" ] && [ -z "${AGAIN:-}" ]; then
-        say "failed, and $slip: once more, in a new node"
+        mv "$journal" "$journal.slip"
+        say "failed, and $slip: once more, in a new node; the journal of this one is in $journal.slip"
         "$node" stop >/dev/null 2>&1 || true
         AGAIN=1 exec e2e/in-node.sh "$what" "$@"
     fi
