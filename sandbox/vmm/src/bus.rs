@@ -76,7 +76,7 @@ impl Bus {
             GUEST_EVENT_AGENT_LISTENING => {
                 self.timeline.mark(&self.timeline.agent_listening);
                 if let Err(error) = self.agent_listens.write(1) {
-                    eprintln!("cannot tell that the agent listens: {error}");
+                    complain!("cannot tell that the agent listens: {error}");
                 }
             }
             _ => {}

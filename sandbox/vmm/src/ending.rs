@@ -35,7 +35,7 @@ impl Ending {
         if first.is_none() {
             *first = Some(End { reason, detail: detail.into() });
             if let Err(error) = self.event.write(1) {
-                eprintln!("cannot wake the main loop for the end: {error}");
+                complain!("cannot wake the main loop for the end: {error}");
             }
         }
     }

@@ -3,6 +3,11 @@
 //! The main thread runs one epoll loop for the control socket and most devices; each vCPU has a thread, and so have
 //! the disk and the file server. Nothing polls: an idle VM's threads all sleep in the kernel.
 
+// First, since its macro is for all of them.
+#[macro_use]
+mod stderr;
+
+mod accept;
 mod boot;
 mod bus;
 mod control;

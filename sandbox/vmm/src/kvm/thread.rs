@@ -50,14 +50,14 @@ impl VcpuThread {
         let flag = unsafe { AtomicU8::from_ptr(self.immediate_exit.load(Ordering::Relaxed)) };
         flag.store(1, Ordering::SeqCst);
         if let Err(error) = self.thread.kill(SIGRTMIN()) {
-            eprintln!("cannot signal a vCPU: {error}");
+            complain!("cannot signal a vCPU: {error}");
         }
     }
 
     /// Waits for the thread after [`Self::kick`].
     pub(crate) fn join(self) {
         if self.thread.join().is_err() {
-            eprintln!("a vCPU's thread panicked");
+            complain!("a vCPU's thread panicked");
         }
     }
 }

@@ -33,7 +33,7 @@ impl LogFile {
             Ok(()) => self.failing = false,
             Err(error) => {
                 if !std::mem::replace(&mut self.failing, true) {
-                    eprintln!("log: lost output of container {container}: cannot write its log: {error}");
+                    complain!("log: lost output of container {container}: cannot write its log: {error}");
                 }
             }
         }

@@ -122,7 +122,7 @@ impl Mem {
         match answer {
             Ok(kind) => (kind, 0),
             Err(error) => {
-                eprintln!("mem: cannot change blocks: {error}");
+                complain!("mem: cannot change blocks: {error}");
                 (ERROR, 0)
             }
         }

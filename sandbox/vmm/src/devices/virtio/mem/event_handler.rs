@@ -32,7 +32,7 @@ impl Mem {
         if let Some(poller) = &self.poller
             && let Err(error) = poller.remove(event_fd(&active.queues[0].kick))
         {
-            eprintln!("mem: cannot leave the event loop: {error}");
+            complain!("mem: cannot leave the event loop: {error}");
         }
     }
 }

@@ -35,7 +35,7 @@ fn fill(buffers: Buffers<'_>) -> u32 {
     match rustix::rand::getrandom(&mut bytes[..wanted], rustix::rand::GetRandomFlags::empty()) {
         Ok(got) => buffers.writable.copy_from(&bytes[..got]) as u32,
         Err(error) => {
-            eprintln!("no random numbers for the guest: {error}");
+            complain!("no random numbers for the guest: {error}");
             0
         }
     }

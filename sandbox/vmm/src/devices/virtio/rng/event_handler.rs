@@ -32,7 +32,7 @@ impl Rng {
         if let Some(poller) = &self.poller
             && let Err(error) = poller.remove(event_fd(&active.queues[0].kick))
         {
-            eprintln!("rng: cannot leave the event loop: {error}");
+            complain!("rng: cannot leave the event loop: {error}");
         }
     }
 }

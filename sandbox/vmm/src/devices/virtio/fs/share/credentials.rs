@@ -43,7 +43,7 @@ impl Drop for ActingFor {
         let group = if self.group { sys::set_effective_gid(0) } else { Ok(()) };
         if let Err(error) = user.and(group) {
             // Going on for another user would be wrong for every later request.
-            eprintln!("fs: cannot act as oneself again: {error}");
+            complain!("fs: cannot act as oneself again: {error}");
             std::process::abort();
         }
     }
@@ -70,7 +70,7 @@ impl Drop for WithoutSetid {
         if let Some(before) = self.0.take()
             && let Err(error) = set_capabilities(None, before)
         {
-            eprintln!("fs: cannot take a capability up again: {error}");
+            complain!("fs: cannot take a capability up again: {error}");
         }
     }
 }
