@@ -7,6 +7,7 @@
 pub(crate) mod blk;
 mod buffers;
 pub(crate) mod fs;
+mod line;
 pub(crate) mod mem;
 pub(crate) mod mmio;
 pub(crate) mod net;
@@ -19,11 +20,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 pub(crate) use buffers::{Buffers, Slices};
-use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+pub(crate) use line::{BUDGET, INTERRUPT_AFTER, QueueLine};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::counters::{INTERRUPTS, QUEUE_KICKS};
+use crate::counters::INTERRUPTS;
 
 /// Feature bit that every device must offer (virtio 1.3 §6).
 pub(crate) const VIRTIO_F_VERSION_1: u64 = 1 << 32;
@@ -68,99 +69,6 @@ pub(crate) struct Activation {
     pub(crate) interrupt: Interrupt,
 }
 
-/// One queue and the eventfd by which the guest kicks it (non-blocking, bound by ioeventfd).
-pub(crate) struct QueueLine {
-    /// The queue; nobody else has it while the device is active.
-    pub(crate) queue: Queue,
-    /// Readable when the guest kicked.
-    pub(crate) kick: EventFd,
-}
-
-impl QueueLine {
-    /// Takes the kick off the eventfd, and counts it. Call it before the queue is looked at.
-    pub(crate) fn take_kick(&self) {
-        if self.kick.read().is_ok() {
-            QUEUE_KICKS.add();
-        }
-    }
-
-    /// The next chain that the driver made available. A broken ring has none.
-    pub(crate) fn pop<'m>(&mut self, memory: &'m GuestMemoryMmap) -> Option<DescriptorChain<&'m GuestMemoryMmap>> {
-        self.queue.iter(memory).ok()?.next()
-    }
-
-    /// The next chain. When there is none, the driver is asked to kick for the one that follows the last (so ask
-    /// before chains are put back), and what it added just before is taken.
-    pub(crate) fn pop_or_ask<'m>(
-        &mut self,
-        memory: &'m GuestMemoryMmap,
-    ) -> Option<DescriptorChain<&'m GuestMemoryMmap>> {
-        if let Some(chain) = self.pop(memory) {
-            return Some(chain);
-        }
-        if self.queue.enable_notification(memory).ok()? { self.pop(memory) } else { None }
-    }
-
-    /// Gives a chain back with `length` bytes written to it, and interrupts the driver if it wants that.
-    pub(crate) fn complete(&mut self, memory: &GuestMemoryMmap, interrupt: &Interrupt, head: u16, length: u32) {
-        if self.queue.add_used(memory, head, length).is_ok() && self.queue.needs_notification(memory).unwrap_or(true) {
-            interrupt.used_queue();
-        }
-    }
-
-    /// [`Self::serve_chains`] with every chain checked; a malformed one is given back unserved.
-    pub(crate) fn serve<'m>(
-        &mut self,
-        memory: &'m GuestMemoryMmap,
-        interrupt: &Interrupt,
-        mut each: impl FnMut(Buffers<'m>) -> u32,
-    ) {
-        self.serve_chains(memory, interrupt, |chain| Buffers::new(memory, chain).map_or(0, &mut each));
-    }
-
-    /// Lets `each` serve every available chain; it answers how many bytes it wrote to the chain. After [`BUDGET`] chains it
-    /// kicks itself and returns, so that a guest that never stops cannot hold the thread. **A broken ring ends
-    /// it**: `enable_notification` would say "more" for ever, so going on needs progress too.
-    pub(crate) fn serve_chains<'m>(
-        &mut self,
-        memory: &'m GuestMemoryMmap,
-        interrupt: &Interrupt,
-        mut each: impl FnMut(DescriptorChain<&'m GuestMemoryMmap>) -> u32,
-    ) {
-        let mut served = 0;
-        loop {
-            let before = served;
-            if self.queue.disable_notification(memory).is_err() {
-                return;
-            }
-            while let Some(chain) = self.pop(memory) {
-                let head = chain.head_index();
-                let length = each(chain);
-                self.complete(memory, interrupt, head, length);
-                served += 1;
-                if served == BUDGET {
-                    self.kick_again();
-                    return;
-                }
-            }
-            let more = self.queue.enable_notification(memory).unwrap_or(false);
-            if !more || served == before {
-                return;
-            }
-        }
-    }
-
-    /// Makes the kick readable, as if the guest had kicked.
-    pub(crate) fn kick_again(&self) {
-        if let Err(error) = self.kick.write(1) {
-            eprintln!("cannot kick a queue again: {error}");
-        }
-    }
-}
-
-/// Chains that one turn serves at most.
-pub(crate) const BUDGET: usize = 512;
-
 /// Why a device could not start; the transport then sets DEVICE_NEEDS_RESET.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot activate virtio device {device}: {step}")]
@@ -192,7 +100,7 @@ impl Interrupt {
         Self { inner: Arc::new(InterruptInner { status: AtomicU32::new(0), irqfd }) }
     }
 
-    /// Says that a queue has new used buffers. Ask the queue first (`needs_notification`).
+    /// Says that a queue has new used buffers; [`QueueLine::interrupt_if_wanted`] asks the driver first.
     pub(crate) fn used_queue(&self) {
         self.raise(INTERRUPT_USED_QUEUE);
     }
@@ -206,7 +114,7 @@ impl Interrupt {
         self.inner.status.fetch_or(bits, Ordering::SeqCst);
         INTERRUPTS.add();
         if let Err(error) = self.inner.irqfd.write(1) {
-            eprintln!("cannot raise an interrupt: {error}");
+            complain!("cannot raise an interrupt: {error}");
         }
     }
 

@@ -1,5 +1,7 @@
 //! A driver for tests: rings in guest memory, written by hand so that they may be wrong.
 
+use std::sync::atomic::Ordering;
+
 use proptest::prelude::*;
 use rustix::event::{PollFd, PollFlags, poll};
 use virtio_queue::{Queue, QueueT};
@@ -71,7 +73,7 @@ impl Guest {
             made.try_set_used_ring_address(GuestAddress(Self::used(queue))).unwrap();
             made.set_event_idx(features & super::VIRTIO_F_EVENT_IDX != 0);
             made.set_ready(true);
-            QueueLine { queue: made, kick: self.kicks[queue].try_clone().unwrap() }
+            QueueLine::new(made, self.kicks[queue].try_clone().unwrap())
         };
         Activation {
             memory: self.memory.clone(),
@@ -100,7 +102,7 @@ impl Guest {
 
     /// Writes the index of the available ring.
     pub(crate) fn set_avail_index(&self, queue: usize, index: u16) {
-        self.memory.write_obj(index, GuestAddress(Self::avail(queue) + 2)).unwrap();
+        self.memory.store(index, GuestAddress(Self::avail(queue) + 2), Ordering::Release).unwrap();
     }
 
     /// Offers a proper chain of `(address, length, WRITE or 0)`; answers its head.
@@ -122,9 +124,30 @@ impl Guest {
         self.kicks[queue].write(1).unwrap();
     }
 
+    /// Kicks `queue` as Linux does: if the last chain is the one that the device's `avail_event` names.
+    pub(crate) fn kick_if_wanted(&self, queue: usize) {
+        std::sync::atomic::fence(Ordering::SeqCst);
+        let at = GuestAddress(Self::used(queue) + 4 + 8 * u64::from(self.sizes[queue]));
+        let event: u16 = self.memory.load(at, Ordering::SeqCst).unwrap();
+        if self.available[queue].wrapping_sub(event).wrapping_sub(1) < 1 {
+            self.kick(queue);
+        }
+    }
+
+    /// Says which used chain the driver wants an interrupt for.
+    pub(crate) fn set_used_event(&self, queue: usize, index: u16) {
+        let at = Self::avail(queue) + 4 + 2 * u64::from(self.sizes[queue]);
+        self.memory.write_obj(index, GuestAddress(at)).unwrap();
+    }
+
+    /// Where the device writes how many chains of `queue` it gave back.
+    pub(crate) fn used_index_address(&self, queue: usize) -> GuestAddress {
+        GuestAddress(Self::used(queue) + 2)
+    }
+
     /// How many chains of `queue` the device gave back.
     pub(crate) fn used_count(&self, queue: usize) -> u16 {
-        self.memory.read_obj(GuestAddress(Self::used(queue) + 2)).unwrap()
+        self.memory.load(self.used_index_address(queue), Ordering::Acquire).unwrap()
     }
 
     /// Waits until the device has given back `count` chains of `queue` in all; for devices without `VIRTIO_F_EVENT_IDX`.

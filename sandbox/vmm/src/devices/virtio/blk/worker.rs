@@ -10,7 +10,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::request::Disk;
 use super::state::BlkState;
-use crate::devices::virtio::Activation;
+use crate::devices::virtio::{Activation, Buffers};
 use crate::event_loop::event_fd;
 
 /// Stack of the thread; a request needs a few KiB.
@@ -37,11 +37,11 @@ impl Worker {
     /// Ends the thread after the request that it is at; the rest stays in the queue.
     pub(super) fn stop(self) {
         if let Err(error) = self.stop.write(1) {
-            eprintln!("blk: cannot stop the worker: {error}");
+            complain!("blk: cannot stop the worker: {error}");
             return;
         }
         if self.thread.join().is_err() {
-            eprintln!("blk: the worker panicked");
+            complain!("blk: the worker panicked");
         }
     }
 }
@@ -55,7 +55,7 @@ fn run(active: Activation, disk: &Disk<'_>, stop: &EventFd) {
         match poll(&mut ready, None) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => {
-                eprintln!("blk: cannot wait for requests: {error}");
+                complain!("blk: cannot wait for requests: {error}");
                 return;
             }
         }
@@ -64,7 +64,8 @@ fn run(active: Activation, disk: &Disk<'_>, stop: &EventFd) {
         }
         if !ready[0].revents().is_empty() {
             line.take_kick();
-            line.serve(&memory, &interrupt, |buffers| disk.serve(buffers));
+            let serve = |chain| Buffers::new(&memory, chain).map_or(0, |buffers| disk.serve(buffers));
+            line.serve_chains(&memory, &interrupt, serve);
         }
     }
 }

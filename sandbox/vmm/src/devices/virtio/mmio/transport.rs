@@ -140,7 +140,7 @@ impl Transport {
         if let Some(kick) = self.kicks.get(queue as usize)
             && let Err(error) = kick.write(1)
         {
-            eprintln!("cannot pass a kick of queue {queue} on: {error}");
+            complain!("cannot pass a kick of queue {queue} on: {error}");
         }
     }
 
@@ -185,7 +185,7 @@ impl Transport {
     fn activate(&mut self) {
         self.state.status |= status::DRIVER_OK;
         if let Err(why) = self.start_device() {
-            eprintln!("virtio device {} at {:#x} is not started: {why}", self.device_type, self.slot.address);
+            complain!("virtio device {} at {:#x} is not started: {why}", self.device_type, self.slot.address);
             self.state.status |= status::NEEDS_RESET;
             self.interrupt.config_changed();
         }
@@ -194,7 +194,7 @@ impl Transport {
     fn start_device(&mut self) -> Result<(), String> {
         let queues = self.state.build_queues(&self.memory)?;
         let lines = queues.into_iter().zip(&self.kicks);
-        let lines = lines.map(|(queue, kick)| Ok(QueueLine { queue, kick: kick.try_clone()? }));
+        let lines = lines.map(|(queue, kick)| Ok(QueueLine::new(queue, kick.try_clone()?)));
         let queues = lines.collect::<io::Result<_>>().map_err(|error| format!("no eventfd: {error}"))?;
         let active = Activation {
             memory: self.memory.clone(),

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
 
 use super::receive::{Delivery, deliver};
 use super::state::{NetState, STATE_VERSION};
@@ -10,7 +11,9 @@ use super::{
     DEVICE_TYPE, F_CSUM, F_GUEST_CSUM, F_GUEST_ECN, F_GUEST_TSO4, F_GUEST_TSO6, F_HOST_ECN, F_HOST_TSO4, F_HOST_TSO6,
     F_MRG_RXBUF, HEADER, MAX_FRAME, QUEUE_SIZES, RECEIVE_BUDGET, RX, TX,
 };
-use crate::devices::virtio::{ActivateError, Activation, VIRTIO_F_EVENT_IDX, VIRTIO_F_VERSION_1, VirtioDevice};
+use crate::devices::virtio::{
+    ActivateError, Activation, INTERRUPT_AFTER, VIRTIO_F_EVENT_IDX, VIRTIO_F_VERSION_1, VirtioDevice,
+};
 use crate::event_loop::Poller;
 
 /// The network interface.
@@ -44,8 +47,24 @@ impl Net {
         })
     }
 
-    /// Moves frames from the tap to the guest until one of them has no more.
+    /// Moves frames from the tap to the guest until one of them has no more. The guest gets one interrupt for all frames,
+    /// or one every [`INTERRUPT_AFTER`].
     pub(super) fn receive(&mut self) {
+        let watch = self.receive_frames();
+        self.tell_of_frames(Duration::ZERO, &mut Instant::now());
+        self.watch_tap(watch);
+    }
+
+    /// Interrupts the guest for the frames that it got, unless that was done less than `every` ago.
+    fn tell_of_frames(&mut self, every: Duration, last: &mut Instant) {
+        if let Some(Activation { memory, queues, interrupt, .. }) = &mut self.active {
+            queues[RX].interrupt_every(every, last, memory, interrupt);
+        }
+    }
+
+    /// Answers whether the tap is to be watched: it is empty, or has more than one turn takes.
+    fn receive_frames(&mut self) -> bool {
+        let mut told = Instant::now();
         for _ in 0..RECEIVE_BUDGET {
             if self.pending == 0 {
                 match self.tap.read(&mut self.incoming) {
@@ -54,27 +73,26 @@ impl Net {
                     Err(error) => {
                         let empty = error.kind() == io::ErrorKind::WouldBlock;
                         if !empty {
-                            eprintln!("net: cannot read from the tap: {error}");
+                            complain!("net: cannot read from the tap: {error}");
                         }
-                        self.watch_tap(empty);
-                        return;
+                        return empty;
                     }
                 }
             }
             if !self.deliver_pending() {
-                self.watch_tap(false);
-                return;
+                return false;
             }
+            self.tell_of_frames(INTERRUPT_AFTER, &mut told);
         }
-        self.watch_tap(true); // which is readable still, and reports again
+        true // the tap is readable still, and reports again
     }
 
     /// Tries to give the pending frame to the guest; false when it has no buffers for it, and will kick when it has.
     fn deliver_pending(&mut self) -> bool {
-        let Some(Activation { memory, queues, interrupt, .. }) = &mut self.active else { return false };
+        let Some(Activation { memory, queues, .. }) = &mut self.active else { return false };
         let merge = self.state.features & F_MRG_RXBUF != 0;
         let frame = &mut self.incoming[..self.pending];
-        let done = deliver(&mut queues[RX], memory, interrupt, merge, frame) == Delivery::Done;
+        let done = deliver(&mut queues[RX], memory, merge, frame) == Delivery::Done;
         if done {
             self.pending = 0;
         }

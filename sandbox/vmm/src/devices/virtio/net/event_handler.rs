@@ -43,7 +43,7 @@ impl Net {
         let Some(poller) = &self.poller else { return };
         for line in &active.queues {
             if let Err(error) = poller.remove(event_fd(&line.kick)) {
-                eprintln!("net: cannot leave the event loop: {error}");
+                complain!("net: cannot leave the event loop: {error}");
             }
         }
     }
@@ -58,7 +58,7 @@ impl Net {
         };
         match done {
             Ok(()) => self.watches_tap = watch,
-            Err(error) => eprintln!("net: cannot change whether the tap is watched: {error}"),
+            Err(error) => complain!("net: cannot change whether the tap is watched: {error}"),
         }
     }
 }

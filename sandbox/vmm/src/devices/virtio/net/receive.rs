@@ -4,7 +4,7 @@ use virtio_queue::QueueT;
 use vm_memory::GuestMemoryMmap;
 
 use super::{HEADER, NUM_BUFFERS};
-use crate::devices::virtio::{Buffers, Interrupt, QueueLine};
+use crate::devices::virtio::{Buffers, QueueLine};
 
 /// What became of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,14 +15,9 @@ pub(super) enum Delivery {
     NoBuffers,
 }
 
-/// Puts `frame` (header first) into one chain, or with `merge` into as many as it needs.
-pub(super) fn deliver(
-    line: &mut QueueLine,
-    memory: &GuestMemoryMmap,
-    interrupt: &Interrupt,
-    merge: bool,
-    frame: &mut [u8],
-) -> Delivery {
+/// Puts `frame` (header first) into one chain, or with `merge` into as many as it needs. The driver sees all of them at
+/// once, or it would take the later ones for frames of their own. The caller interrupts it.
+pub(super) fn deliver(line: &mut QueueLine, memory: &GuestMemoryMmap, merge: bool, frame: &mut [u8]) -> Delivery {
     let before = line.queue.next_avail();
     let mut chains: Vec<(u16, Buffers<'_>)> = Vec::new();
     let mut room = 0;
@@ -40,13 +35,15 @@ pub(super) fn deliver(
             }
             // A broken buffer: give all back that was taken, drop the frame.
             _ => {
-                chains.iter().for_each(|(head, _)| line.complete(memory, interrupt, *head, 0));
-                line.complete(memory, interrupt, head, 0);
+                chains.iter().for_each(|(head, _)| line.put_used(memory, *head, 0));
+                line.put_used(memory, head, 0);
+                line.publish(memory);
                 return Delivery::Done;
             }
         }
         if !merge && room < frame.len() {
-            line.complete(memory, interrupt, head, 0);
+            line.put_used(memory, head, 0);
+            line.publish(memory);
             return Delivery::Done;
         }
     }
@@ -58,7 +55,8 @@ pub(super) fn deliver(
     for (head, buffers) in chains {
         let copied = buffers.writable.copy_from(rest);
         rest = &rest[copied..];
-        line.complete(memory, interrupt, head, copied as u32);
+        line.put_used(memory, head, copied as u32);
     }
+    line.publish(memory);
     Delivery::Done
 }

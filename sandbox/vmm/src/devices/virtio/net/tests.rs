@@ -1,8 +1,10 @@
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use vm_memory::Bytes;
 
 use super::*;
 use crate::devices::virtio::test_guest::{DATA, Guest, WRITE, any_attack};
@@ -66,6 +68,36 @@ fn a_frame_fills_as_many_merged_buffers_as_it_needs() {
     assert_eq!(u16::from_le_bytes([got[NUM_BUFFERS], got[NUM_BUFFERS + 1]]), 3);
     assert_eq!(got[HEADER..], frame[HEADER..]);
     assert!(bench.guest.interrupts() > 0);
+}
+
+/// virtio 1.3 section 5.1.6.4: all buffers of a frame are used together. A driver that sees only the first of them drops
+/// the frame, and takes each of the others for a frame of its own.
+#[test]
+fn the_driver_only_ever_sees_whole_frames() {
+    const LENGTH: usize = 65_562; // header, Ethernet header, the longest IPv4 packet but one byte
+    const BUFFERS: u16 = 17; // of 4 KiB
+    let mut bench = Bench::new(F_MRG_RXBUF);
+    let (memory, index) = (bench.guest.memory.clone(), bench.guest.used_index_address(RX));
+    let over = Arc::new(AtomicBool::new(false));
+    let ended = over.clone();
+    let driver = std::thread::spawn(move || {
+        let mut torn = 0_u64;
+        while !ended.load(Ordering::SeqCst) {
+            let seen: u16 = memory.load(index, Ordering::Acquire).unwrap();
+            torn += u64::from(seen % BUFFERS != 0);
+        }
+        torn
+    });
+    for _ in 0..300 {
+        for at in 0..u64::from(BUFFERS) {
+            bench.guest.chain(RX, &[(DATA + 4096 * at, 4096, WRITE)]);
+        }
+        bench.send(LENGTH);
+        bench.event(EVENT_TAP);
+    }
+    over.store(true, Ordering::SeqCst);
+    assert_eq!(bench.guest.used_count(RX), 300 * BUFFERS);
+    assert_eq!(driver.join().unwrap(), 0, "the index stopped inside a frame");
 }
 
 #[test]
