@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 
 use cofferdam_proto::monitor::{API_VERSION, ExitReason, Memory, Reply, Request, Status};
 use cofferdam_proto::packet::{self, PacketError};
-use rustix::net::SocketFlags;
 
+use crate::accept::Listener;
 use crate::counters::{INTERRUPTS, QUEUE_KICKS, VCPU_EXITS};
 use crate::devices::serial::SerialPort;
 use crate::devices::virtio::mem::Mem;
@@ -27,7 +27,7 @@ const CONSOLE_LIMIT: usize = 32 << 10;
 
 /// The socket and its connections.
 pub(crate) struct Control {
-    listener: OwnedFd,
+    listener: Listener,
     connections: BTreeMap<u32, Connection>,
     next_token: u32,
     poller: Option<Poller>,
@@ -61,19 +61,15 @@ impl Control {
         timeline: Arc<Timeline>,
         ending: Arc<Ending>,
     ) -> io::Result<Self> {
-        rustix::io::ioctl_fionbio(&listener, true)?;
+        let listener = Listener::new(listener)?;
         let connections = BTreeMap::new();
         Ok(Self { listener, connections, next_token: LISTENER + 1, poller: None, parts, timeline, ending })
     }
 
     fn accept(&mut self) -> io::Result<()> {
-        let socket = match rustix::net::accept_with(&self.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
-            Ok(socket) => socket,
-            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::CONNABORTED | rustix::io::Errno::INTR) => return Ok(()),
-            Err(error) => return Err(error.into()),
-        };
+        let Some(socket) = self.listener.accept()? else { return Ok(()) };
         if self.connections.len() >= MAX_CONNECTIONS {
-            eprintln!("control: refused a connection beyond {MAX_CONNECTIONS}");
+            complain!("control: refused a connection beyond {MAX_CONNECTIONS}");
             return Ok(());
         }
         let token = self.next_token;
@@ -151,7 +147,7 @@ impl Control {
             result = packet::send(&connection.socket, &shorter, None);
         }
         if let Err(error) = &result {
-            eprintln!("control: a reply was not sent: {error}: {error:?}");
+            complain!("control: a reply was not sent: {error}: {error:?}");
         }
         result.is_ok()
     }
@@ -198,7 +194,7 @@ impl EventHandler for Control {
     fn ready(&mut self, token: u32, _events: EventFlags) -> Flow {
         if token == LISTENER {
             if let Err(error) = self.accept() {
-                eprintln!("control: cannot accept a connection: {error}");
+                complain!("control: cannot accept a connection: {error}");
             }
         } else if !self.serve(token) {
             self.connections.remove(&token); // closing it leaves the event loop too

@@ -4,6 +4,7 @@
 //! thread, so that a slow disk holds up nothing else.
 
 mod device;
+mod request;
 pub(crate) mod share;
 mod state;
 #[cfg(test)]

@@ -11,6 +11,7 @@ use virtio_queue::DescriptorChain;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::request::{self, MAX_REQUEST};
 use super::share::Share;
 use crate::devices::virtio::{Activation, Buffers};
 use crate::event_loop::event_fd;
@@ -48,11 +49,11 @@ impl Worker {
     /// Ends the thread after the request that it is at; the rest stays in the queues.
     pub(super) fn stop(self) {
         if let Err(error) = self.stop.write(1) {
-            eprintln!("fs: cannot stop the worker: {error}");
+            complain!("fs: cannot stop the worker: {error}");
             return;
         }
         if self.thread.join().is_err() {
-            eprintln!("fs: the worker panicked");
+            complain!("fs: the worker panicked");
         }
     }
 }
@@ -66,7 +67,7 @@ fn run(active: Activation, server: &Server<Arc<Share>>, stop: &EventFd) {
             match poll(&mut ready, None) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => {
-                    eprintln!("fs: cannot wait for requests: {error}");
+                    complain!("fs: cannot wait for requests: {error}");
                     return;
                 }
             }
@@ -84,12 +85,16 @@ fn run(active: Activation, server: &Server<Arc<Share>>, stop: &EventFd) {
 
 /// Serves one request; answers how many bytes were written to its chain.
 fn serve(server: &Server<Arc<Share>>, memory: &GuestMemoryMmap, chain: DescriptorChain<&GuestMemoryMmap>) -> u32 {
-    // What follows walks the chain twice more and checks every descriptor again, as the guest may change them meanwhile; this
-    // refuses what is malformed to begin with.
-    if Buffers::new(memory, chain.clone()).is_none() {
+    let Some(buffers) = Buffers::new(memory, chain.clone()) else { return 0 };
+    if let Err(written) = request::check(&buffers) {
+        return written;
+    }
+    // What follows walks the chain twice more and checks every descriptor again, as the guest may change them meanwhile; so
+    // the length that counts is the reader's.
+    let Ok(reader) = Reader::from_descriptor_chain(memory, chain.clone()) else { return 0 };
+    if reader.available_bytes() > MAX_REQUEST {
         return 0;
     }
-    let Ok(reader) = Reader::from_descriptor_chain(memory, chain.clone()) else { return 0 };
     let Ok(writer) = VirtioFsWriter::new(memory, chain) else { return 0 };
     // An error is a request that could not be decoded, or had no room for its reply: only a broken driver makes one.
     let written = server.handle_message(reader, Writer::VirtioFs(writer), None, None);

@@ -12,6 +12,7 @@ use super::connection::{Connection, Greeting, Key, Peer, Phase};
 use super::header::Header;
 use super::state::{STATE_VERSION, VsockState};
 use super::{DEVICE_TYPE, FIRST_HOST_PORT, MAX_LOGS, QUEUE_SIZES};
+use crate::accept::Listener;
 use crate::devices::virtio::{
     ActivateError, Activation, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, VIRTIO_F_VERSION_1, VirtioDevice, read_from,
 };
@@ -24,7 +25,7 @@ pub(super) const FIRST_TOKEN: u32 = 16;
 /// The device.
 pub(crate) struct Vsock {
     pub(super) state: VsockState,
-    pub(super) listener: OwnedFd,
+    pub(super) listener: Listener,
     /// Readable once the guest's agent listens.
     pub(super) agent_listens: Arc<EventFd>,
     /// The agent said that it listens: who is refused now is refused for good.
@@ -36,7 +37,7 @@ pub(crate) struct Vsock {
     pub(super) early: Vec<(OwnedFd, u32)>,
     pub(super) connections: HashMap<u32, Connection>,
     pub(super) by_key: HashMap<Key, u32>,
-    /// Tokens of connections with something for the guest, each once.
+    /// Tokens of connections with something for the guest, each once, and of no other connections.
     pub(super) work: VecDeque<u32>,
     /// Resets of connections that are not known.
     pub(super) resets: VecDeque<Header>,
@@ -50,7 +51,7 @@ impl Vsock {
     /// A device for the guest `guest_cid`; the daemon connects to `listener`. `agent_listens` becomes readable once the guest's
     /// agent does.
     pub(crate) fn new(guest_cid: u32, listener: OwnedFd, agent_listens: Arc<EventFd>) -> io::Result<Self> {
-        rustix::io::ioctl_fionbio(&listener, true)?;
+        let listener = Listener::new(listener)?;
         Ok(Self {
             state: VsockState {
                 version: STATE_VERSION,
@@ -136,13 +137,17 @@ impl Vsock {
         self.log_count() < MAX_LOGS
     }
 
-    /// Forgets a connection. Its socket closes, which leaves the event loop too.
-    pub(super) fn remove(&mut self, token: u32) {
-        if let Some(connection) = self.connections.remove(&token)
-            && self.by_key.get(&connection.key) == Some(&token)
-        {
+    /// Forgets a connection. When what it answers is dropped, the socket closes, which leaves the event loop too.
+    pub(super) fn remove(&mut self, token: u32) -> Option<Connection> {
+        let connection = self.connections.remove(&token)?;
+        if self.by_key.get(&connection.key) == Some(&token) {
             self.by_key.remove(&connection.key);
         }
+        if connection.queued {
+            // Or the list would grow with each connection of a guest that offers no buffers.
+            self.work.retain(|queued| *queued != token);
+        }
+        Some(connection)
     }
 
     /// The guest has no such connection any more, but what it sent is still to be delivered: its key is free.

@@ -6,8 +6,6 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
-use rustix::net::SocketFlags;
-
 use super::connection::{Connection, Greeted, Greeting, Peer, Phase};
 use super::{MAX_STREAMS, RX, TX, Vsock};
 use crate::devices::virtio::Activation;
@@ -62,27 +60,27 @@ impl Vsock {
         let Some(poller) = &self.poller else { return };
         let done = active.queues.iter().take(2).try_for_each(|line| poller.remove(event_fd(&line.kick)));
         if let Err(error) = done.and_then(|()| poller.remove(&self.listener)) {
-            eprintln!("vsock: cannot leave the event loop: {error}");
+            complain!("vsock: cannot leave the event loop: {error}");
         }
     }
 
     fn accept(&mut self) {
-        let socket = match rustix::net::accept_with(&self.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
-            Ok(socket) => socket,
-            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::CONNABORTED | rustix::io::Errno::INTR) => return,
+        let socket = match self.listener.accept() {
+            Ok(Some(socket)) => socket,
+            Ok(None) => return,
             Err(error) => {
-                eprintln!("vsock: cannot accept a connection: {error}");
+                complain!("vsock: cannot accept a connection: {error}");
                 return;
             }
         };
         if self.greetings.len() + self.early.len() + self.connections.len() - self.log_count() >= MAX_STREAMS {
-            eprintln!("vsock: refused a connection beyond {MAX_STREAMS}");
+            complain!("vsock: refused a connection beyond {MAX_STREAMS}");
             return;
         }
         let token = self.new_token();
         let added = self.poller.as_ref().map(|poller| poller.add(&socket, token, EventFlags::IN));
         if let Some(Err(error)) = added {
-            eprintln!("vsock: cannot watch a connection: {error}");
+            complain!("vsock: cannot watch a connection: {error}");
             return;
         }
         self.greetings.insert(token, Greeting::new(socket));
@@ -167,7 +165,7 @@ impl Vsock {
             other => other,
         };
         if let Err(error) = watched {
-            eprintln!("vsock: cannot watch a connection: {error}");
+            complain!("vsock: cannot watch a connection: {error}");
         }
     }
 }

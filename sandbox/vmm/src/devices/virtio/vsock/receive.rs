@@ -73,16 +73,17 @@ impl Vsock {
                     }
                     self.rearm(token);
                 }
-                Step::Over => {
-                    self.work.pop_front();
-                }
+                Step::Over => {} // and it left the list
             }
         }
     }
 
     fn step(&mut self, token: u32, room: usize) -> Step {
         let guest_cid = self.state.guest_cid;
-        let Some(connection) = self.connections.get_mut(&token) else { return Step::Over };
+        let Some(connection) = self.connections.get_mut(&token) else {
+            self.work.retain(|queued| *queued != token);
+            return Step::Over;
+        };
         if connection.phase == Phase::Draining {
             return Step::Idle;
         }

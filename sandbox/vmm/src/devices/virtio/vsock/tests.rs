@@ -180,6 +180,28 @@ fn bytes_flow_both_ways_and_half_closes_pass() {
     assert_eq!(bench.connections(), 0);
 }
 
+/// A guest that takes nothing and opens and resets one connection after the other leaves no trace of them.
+#[test]
+fn connections_that_are_over_leave_the_list_of_work() {
+    let mut bench = Bench::new();
+    for source in 0..5000 {
+        let key = Key { host_port: VSOCK_PORT, guest_port: source };
+        bench.send(key, op::REQUEST, 0, &[]);
+        assert_eq!(lock(&bench.vsock).work.len(), 1, "a response waits for a buffer");
+        bench.send(key, op::RST, 0, &[]);
+        let vsock = lock(&bench.vsock);
+        assert_eq!((vsock.work.len(), vsock.connections.len(), vsock.resets.len()), (0, 0, 0));
+    }
+    // Those that stay are served in turn when buffers come.
+    for source in 0..3 {
+        bench.send(Key { host_port: VSOCK_PORT, guest_port: source }, op::REQUEST, 0, &[]);
+    }
+    bench.send(Key { host_port: VSOCK_PORT, guest_port: 1 }, op::RST, 0, &[]);
+    bench.offer(8);
+    let answered: Vec<u32> = bench.packets().iter().map(|(header, _)| header.dst_port).collect();
+    assert_eq!(answered, [0, 2]);
+}
+
 #[test]
 fn a_closed_socket_gives_its_last_bytes_and_a_reset() {
     let mut bench = Bench::new();

@@ -101,9 +101,8 @@ impl Vsock {
 
     /// The guest refused: for now, or for good.
     fn refused(&mut self, token: u32) {
-        let port = self.connections.get(&token).map(|connection| connection.key.guest_port);
-        self.by_key.retain(|_, other| *other != token);
-        let (Some(port), Some(connection)) = (port, self.connections.remove(&token)) else { return };
+        let Some(connection) = self.remove(token) else { return };
+        let port = connection.key.guest_port;
         if let Peer::Socket(socket) = connection.peer
             && !self.agent_listened
             && !connection.hung_up

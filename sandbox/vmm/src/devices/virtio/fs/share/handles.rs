@@ -5,33 +5,35 @@ use std::fs::File;
 use std::io;
 use std::sync::{Arc, Mutex};
 
+use super::descriptors::{Descriptors, Held};
 use super::errno;
-
-/// Files that a guest may have open at once; the process's limit of descriptors usually comes first.
-const MAX_HANDLES: usize = 1 << 18;
 
 /// An open file.
 pub(super) struct Handle {
     node: u64,
     /// Locked for as long as its position is in use.
     pub(super) file: Mutex<File>,
+    _held: Held,
 }
 
 /// All of them.
-#[derive(Default)]
 pub(super) struct Handles {
     by_number: HashMap<u64, Arc<Handle>>,
     last: u64,
+    descriptors: Descriptors,
 }
 
 impl Handles {
+    /// None yet; each one will count among `descriptors`.
+    pub(super) fn new(descriptors: Descriptors) -> Self {
+        Self { by_number: HashMap::new(), last: 0, descriptors }
+    }
+
     /// Adds an open file of `node`.
     pub(super) fn insert(&mut self, node: u64, file: File) -> io::Result<u64> {
-        if self.by_number.len() >= MAX_HANDLES {
-            return Err(errno(libc::ENFILE));
-        }
+        let held = self.descriptors.hold()?;
         self.last += 1;
-        self.by_number.insert(self.last, Arc::new(Handle { node, file: Mutex::new(file) }));
+        self.by_number.insert(self.last, Arc::new(Handle { node, file: Mutex::new(file), _held: held }));
         Ok(self.last)
     }
 

@@ -12,9 +12,10 @@
 //!   symlinks and without `.` and `..`; so nothing outside can be named, however the guest's names look and whatever moves on the node.
 //! - Whether a volume may be written is the mount's to say: the node's kernel answers EROFS, whatever the guest's flags.
 //! - Only regular files and directories are ever opened; device nodes cannot be made.
-//! - A node's number is used once. What the guest forgets is closed. Its open files count against the process's limit.
+//! - A node's number is used once. What the guest forgets is closed. Files that it knows and files that it has open are bounded together.
 
 mod credentials;
+mod descriptors;
 mod directory;
 mod filesystem;
 mod handles;
@@ -30,6 +31,7 @@ use std::sync::{Arc, Mutex};
 use rustix::fs::{Mode, OFlags};
 
 use crate::event_loop::lock;
+use descriptors::Descriptors;
 use handles::Handles;
 use nodes::{Node, Nodes};
 
@@ -46,11 +48,17 @@ pub(crate) struct Share {
 impl Share {
     /// Serves `root`.
     pub(crate) fn new(root: OwnedFd) -> io::Result<Self> {
+        Self::bounded(root, Descriptors::of_process())
+    }
+
+    /// As [`Self::new`], with a bound for the descriptors that the guest makes it hold.
+    fn bounded(root: OwnedFd, descriptors: Descriptors) -> io::Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let proc_fd = rustix::fs::open("/proc/self/fd", flags, Mode::empty())?;
         let privileged = rustix::process::geteuid().is_root();
-        let nodes = Mutex::new(Nodes::new(root)?);
-        Ok(Self { nodes, handles: Mutex::default(), proc_fd, privileged })
+        let nodes = Mutex::new(Nodes::new(root, descriptors.clone())?);
+        let handles = Mutex::new(Handles::new(descriptors));
+        Ok(Self { nodes, handles, proc_fd, privileged })
     }
 
     /// Makes the calling thread one that may serve: its working directory and umask are its own, and serve this.
@@ -65,6 +73,20 @@ impl Share {
     pub(crate) fn clear(&self) {
         lock(&self.handles).clear();
         lock(&self.nodes).clear();
+    }
+
+    /// Makes it hold `most` descriptors at most from now on, with none held.
+    #[cfg(test)]
+    pub(super) fn limit(&self, most: usize) {
+        let descriptors = Descriptors::new(most);
+        lock(&self.nodes).set_descriptors(descriptors.clone());
+        *lock(&self.handles) = Handles::new(descriptors);
+    }
+
+    /// How many descriptors it holds.
+    #[cfg(test)]
+    pub(super) fn held(&self) -> usize {
+        lock(&self.nodes).descriptors().count()
     }
 
     /// How many files the guest knows and has open.

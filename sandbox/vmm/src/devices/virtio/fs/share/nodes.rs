@@ -10,10 +10,12 @@ use std::time::Duration;
 use fuse_backend_rs::api::filesystem::{Entry, ROOT_ID};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Statx, StatxFlags};
 
+use super::descriptors::{Descriptors, Held};
 use super::{errno, sys};
 
-/// Files that a guest may know at once; the process's limit of descriptors usually comes first.
-const MAX_NODES: usize = 1 << 20;
+/// Files that a guest may know at once. Each holds a descriptor and keeps the node's kernel from dropping the file's inode,
+/// together some 1.5 KiB that count as the pod's memory.
+const MAX_NODES: usize = 1 << 18;
 /// File systems below a share, for inode numbers.
 const MAX_DEVICES: usize = 1 << 14;
 /// `STATX_MNT_ID_UNIQUE`: a mount's number that is never used again (Linux 6.8; older ones answer the old number).
@@ -99,6 +101,8 @@ pub(super) struct Node {
     /// The mount through which it was found last, or a volume's writable one.
     mount_writable: bool,
     identity: Identity,
+    /// Counts its descriptor; nothing for the root, and for one that the guest was not told of yet.
+    held: Option<Held>,
 }
 
 /// All of them.
@@ -111,11 +115,12 @@ pub(super) struct Nodes {
     by_identity: HashMap<Identity, u64>,
     next: u64,
     devices: Vec<(u32, u32)>,
+    descriptors: Descriptors,
 }
 
 impl Nodes {
-    /// Only `root`.
-    pub(super) fn new(root: OwnedFd) -> io::Result<Self> {
+    /// Only `root`; each other one will count among `descriptors`.
+    pub(super) fn new(root: OwnedFd, descriptors: Descriptors) -> io::Result<Self> {
         let stat = status(&root)?;
         let kind = kind(&stat);
         if kind != FileType::Directory {
@@ -123,15 +128,16 @@ impl Nodes {
         }
         let identity = identity(&stat, Class::Share);
         let devices = vec![identity.device];
-        let root = Arc::new(Node { file: root, kind, class: Class::Share, mount_writable: false, identity });
+        let root = Node { file: root, kind, class: Class::Share, mount_writable: false, identity, held: None };
         let root_mount = stat.stx_mnt_id;
         Ok(Self {
-            root,
+            root: Arc::new(root),
             root_mount,
             by_number: HashMap::new(),
             by_identity: HashMap::new(),
             next: ROOT_ID + 1,
             devices,
+            descriptors,
         })
     }
 
@@ -163,7 +169,8 @@ impl Nodes {
         };
         let attr = self.attributes(&stat);
         let identity = identity(&stat, class);
-        let number = self.insert(Node { file, kind: kind(&stat), class, mount_writable: false, identity })?;
+        let number =
+            self.insert(Node { file, kind: kind(&stat), class, mount_writable: false, identity, held: None })?;
         // A name of the share itself may be another mount at any time.
         let entry_timeout = parent.class.attributes_valid();
         Ok(Entry { inode: number, attr, attr_timeout: class.attributes_valid(), entry_timeout, ..Entry::default() })
@@ -176,17 +183,19 @@ impl Nodes {
         if let Some(number) = self.by_identity.get(&node.identity)
             && let Some((old, known)) = self.by_number.get_mut(number)
         {
-            *known = known.saturating_add(1);
             if node.class.is_volume() && !old.mount_writable && is_writable(&node.file)? {
                 node.mount_writable = true;
+                node.held = Some(self.descriptors.hold()?);
                 *old = Arc::new(node);
             }
+            *known = known.saturating_add(1);
             return Ok(*number);
         }
         node.mount_writable = node.class.is_volume() && is_writable(&node.file)?;
         if self.by_number.len() >= MAX_NODES {
             return Err(errno(libc::ENFILE));
         }
+        node.held = Some(self.descriptors.hold()?);
         let number = self.fresh_number();
         self.by_identity.insert(node.identity, number);
         self.by_number.insert(number, (Arc::new(node), 1));
@@ -208,6 +217,18 @@ impl Nodes {
             self.by_identity.remove(&node.identity);
             self.by_number.remove(&number);
         }
+    }
+
+    /// What its files count among.
+    #[cfg(test)]
+    pub(super) fn descriptors(&self) -> &Descriptors {
+        &self.descriptors
+    }
+
+    /// Lets files that come count among `descriptors`.
+    #[cfg(test)]
+    pub(super) fn set_descriptors(&mut self, descriptors: Descriptors) {
+        self.descriptors = descriptors;
     }
 
     /// How many there are, the root apart.

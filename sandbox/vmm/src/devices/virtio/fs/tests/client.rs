@@ -8,7 +8,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount_bind, mount_change, mount_remount};
 
 use super::super::Fs;
-use crate::devices::virtio::test_guest::{DATA, Guest, WRITE};
+use crate::devices::virtio::test_guest::{DATA, Guest, MEMORY, WRITE};
 use crate::devices::virtio::{VIRTIO_F_VERSION_1, VirtioDevice};
 
 pub(super) mod op {
@@ -141,6 +141,28 @@ impl Client {
             0 => Ok(self.guest.read(REPLY + 16, word(0) as usize - 16)),
             error => Err(-error),
         })
+    }
+
+    /// A request whose body is followed by `count` descriptors of 2.5 MiB each; answers the error and the reply's length.
+    pub(super) fn long(&mut self, opcode: u32, node: u64, body: &[u8], count: usize) -> (i32, u32) {
+        const REST: u64 = DATA + 0x8_0000;
+        let mut request = fields(&[40 + body.len() as u32, opcode]);
+        request.extend_from_slice(&[7; 8]);
+        request.extend_from_slice(&node.to_le_bytes());
+        request.extend_from_slice(&fields(&[0, 0, 1, 0]));
+        request.extend_from_slice(body);
+        self.guest.write(DATA, &request);
+        let before = self.guest.used_count(REQUESTS);
+        let mut parts = vec![(DATA, request.len() as u32, 0)];
+        parts.extend(std::iter::repeat_n((REST, (MEMORY - REST) as u32, 0), count));
+        parts.push((DATA + 4096, 4096, WRITE));
+        self.guest.chain(REQUESTS, &parts);
+        self.guest.kick(REQUESTS);
+        self.guest.wait_used(REQUESTS, before.wrapping_add(1));
+        let reply = self.guest.read(DATA + 4096, 16);
+        assert_eq!(reply[8..], [7; 8]);
+        let error = i32::from_le_bytes(std::array::from_fn(|at| reply[4 + at]));
+        (-error, self.guest.used_entry(REQUESTS, before).1)
     }
 
     /// The number of `path`, one lookup per component.

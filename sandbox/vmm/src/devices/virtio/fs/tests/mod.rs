@@ -3,7 +3,10 @@ mod nothing;
 
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 
-use libc::{EBADF, EINVAL, ENOENT, ENOTDIR, ENOTTY, EPERM, EROFS, EXDEV, O_CREAT, O_RDONLY, O_RDWR, O_TRUNC, O_WRONLY};
+use libc::{
+    E2BIG, EBADF, EINVAL, ENFILE, ENOENT, ENOTDIR, ENOTTY, EPERM, EROFS, EXDEV, O_CREAT, O_RDONLY, O_RDWR, O_TRUNC,
+    O_WRONLY,
+};
 use proptest::prelude::*;
 
 use super::state::{FsState, STATE_VERSION};
@@ -263,6 +266,51 @@ fn what_the_guest_forgets_is_closed() {
     assert!(client.call(op::READDIR, volume, &list(4096)).unwrap().len() > 100);
     client.fs.share.clear();
     assert_eq!(client.fs.share.counts(), (0, 0));
+}
+
+/// Files that the guest knows and files that it has open share one bound, and count until they are closed.
+#[test]
+fn a_guest_holds_only_so_many_descriptors() {
+    let Some(mut client) = Client::new() else { return };
+    client.fs.share.limit(20);
+    let (volume, file) = (client.find("volume"), client.find("volume/file"));
+    let handles: Vec<u64> = std::iter::from_fn(|| client.open(op::OPEN, file, O_RDONLY).ok()).take(50).collect();
+    assert_eq!((handles.len(), client.fs.share.held()), (18, 20));
+    assert_eq!(client.open(op::OPEN, file, O_RDONLY), Err(ENFILE));
+    assert_eq!(client.call(op::LOOKUP, volume, &name("dir")), Err(ENFILE));
+    assert_eq!(client.find("volume/file"), file, "what is known is found");
+    let create = [fields(&[(O_CREAT | O_RDWR) as u32, 0o644, 0, 0]), name("new")].concat();
+    assert_eq!(client.call(op::CREATE, volume, &create), Err(ENFILE));
+    let release = [&handles[0].to_le_bytes()[..], &fields(&[0; 4])].concat();
+    client.call(op::RELEASE, file, &release).unwrap();
+    client.call(op::LOOKUP, volume, &name("dir")).unwrap();
+    client.fs.share.clear();
+    assert_eq!(client.fs.share.held(), 0);
+}
+
+/// What this file server does not answer is refused before anything of it is decoded, and nothing that is decoded is
+/// longer than a write can be: a guest cannot make the monitor allocate what a request says.
+#[test]
+fn requests_are_bounded_before_they_are_decoded() {
+    let Some(mut client) = Client::new() else { return };
+    let file = client.find("volume/file");
+    let handle = client.open(op::OPEN, file, O_RDWR).unwrap();
+    let peak = || {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmHWM")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
+    };
+    let before = peak();
+    // One descriptor over 2.5 MiB of untouched memory, read 25 times over.
+    let ioctl = [&handle.to_le_bytes()[..], &fields(&[0, 0, 0, 0, 60 << 20, 0])].concat();
+    assert_eq!(client.long(op::IOCTL, file, &ioctl, 25), (ENOTTY, 16));
+    let write = [&handle.to_le_bytes()[..], &fields(&[0, 0, 60 << 20, 0, 0, 0, 0, 0])].concat();
+    assert_eq!(client.long(op::WRITE, file, &write, 25), (E2BIG, 16));
+    assert!(peak() < before + (16 << 10), "{} KiB before, {} after", before, peak());
+    for opcode in [0, 19, 25, 31, 37, 39, 40, 41, 47, 48, 49, 50, 52, 4096, u32::MAX] {
+        assert!(client.call(opcode, file, &[0; 64]).is_err(), "{opcode}");
+    }
+    assert_eq!(client.read(file, handle, 100).unwrap(), b"content");
 }
 
 #[test]
