@@ -13,6 +13,7 @@ use crate::bus::Bus;
 use crate::control::{self, Control};
 use crate::devices::serial::SerialPort;
 use crate::devices::virtio::VirtioDevice;
+use crate::devices::virtio::balloon::Balloon;
 use crate::devices::virtio::blk::Blk;
 use crate::devices::virtio::fs::Fs;
 use crate::devices::virtio::mem::{Mem, Region};
@@ -118,6 +119,7 @@ impl Devices {
         let vsock = Arc::new(Mutex::new(vsock));
         self.share_polled(vsock.clone())?;
         self.add_polled(Rng::new())?;
+        self.add_polled(Balloon::new())?;
         Ok(vsock)
     }
 }

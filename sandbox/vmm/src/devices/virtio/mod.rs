@@ -4,6 +4,7 @@
 //! `Arc<Mutex<_>>`: register accesses come on vCPU threads, events on the main thread, so both hold
 //! the lock only for as long as one of them takes.
 
+pub(crate) mod balloon;
 pub(crate) mod blk;
 mod buffers;
 pub(crate) mod fs;

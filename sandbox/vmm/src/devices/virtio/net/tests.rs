@@ -84,7 +84,7 @@ fn the_driver_only_ever_sees_whole_frames() {
         let mut torn = 0_u64;
         while !ended.load(Ordering::SeqCst) {
             let seen: u16 = memory.load(index, Ordering::Acquire).unwrap();
-            torn += u64::from(seen % BUFFERS != 0);
+            torn += u64::from(!seen.is_multiple_of(BUFFERS));
         }
         torn
     });
