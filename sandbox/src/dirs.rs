@@ -6,12 +6,13 @@
 //!     process.json                process id and start time of the monitor or supervisor
 //!     ready.json                  the launch is done: what CNI answered
 //!     stopping                    the end was asked for
-//!     netns                       the network namespace, bind-mounted
+//!     netns                       the network namespace, bind-mounted (pods of older daemons only)
 //!     control.sock vsock.sock exit.json           vm
 //!     tree/<container>/<n>        vm: mount points
 //!     share/                      vm: tree, bind-mounted read-only and private; exports are mounted below it
 //!     agent.sock sink.sock roots/                 host
 //!     stderr                      what the process had to say
+//! <netns_dir>/cni-<uuid>          the network namespace, bind-mounted; the UUID is the first half of the pod's id
 //! <state_dir>/pods/<id>/          0700, on disk
 //!     network.json                what CNI needs to take the pod off its network, even after a reboot
 //!     disk.ext4                   vm: writable layers
@@ -52,6 +53,8 @@ pub(crate) struct Dirs {
     pub(crate) run: PathBuf,
     /// `<state_dir>/pods/<id>`.
     pub(crate) state: PathBuf,
+    /// `<netns_dir>/cni-<uuid>`.
+    named_netns: PathBuf,
 }
 
 impl Dirs {
@@ -63,7 +66,11 @@ impl Dirs {
         if id.len() != 64 || !id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
             return Err(SandboxError::Invalid(format!("pod id {id:?} is not 64 hex digits")));
         }
-        Ok(Self { run: pods(&config.run_dir).join(id), state: pods(&config.state_dir).join(id) })
+        Ok(Self {
+            run: pods(&config.run_dir).join(id),
+            state: pods(&config.state_dir).join(id),
+            named_netns: config.netns_dir.join(netns_name(id)),
+        })
     }
 
     pub(crate) fn spec(&self) -> PathBuf {
@@ -78,8 +85,10 @@ impl Dirs {
     pub(crate) fn stopping(&self) -> PathBuf {
         self.run.join("stopping")
     }
+    /// The network namespace: where it is now, if a daemon before the names in `netns_dir` made it.
     pub(crate) fn netns(&self) -> PathBuf {
-        self.run.join("netns")
+        let unnamed = self.run.join("netns");
+        if unnamed.exists() { unnamed } else { self.named_netns.clone() }
     }
     pub(crate) fn control(&self) -> PathBuf {
         self.run.join("control.sock")
@@ -119,6 +128,12 @@ impl Dirs {
     }
 }
 
+/// The name of a pod's network namespace, of the form that node agents know. It follows from the pod's id, so whoever finds
+/// anything of a pod finds its namespace too, and one of another runtime is never taken for ours.
+fn netns_name(id: &str) -> String {
+    format!("cni-{}-{}-{}-{}-{}", &id[..8], &id[8..12], &id[12..16], &id[16..20], &id[20..32])
+}
+
 /// Where the pods are below `root`.
 pub(crate) fn pods(root: &Path) -> PathBuf {
     root.join("pods")
@@ -150,5 +165,23 @@ pub(crate) fn delete(path: &Path) -> Result<(), SandboxError> {
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(error).doing(|| format!("delete {}", path.display())),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_namespace_is_where_the_daemon_that_made_it_put_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = crate::testing::config_below(folder.path());
+        let id = "0123456789abcdef".repeat(4);
+        let dirs = Dirs::of(&config, &id).unwrap();
+        let named = folder.path().join("netns/cni-01234567-89ab-cdef-0123-456789abcdef");
+        assert_eq!(dirs.netns(), named);
+        fs::create_dir_all(&dirs.run).unwrap();
+        fs::write(dirs.run.join("netns"), "").unwrap();
+        assert_eq!(dirs.netns(), dirs.run.join("netns"));
     }
 }

@@ -40,7 +40,8 @@ pub use pod::{End, Pod};
 pub use runtime::{Adopted, Runtime, Timeline};
 pub use share::{Access, Exported, Submount};
 pub use spec::{
-    CniConfig, Config, Kind, NetworkSpec, NetworkStatus, PodSpec, PortMapping, Protocol, UserRange, VmConfig, VmSize,
+    Bandwidth, CniConfig, Config, Kind, NetworkSpec, NetworkStatus, PodSpec, PortMapping, Protocol, UserRange,
+    VmConfig, VmSize,
 };
 pub use usage::{InterfaceUsage, PodUsage, Traffic};
 pub use watches::{Watch, Watches};

@@ -11,9 +11,35 @@ use rustix::mount::mount_bind;
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
 use crate::error::{Doing, SandboxError};
+use crate::share;
 
 /// Name of the tap in the pod's namespace.
 pub(crate) const TAP: &str = "tap0";
+
+/// What is done with a namespace's file, for errors.
+fn making(path: &Path) -> String {
+    format!("make network namespace {}", path.display())
+}
+
+/// The file to mount a namespace at; a symbolic link or a file that is there already is never followed.
+fn mount_point(path: &Path) -> Result<(), SandboxError> {
+    if let Some(folder) = path.parent() {
+        // 0755, as `ip netns` makes it: agents of the node read it, and to enter a namespace takes more than its name.
+        fs::create_dir_all(folder).doing(|| format!("make directory {}", folder.display()))?;
+    }
+    File::create_new(path).map(drop).doing(|| making(path))
+}
+
+/// Takes the namespace's name away; the namespace goes with the last process or interface in it. Idempotent. Blocks.
+pub(crate) fn remove(path: &Path) -> Result<(), SandboxError> {
+    share::unmount_all(path)?;
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).doing(|| format!("delete network namespace {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
 
 /// A new namespace.
 pub(crate) struct NetNs {
@@ -25,8 +51,8 @@ pub(crate) struct NetNs {
 
 /// Mounts the namespace `fd` at `path` and brings `lo` up in it. Blocks for a moment.
 pub(crate) fn adopt(path: &Path, fd: OwnedFd) -> Result<NetNs, SandboxError> {
-    let step = || format!("make network namespace {}", path.display());
-    File::create_new(path).doing(step)?;
+    let step = || making(path);
+    mount_point(path)?;
     mount_bind(format!("/proc/self/fd/{}", fd.as_raw_fd()), path).doing(step)?;
     inside(fd.as_fd(), || up("lo").doing(|| "bring up lo in the pod's network namespace".into()))?;
     Ok(NetNs { fd, tap: None })
@@ -34,8 +60,8 @@ pub(crate) fn adopt(path: &Path, fd: OwnedFd) -> Result<NetNs, SandboxError> {
 
 /// Makes a namespace with `lo` up, bind-mounted at `path`, with a tap if `with_tap`. Blocks for a moment.
 pub(crate) fn create(path: &Path, with_tap: bool) -> Result<NetNs, SandboxError> {
-    let step = || format!("make network namespace {}", path.display());
-    File::create_new(path).doing(step)?;
+    let step = || making(path);
+    mount_point(path)?;
     on_a_thread(|| {
         // SAFETY: only the network namespace of this thread changes, which ends soon; no descriptor table is unshared.
         unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.doing(step)?;

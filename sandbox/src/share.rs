@@ -324,7 +324,7 @@ fn set_attributes(tree: &OwnedFd, set: u64, propagation: u64, recursive: bool) -
 }
 
 /// Unmounts `point` until nothing is mounted there.
-fn unmount_all(point: &Path) -> Result<(), SandboxError> {
+pub(crate) fn unmount_all(point: &Path) -> Result<(), SandboxError> {
     loop {
         match unmount(point, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
             Ok(()) => {}

@@ -25,6 +25,8 @@ pub struct Config {
     pub run_dir: PathBuf,
     /// Lasting state, `/var/lib/cofferdam`: pods' writable layers and disks are below `pods/`.
     pub state_dir: PathBuf,
+    /// Where pods' network namespaces have their names, `/run/netns`: agents of the node and `ip netns` look there.
+    pub netns_dir: PathBuf,
     /// Mount point of cgroup v2, `/sys/fs/cgroup`.
     pub cgroup_root: PathBuf,
     /// The agent, for host pods (static program).
@@ -118,6 +120,21 @@ pub struct NetworkSpec {
     pub args: BTreeMap<String, String>,
     /// Host ports, for plugins with the `portMappings` capability.
     pub port_mappings: Vec<PortMapping>,
+    /// The pod's annotations, for plugins with the `io.kubernetes.cri.pod-annotations` capability.
+    #[serde(default)]
+    pub annotations: BTreeMap<String, String>,
+    /// Limits of its traffic, for plugins with the `bandwidth` capability.
+    #[serde(default)]
+    pub bandwidth: Option<Bandwidth>,
+}
+
+/// Limits of a pod's traffic in bits per second; absent means none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bandwidth {
+    /// What comes into the pod.
+    pub ingress: Option<u64>,
+    /// What leaves it.
+    pub egress: Option<u64>,
 }
 
 /// One host port.

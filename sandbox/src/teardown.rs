@@ -35,7 +35,7 @@ pub(crate) async fn free(
     let dirs = dirs.clone();
     blocking(move || {
         share::unmount_below(&dirs.run)?;
-        remove_file(&dirs.netns())?;
+        netns::remove(&dirs.netns())?;
         remove_file(&dirs.disk())?;
         dirs::delete(&dirs.containers())
     })

@@ -69,6 +69,7 @@ pub(crate) fn config_below(folder: &Path) -> Config {
     Config {
         run_dir: folder.join("r"),
         state_dir: folder.join("s"),
+        netns_dir: folder.join("netns"),
         cgroup_root: cgroup2(),
         agent: lib().join("cofferdam-agent"),
         vm: VmConfig {

@@ -79,6 +79,7 @@ impl Config {
         cofferdam_sandbox::Config {
             run_dir: self.run_dir.clone(),
             state_dir: self.state_dir.clone(),
+            netns_dir: PathBuf::from("/run/netns"),
             cgroup_root: PathBuf::from("/sys/fs/cgroup"),
             agent: self.agent.clone(),
             vm: self.vm.clone(),

@@ -2,6 +2,7 @@
 //! is asked which AppArmor profiles it has, and the node which CDI devices.
 
 pub(crate) mod apparmor;
+pub(crate) mod bandwidth;
 pub(crate) mod capabilities;
 pub(crate) mod cdi;
 pub(crate) mod container;

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use cofferdam_proto::cri::{PodSandboxConfig, PortMapping, Protocol};
 use cofferdam_sandbox::{Kind, NetworkSpec, PodSpec};
 
-use super::{dns, namespaces, resources, sysctls, text, users};
+use super::{bandwidth, dns, namespaces, resources, sysctls, text, users};
 use crate::config::{CgroupParent, Config, node_cpus};
 use crate::error::CriError;
 use crate::node::names::Name;
@@ -151,7 +151,9 @@ fn network(id: &str, asked: &PodSandboxConfig) -> Result<NetworkSpec, CriError> 
     for port in asked.port_mappings.iter().filter(|p| p.host_port != 0) {
         port_mappings.push(port_mapping(port)?);
     }
-    Ok(NetworkSpec { args, port_mappings })
+    let annotations = asked.annotations.clone().into_iter().collect();
+    let bandwidth = bandwidth::of_pod(&asked.annotations)?;
+    Ok(NetworkSpec { args, port_mappings, annotations, bandwidth })
 }
 
 fn port_mapping(port: &PortMapping) -> Result<cofferdam_sandbox::PortMapping, CriError> {

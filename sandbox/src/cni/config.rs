@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use crate::spec::CniConfig;
 
@@ -131,20 +131,4 @@ pub(crate) fn find(kind: &str, folders: &[PathBuf]) -> Result<PathBuf, String> {
         let searched: Vec<String> = folders.iter().map(|folder| folder.display().to_string()).collect();
         format!("plugin {kind} is not in {}: install it", searched.join(", "))
     })
-}
-
-/// The `dns` capability from the content of a resolv.conf; nothing when that is empty.
-pub(crate) fn dns(resolv_conf: &str) -> Option<Value> {
-    let (mut servers, mut searches, mut options) = (Vec::new(), Vec::new(), Vec::new());
-    for line in resolv_conf.lines() {
-        let mut words = line.split_whitespace().map(str::to_owned);
-        match words.next().as_deref() {
-            Some("nameserver") => servers.extend(words.next()),
-            Some("search") => searches = words.collect(),
-            Some("options") => options.extend(words),
-            _ => {}
-        }
-    }
-    let empty = servers.is_empty() && searches.is_empty() && options.is_empty();
-    (!empty).then(|| json!({"servers": servers, "searches": searches, "options": options}))
 }

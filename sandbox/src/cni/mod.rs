@@ -3,6 +3,7 @@
 //! What is needed to take a pod off its network again is an [`Attachment`]: written before the first plugin runs and after each, so that a
 //! half-done ADD can be undone. It holds the configuration as it was, since the file may change meanwhile.
 
+mod capabilities;
 mod config;
 mod first;
 mod plugin;
@@ -12,7 +13,7 @@ pub(crate) mod strays;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 pub(crate) use config::NetworkList;
 pub(crate) use first::Networks;
@@ -64,22 +65,7 @@ impl Attachment {
                 args.push_str(&format!(";{name}={value}"));
             }
         }
-        let mut capabilities = Map::new();
-        let ports: Vec<Value> = spec
-            .port_mappings
-            .iter()
-            .map(|port| {
-                json!({"hostPort": port.host_port, "containerPort": port.container_port,
-                       "protocol": port.protocol, "hostIP": port.host_ip})
-            })
-            .collect();
-        if !ports.is_empty() {
-            capabilities.insert("portMappings".into(), Value::Array(ports));
-        }
-        if let Some(dns) = config::dns(resolv_conf) {
-            capabilities.insert("dns".into(), dns);
-        }
-        capabilities.insert("cgroupPath".into(), cgroup.into());
+        let capabilities = capabilities::of(spec, resolv_conf, cgroup);
         Ok(Self { container: container.into(), args, capabilities, network, result: None, complete: false })
     }
 

@@ -3,8 +3,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use serde_json::json;
+
 use super::*;
-use crate::spec::{PortMapping, Protocol};
+use crate::spec::{Bandwidth, PortMapping, Protocol};
 
 const CHAIN: &str = r#"{"cniVersion": "1.0.0", "name": "lab", "plugins": [
     {"type": "first", "bridge": "cni0", "capabilities": {"portMappings": true, "dns": false}},
@@ -12,7 +14,11 @@ const CHAIN: &str = r#"{"cniVersion": "1.0.0", "name": "lab", "plugins": [
 
 fn spec() -> NetworkSpec {
     let port = PortMapping { protocol: Protocol::Tcp, container_port: 80, host_port: 8080, host_ip: String::new() };
-    NetworkSpec { args: [("K8S_POD_NAME".into(), "web".into())].into(), port_mappings: vec![port] }
+    NetworkSpec {
+        args: [("K8S_POD_NAME".into(), "web".into())].into(),
+        port_mappings: vec![port],
+        ..NetworkSpec::default()
+    }
 }
 
 fn attachment(list: &str) -> Attachment {
@@ -200,7 +206,36 @@ fn addresses_of_the_node_are_not_the_pods() {
 fn arguments_cannot_smuggle_others() {
     let list = || NetworkList::parse(CHAIN).unwrap();
     for (name, value) in [("A", "b;C=d"), ("A;B", "c"), ("", "x")] {
-        let spec = NetworkSpec { args: [(name.into(), value.into())].into(), port_mappings: vec![] };
+        let spec = NetworkSpec { args: [(name.into(), value.into())].into(), ..NetworkSpec::default() };
         assert!(Attachment::new(list(), "pod1", &spec, "", "").is_err(), "{name}={value}");
+    }
+}
+
+/// What a plugin that declares everything reads: the names and forms are those of containerd 2.1.
+#[tokio::test]
+async fn every_capability_has_the_form_that_containerd_gives_it() {
+    let list = r#"{"cniVersion": "1.0.0", "name": "lab", "type": "first", "capabilities": {"portMappings": true,
+        "bandwidth": true, "dns": true, "cgroupPath": true, "io.kubernetes.cri.pod-annotations": true, "ipRanges": true,
+        "mac": true, "ips": true, "aliases": true}}"#;
+    let expected = json!({
+        "portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp", "hostIP": ""}],
+        "bandwidth": {"ingressRate": 10_000_000, "ingressBurst": 4_294_967_295_u32, "egressRate": 0, "egressBurst": 0},
+        "dns": {"servers": ["10.0.0.1"], "searches": ["a", "b"], "options": ["ndots:5"]},
+        "cgroupPath": "/kubepods/besteffort/pod1",
+        "io.kubernetes.cri.pod-annotations": {"kubernetes.io/ingress-bandwidth": "10M", "a/b": "c"}
+    });
+    let bench = Bench::new(&[("first", "echo '{}'")]);
+    let mut spec = spec();
+    spec.bandwidth = Some(Bandwidth { ingress: Some(10_000_000), egress: None });
+    spec.annotations =
+        [("kubernetes.io/ingress-bandwidth", "10M"), ("a/b", "c")].map(|(k, v)| (k.into(), v.into())).into();
+    let resolv_conf = "nameserver 10.0.0.1\nsearch a b\noptions ndots:5\n";
+    let list = NetworkList::parse(list).unwrap();
+    let mut attachment = Attachment::new(list, "pod1", &spec, resolv_conf, "/kubepods/besteffort/pod1").unwrap();
+    attachment.add(&bench.config, Path::new("/n"), |_| Ok(())).await.unwrap();
+    attachment.del(&bench.config, Some(Path::new("/n"))).await.unwrap();
+    for call in bench.calls() {
+        let input: Value = serde_json::from_str(&call[call.find('{').unwrap()..]).unwrap();
+        assert_eq!(input["runtimeConfig"], expected, "{call}");
     }
 }

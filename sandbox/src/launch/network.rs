@@ -16,7 +16,7 @@ pub(super) async fn attach(launch: &Arc<Launch>) -> Result<(Option<NetworkStatus
     let Some(network) = &spec.network else { return Ok((None, GuestNetwork::default())) };
     let config = &launch.shared.config.cni;
     let list = NetworkList::load(config).doing(|| "use the pod network".into())?;
-    let mut attachment = Attachment::new(list, &spec.id, network, &spec.resolv_conf, launch.cgroup.name())?;
+    let mut attachment = Attachment::new(list, &spec.id, network, &spec.resolv_conf, &spec.cgroup_parent)?;
     let networks = &launch.shared.networks;
     let alone = networks.enter(&attachment.network.name).await;
     launch.clock.mark("cni_start");

@@ -46,6 +46,7 @@ fn traces(node: &Node) -> Vec<String> {
     };
     found.extend(list(folder.join("r/pods")));
     found.extend(list(folder.join("s/pods")));
+    found.extend(list(folder.join("netns")));
     found.extend(list("/var/lib/cni/networks/lab".into()).into_iter().filter(|name| name.contains("10.99.0.")));
     let mounts = fs::read_to_string("/proc/thread-self/mounts").unwrap();
     found.extend(mounts.lines().filter(|line| line.contains(folder.to_str().unwrap())).map(str::to_owned));

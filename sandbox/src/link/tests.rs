@@ -36,7 +36,11 @@ fn a_guest_behind_the_tap_is_on_the_network() {
         let netns = netns::create(&path, true).unwrap();
         let list = NetworkList::load(&node.config.cni).unwrap();
         let port = PortMapping { protocol: Protocol::Tcp, container_port: 80, host_port: 8081, host_ip: String::new() };
-        let spec = NetworkSpec { args: [("K8S_POD_NAME".into(), "x".into())].into(), port_mappings: vec![port] };
+        let spec = NetworkSpec {
+            args: [("K8S_POD_NAME".into(), "x".into())].into(),
+            port_mappings: vec![port],
+            ..NetworkSpec::default()
+        };
         let mut attachment = Attachment::new(list, &new_id(), &spec, "", "/x").unwrap();
         attachment.add(&node.config.cni, &path, |_| Ok(())).await.unwrap();
         let addresses = crate::cni::status(attachment.result.as_ref().unwrap()).addresses;

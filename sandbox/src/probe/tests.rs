@@ -15,6 +15,7 @@ fn config(folder: &Path) -> Config {
     Config {
         run_dir: folder.into(),
         state_dir: folder.into(),
+        netns_dir: "/nowhere".into(),
         cgroup_root: "/sys/fs/cgroup".into(),
         agent: file("agent", 0o755),
         vm: VmConfig {
