@@ -58,6 +58,12 @@ impl Bus {
 
     /// OUT.
     pub(crate) fn port_out(&self, port: u16, data: &[u8]) {
+        if port == serial::BASE {
+            // More than one byte is a string instruction: all of them are for the same port.
+            let mut serial = lock(&self.serial);
+            data.iter().for_each(|byte| serial.write(0, *byte));
+            return;
+        }
         let [byte] = *data else { return };
         match port {
             serial::BASE..=serial::LAST => lock(&self.serial).write((port - serial::BASE) as u8, byte),
@@ -145,6 +151,14 @@ mod tests {
         let mut magic = [0; 4];
         bus.mmio_read(MMIO_START, &mut magic);
         assert_eq!(&magic, b"virt");
+    }
+
+    #[test]
+    fn a_string_written_at_once_is_console_text() {
+        let bus = bus();
+        bus.port_out(serial::BASE, b"one ");
+        bus.port_out(serial::BASE, b"b");
+        assert_eq!(lock(&bus.serial).tail(100), "one b");
     }
 
     #[test]

@@ -51,6 +51,18 @@ impl Poller {
         Ok(epoll::add(&self.epoll, fd, self.data(token), events)?)
     }
 
+    /// Starts to watch all of `fds` for input, each with its token, or none of them.
+    pub(crate) fn add_all(&self, fds: &[(BorrowedFd<'_>, u32)]) -> io::Result<()> {
+        for (done, (fd, token)) in fds.iter().enumerate() {
+            if let Err(error) = self.add(fd, *token, EventFlags::IN) {
+                // What stayed would be reported to a device that does not expect it, for ever.
+                fds[..done].iter().for_each(|(fd, _)| drop(self.remove(fd)));
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
     /// Changes what `fd` is watched for (also re-arms `ONESHOT`, and re-checks `ET`).
     pub(crate) fn modify(&self, fd: impl AsFd, token: u32, events: EventFlags) -> io::Result<()> {
         Ok(epoll::modify(&self.epoll, fd, self.data(token), events)?)
@@ -164,6 +176,16 @@ mod tests {
             self.seen.push(token);
             if self.seen.len() == self.stop_at { Flow::Stop } else { Flow::Continue }
         }
+    }
+
+    #[test]
+    fn descriptors_are_watched_all_or_none() {
+        let epoll = Arc::new(epoll::create(epoll::CreateFlags::CLOEXEC).unwrap());
+        let poller = Poller { epoll, handler: 0 };
+        let [one, two] = [0, 1].map(|_| EventFd::new(EFD_NONBLOCK).unwrap());
+        let (one, two) = (event_fd(&one), event_fd(&two));
+        assert!(poller.add_all(&[(one, 0), (two, 1), (one, 2)]).is_err(), "one is there already");
+        poller.add_all(&[(one, 0), (two, 1)]).unwrap();
     }
 
     #[test]

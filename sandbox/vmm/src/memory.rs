@@ -57,10 +57,12 @@ pub(crate) fn low_end(memory: &GuestMemoryMmap) -> u64 {
     memory.iter().next().map_or(0, |region| region.start_addr().0 + region.len())
 }
 
-/// Where memory that comes later may start: behind all RAM and the hole, at a multiple of whatever the guest's kernel takes as a block.
+/// Where memory that comes later may start: behind all RAM and the hole, at a multiple of whatever the guest's kernel takes
+/// as a block. It never touches the RAM: a buffer that the guest makes of the end of the one and the start of the other would
+/// lie in two mappings of the monitor, and be refused.
 pub(crate) fn hotplug_start(ram: &GuestMemoryMmap) -> u64 {
     let end = ram.iter().map(|region| region.start_addr().0 + region.len()).max().unwrap_or(0);
-    end.max(ABOVE_4G).next_multiple_of(1 << 30)
+    (end + 1).max(ABOVE_4G).next_multiple_of(1 << 30)
 }
 
 /// The memory map that the kernel is told.

@@ -44,12 +44,21 @@ impl SerialPort {
         let _ = self.0.write(offset, value);
     }
 
-    /// The newest output, up to `limit` bytes; invalid UTF-8 is replaced.
+    /// The newest output, up to `limit` bytes, fit to be shown on a terminal: what is no text is replaced or escaped.
     pub(crate) fn tail(&self, limit: usize) -> String {
         let bytes = &self.0.writer().0;
         let skip = bytes.len().saturating_sub(limit);
         let tail: Vec<u8> = bytes.iter().skip(skip).copied().collect();
-        String::from_utf8_lossy(&tail).into_owned()
+        let mut text = String::with_capacity(tail.len());
+        for character in String::from_utf8_lossy(&tail).chars() {
+            match character {
+                '\r' => {} // the guest's kernel ends lines so
+                '\n' | '\t' => text.push(character),
+                control if control.is_control() => text.extend(control.escape_unicode()),
+                other => text.push(other),
+            }
+        }
+        text
     }
 }
 
@@ -96,6 +105,13 @@ mod tests {
         let all = port.tail(usize::MAX);
         assert!(all.starts_with('x') && all.len() == RING - 1 + '\u{fffd}'.len_utf8());
         assert_eq!(port.tail(0), "");
+    }
+
+    #[test]
+    fn control_characters_are_escaped() {
+        let mut port = SerialPort::new().unwrap();
+        b"a\r\n\x1b[2Jb\0".iter().for_each(|byte| port.write(0, *byte));
+        assert_eq!(port.tail(100), "a\n\\u{1b}[2Jb\\u{0}");
     }
 
     #[test]

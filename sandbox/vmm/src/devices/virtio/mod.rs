@@ -92,13 +92,15 @@ pub(crate) struct Interrupt {
 #[derive(Debug)]
 struct InterruptInner {
     status: AtomicU32,
+    /// How often the configuration space changed.
+    generation: AtomicU32,
     irqfd: EventFd,
 }
 
 impl Interrupt {
     /// An interrupt that is raised by `irqfd`.
     pub(crate) fn new(irqfd: EventFd) -> Self {
-        Self { inner: Arc::new(InterruptInner { status: AtomicU32::new(0), irqfd }) }
+        Self { inner: Arc::new(InterruptInner { status: AtomicU32::new(0), generation: AtomicU32::new(0), irqfd }) }
     }
 
     /// Says that a queue has new used buffers; [`QueueLine::interrupt_if_wanted`] asks the driver first.
@@ -106,8 +108,9 @@ impl Interrupt {
         self.raise(INTERRUPT_USED_QUEUE);
     }
 
-    /// Says that the configuration space changed.
+    /// Says that the configuration space changed. Call it while no one else can read the space.
     pub(crate) fn config_changed(&self) {
+        self.inner.generation.fetch_add(1, Ordering::SeqCst);
         self.raise(INTERRUPT_CONFIG_CHANGED);
     }
 
@@ -117,6 +120,11 @@ impl Interrupt {
         if let Err(error) = self.inner.irqfd.write(1) {
             complain!("cannot raise an interrupt: {error}");
         }
+    }
+
+    /// The register by which a driver sees that it has read parts of two versions of the configuration space.
+    pub(crate) fn generation(&self) -> u32 {
+        self.inner.generation.load(Ordering::SeqCst)
     }
 
     /// The interrupt status register.

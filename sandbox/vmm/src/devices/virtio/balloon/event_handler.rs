@@ -21,10 +21,8 @@ impl EventHandler for Balloon {
 impl Balloon {
     pub(super) fn watch(&self, active: &Activation) -> io::Result<()> {
         let Some(poller) = &self.poller else { return Err(io::Error::other("it is in no event loop")) };
-        for (number, line) in (0..).zip(&active.queues) {
-            poller.add(event_fd(&line.kick), number, EventFlags::IN)?;
-        }
-        Ok(())
+        let kicks: Vec<_> = active.queues.iter().map(|line| event_fd(&line.kick)).zip(0..).collect();
+        poller.add_all(&kicks)
     }
 
     pub(super) fn unwatch(&self, active: &Activation) {

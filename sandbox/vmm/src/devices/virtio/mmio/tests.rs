@@ -106,6 +106,16 @@ fn a_driver_finds_the_device_and_starts_it() {
 }
 
 #[test]
+fn a_changed_configuration_has_another_generation() {
+    let (transport, _probe) = live();
+    let before = get(&transport, register::CONFIG_GENERATION);
+    transport.interrupt().used_queue();
+    assert_eq!(get(&transport, register::CONFIG_GENERATION), before);
+    transport.interrupt().config_changed();
+    assert_ne!(get(&transport, register::CONFIG_GENERATION), before);
+}
+
+#[test]
 fn registers_of_a_live_queue_reach_nothing() {
     let (mut transport, probe) = live();
     let before = transport.state().clone();

@@ -82,8 +82,7 @@ impl Transport {
             register::STATUS => self.state.status,
             // No shared memory regions: length and base read as all ones (§4.2.2).
             register::SHM_FIRST..=register::SHM_LAST => u32::MAX,
-            // No device here changes its configuration space by itself.
-            register::CONFIG_GENERATION => 0,
+            register::CONFIG_GENERATION => self.interrupt.generation(),
             _ => 0,
         }
     }

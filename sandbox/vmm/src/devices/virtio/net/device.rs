@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
+use super::offload;
 use super::receive::{Delivery, deliver};
 use super::state::{NetState, STATE_VERSION};
 use super::tap::Tap;
@@ -112,12 +113,15 @@ impl Net {
     /// Sends what the guest has queued.
     pub(super) fn transmit(&mut self) {
         let Some(Activation { memory, queues, interrupt, .. }) = &mut self.active else { return };
-        let (tap, frame) = (&self.tap, &mut self.outgoing);
+        let (tap, frame, features) = (&self.tap, &mut self.outgoing, self.state.features);
         queues[TX].take_kick();
         queues[TX].serve(memory, interrupt, |buffers| {
             let length = buffers.readable.len();
             if (HEADER..=MAX_FRAME).contains(&length) {
                 buffers.readable.copy_to(&mut frame[..length]);
+                if !offload::is_negotiated(frame[0], frame[1], features) {
+                    return 0;
+                }
                 // What the tap refuses is lost, as on a wire: it checks headers and lengths itself.
                 let _ = tap.write(&frame[..length]);
             }

@@ -33,10 +33,8 @@ impl EventHandler for Net {
 impl Net {
     pub(super) fn watch(&self, active: &Activation) -> io::Result<()> {
         let Some(poller) = &self.poller else { return Err(io::Error::other("it is in no event loop")) };
-        for (number, line) in active.queues.iter().enumerate() {
-            poller.add(event_fd(&line.kick), number as u32, EventFlags::IN)?;
-        }
-        Ok(())
+        let kicks: Vec<_> = active.queues.iter().map(|line| event_fd(&line.kick)).zip(0..).collect();
+        poller.add_all(&kicks)
     }
 
     pub(super) fn unwatch(&self, active: &Activation) {

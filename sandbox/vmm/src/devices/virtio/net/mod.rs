@@ -6,6 +6,7 @@
 
 mod device;
 mod event_handler;
+mod offload;
 mod receive;
 mod state;
 mod tap;

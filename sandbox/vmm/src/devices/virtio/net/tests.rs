@@ -134,7 +134,7 @@ fn without_merging_a_frame_that_does_not_fit_is_dropped() {
 #[test]
 fn frames_of_the_guest_reach_the_tap_whole() {
     let mut bench = Bench::new(0);
-    let frame: Vec<u8> = (0..2000).map(|at| at as u8).collect();
+    let frame: Vec<u8> = (0..2000).map(|at| if at < HEADER { 0 } else { at as u8 }).collect();
     bench.guest.write(DATA, &frame);
     bench.guest.chain(TX, &[(DATA, 12, 0), (DATA + 12, 1000, 0), (DATA + 1012, 988, 0)]);
     bench.guest.chain(TX, &[(DATA, 11, 0)]); // shorter than a header
@@ -145,6 +145,21 @@ fn frames_of_the_guest_reach_the_tap_whole() {
     assert_eq!(bench.guest.used_count(TX), 5);
     assert_eq!(bench.sent().unwrap(), frame);
     assert_eq!(bench.sent().unwrap(), frame[..64]);
+    assert_eq!(bench.sent(), None);
+}
+
+#[test]
+fn a_frame_that_asks_for_what_was_not_negotiated_is_dropped() {
+    let mut bench = Bench::new(F_CSUM | F_HOST_TSO4);
+    for (number, (flags, gso_type)) in [(1, 1), (1, 4), (0, 5), (0, 0)].into_iter().enumerate() {
+        let at = DATA + 0x1000 * number as u64;
+        bench.guest.write(at, &[[flags, gso_type].as_slice(), &[0; 62]].concat());
+        bench.guest.chain(TX, &[(at, 64, 0)]);
+    }
+    bench.event(EVENT_TX);
+    assert_eq!(bench.guest.used_count(TX), 4);
+    assert_eq!(bench.sent().unwrap()[..2], [1, 1]);
+    assert_eq!(bench.sent().unwrap()[..2], [0, 0]);
     assert_eq!(bench.sent(), None);
 }
 

@@ -11,7 +11,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::connection::{Connection, Greeting, Key, Peer, Phase};
 use super::header::Header;
 use super::state::{STATE_VERSION, VsockState};
-use super::{DEVICE_TYPE, FIRST_HOST_PORT, MAX_LOGS, QUEUE_SIZES};
+use super::{DEVICE_TYPE, FIRST_HOST_PORT, MAX_LOGS, QUEUE_SIZES, SENT_PER_TURN, TX};
 use crate::accept::Listener;
 use crate::devices::virtio::{
     ActivateError, Activation, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, VIRTIO_F_VERSION_1, VirtioDevice, read_from,
@@ -184,7 +184,9 @@ impl VirtioDevice for Vsock {
     }
 
     fn reset(&mut self) {
-        self.transmit(); // what the guest sent before it ended
+        for _ in 0..=usize::from(QUEUE_SIZES[TX]) / SENT_PER_TURN {
+            self.transmit(); // what the guest sent before it ended
+        }
         if let Some(active) = self.active.take() {
             self.unwatch(&active);
         }

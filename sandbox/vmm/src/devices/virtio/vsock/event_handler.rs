@@ -4,7 +4,7 @@
 //! is not watched, and so cannot keep the loop busy, not even by hanging up.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use super::connection::{Connection, Greeted, Greeting, Peer, Phase};
 use super::{MAX_STREAMS, RX, TX, Vsock};
@@ -50,10 +50,9 @@ impl Vsock {
     /// Watches the queues and the listener.
     pub(super) fn watch(&self, active: &Activation) -> io::Result<()> {
         let Some(poller) = &self.poller else { return Err(io::Error::other("it is in no event loop")) };
-        for (number, line) in active.queues.iter().enumerate().take(2) {
-            poller.add(event_fd(&line.kick), number as u32, EventFlags::IN)?;
-        }
-        poller.add(&self.listener, LISTENER, EventFlags::IN)
+        let mut watched: Vec<_> = active.queues.iter().take(2).map(|line| event_fd(&line.kick)).zip(0..).collect();
+        watched.push((self.listener.as_fd(), LISTENER));
+        poller.add_all(&watched)
     }
 
     pub(super) fn unwatch(&self, active: &Activation) {

@@ -4,7 +4,7 @@ use cofferdam_proto::sink::VSOCK_PORT as LOG_PORT;
 
 use super::connection::{Connection, Key, Peer, Phase};
 use super::header::{HEADER, Header, TYPE_STREAM, op};
-use super::{HOST_CID, TX, Vsock};
+use super::{HOST_CID, SENT_PER_TURN, TX, Vsock};
 use crate::devices::virtio::{Activation, Buffers, Slices};
 
 impl Vsock {
@@ -13,7 +13,7 @@ impl Vsock {
         let Some(mut active) = self.active.take() else { return };
         let Activation { memory, queues, interrupt, .. } = &mut active;
         queues[TX].take_kick();
-        queues[TX].serve(memory, interrupt, |buffers| {
+        queues[TX].serve_few(SENT_PER_TURN, memory, interrupt, |buffers| {
             self.packet(buffers);
             0
         });

@@ -4,7 +4,7 @@ use std::io;
 
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 
-use super::{Share, sys};
+use super::{Share, errno, sys};
 
 /// New files belong to this user and group while it lives.
 ///
@@ -18,6 +18,10 @@ pub(super) struct ActingFor {
 impl ActingFor {
     pub(super) fn new(share: &Share, uid: u32, gid: u32) -> io::Result<Self> {
         let mut acting = Self { user: false, group: false };
+        if [uid, gid].contains(&u32::MAX) {
+            // The system call takes it for "as it is", so the way back to all capabilities would not be one.
+            return Err(errno(libc::EINVAL));
+        }
         if !share.privileged {
             return Ok(acting);
         }

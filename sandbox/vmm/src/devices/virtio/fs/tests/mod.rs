@@ -268,6 +268,19 @@ fn what_the_guest_forgets_is_closed() {
     assert_eq!(client.fs.share.counts(), (0, 0));
 }
 
+/// User or group -1 means "as it is" to the kernel: whoever acts for it would lose capabilities and not get them back.
+#[test]
+fn nobody_acts_for_a_user_that_is_none() {
+    let Some(mut client) = Client::new() else { return };
+    let volume = client.find("volume");
+    client.uid = u32::MAX;
+    let create = [fields(&[(O_CREAT | O_RDWR) as u32, 0o644, 0, 0]), name("new")].concat();
+    assert_eq!(client.call(op::CREATE, volume, &create), Err(EINVAL));
+    client.uid = 0;
+    let file = client.find("volume/file");
+    client.set(file, FATTR_UID, 5).expect("the thread may change owners still");
+}
+
 /// Files that the guest knows and files that it has open share one bound, and count until they are closed.
 #[test]
 fn a_guest_holds_only_so_many_descriptors() {
