@@ -12,6 +12,10 @@ const ECX_HYPERVISOR: u32 = 1 << 31;
 const EDX_HTT: u32 = 1 << 28;
 const EXT_ECX_CMP_LEGACY: u32 = 1 << 1;
 const EXT_ECX_SVM: u32 = 1 << 2;
+/// "Extended topology" and its second version, with one subleaf per level.
+const TOPOLOGY_LEAVES: [u32; 2] = [0xb, 0x1f];
+/// Subleaf that ends the levels.
+const LAST_LEVEL: u32 = 2;
 const LEVEL_THREAD: u32 = 1 << 8;
 const LEVEL_CORE: u32 = 2 << 8;
 
@@ -43,12 +47,27 @@ fn restrict(entry: &mut kvm_cpuid_entry2, deadline: bool) {
 }
 
 /// `supported` for the vCPU with APIC id `id` of `count`.
-pub(super) fn for_vcpu(supported: &CpuId, id: u8, count: u8) -> CpuId {
-    let mut cpuid = supported.clone();
+pub(super) fn for_vcpu(supported: &CpuId, id: u8, count: u8) -> Result<CpuId, KvmError> {
+    let mut cpuid = with_topology_levels(supported)?;
     for entry in cpuid.as_mut_slice() {
         place(entry, u32::from(id), u32::from(count));
     }
-    cpuid
+    Ok(cpuid)
+}
+
+/// Adds the levels of the topology that are missing: from Linux 6.2 on KVM lists the first one only, the threads of a core. Without
+/// the second each core would be a package of its own to the guest. The last one ends the list.
+fn with_topology_levels(supported: &CpuId) -> Result<CpuId, KvmError> {
+    let mut entries = supported.as_slice().to_vec();
+    for leaf in TOPOLOGY_LEAVES {
+        let Some(first) = supported.as_slice().iter().find(|entry| entry.function == leaf) else { continue };
+        for index in 0..=LAST_LEVEL {
+            if !supported.as_slice().iter().any(|entry| entry.function == leaf && entry.index == index) {
+                entries.push(kvm_cpuid_entry2 { index, ..*first });
+            }
+        }
+    }
+    CpuId::from_entries(&entries).map_err(|_| KvmError::TooManyCpuidEntries { count: entries.len() })
 }
 
 /// Bits that an APIC id of `count` cores needs.
@@ -71,7 +90,7 @@ fn place(entry: &mut kvm_cpuid_entry2, id: u32, count: u32) {
             let shared = if entry.eax >> 5 & 7 >= 3 { count - 1 } else { 0 };
             entry.eax = entry.eax & !(0xfff << 14) | shared << 14;
         }
-        0xb | 0x1f => {
+        leaf if TOPOLOGY_LEAVES.contains(&leaf) => {
             let (bits, units, kind) = match entry.index {
                 0 => (0, 1, LEVEL_THREAD),
                 1 => (id_bits(count), count, LEVEL_CORE),
@@ -97,6 +116,8 @@ pub(super) fn xcr0(cpuid: &CpuId) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use kvm_bindings::KVM_CPUID_FLAG_SIGNIFCANT_INDEX;
+
     use super::*;
 
     fn entry(function: u32, index: u32, eax: u32) -> kvm_cpuid_entry2 {
@@ -107,6 +128,7 @@ mod tests {
             ebx: 0xffff_ffff,
             ecx: 0xffff_ffff,
             edx: 0xffff_ffff,
+            flags: KVM_CPUID_FLAG_SIGNIFCANT_INDEX,
             ..Default::default()
         }
     }
@@ -140,7 +162,7 @@ mod tests {
         let base = list();
         for (count, bits) in [(1, 0), (2, 1), (3, 2), (4, 2), (32, 5)] {
             for id in 0..count {
-                let cpuid = for_vcpu(&base, id, count);
+                let cpuid = for_vcpu(&base, id, count).unwrap();
                 let (id, count) = (u32::from(id), u32::from(count));
                 let first = find(&cpuid, 1, 0);
                 assert_eq!(
@@ -156,6 +178,28 @@ mod tests {
                 assert_eq!(find(&cpuid, 0x8000_001e, 0).eax, id);
             }
         }
+    }
+
+    /// The list as Linux 6.2 and later give it.
+    #[test]
+    fn there_is_one_package_whatever_levels_kvm_lists() {
+        let base = CpuId::from_entries(&[entry(1, 0, 0), entry(0xb, 0, 9), entry(0x1f, 0, 9)]).unwrap();
+        for (count, bits) in [(1, 0), (2, 1), (8, 3)] {
+            let cpuid = for_vcpu(&base, count - 1, count).unwrap();
+            let (id, count) = (u32::from(count) - 1, u32::from(count));
+            for leaf in [0xb, 0x1f] {
+                let level = |index| {
+                    let level = find(&cpuid, leaf, index);
+                    (level.eax, level.ebx, level.ecx, level.edx, level.flags)
+                };
+                assert_eq!(level(0), (0, 1, 0x100, id, KVM_CPUID_FLAG_SIGNIFCANT_INDEX), "threads of a core");
+                assert_eq!(level(1), (bits, count, 0x201, id, KVM_CPUID_FLAG_SIGNIFCANT_INDEX), "cores of the package");
+                assert_eq!(level(2), (0, 0, 2, id, KVM_CPUID_FLAG_SIGNIFCANT_INDEX), "the end");
+            }
+            assert_eq!(cpuid.as_slice().len(), 7);
+        }
+        let without = CpuId::from_entries(&[entry(1, 0, 0)]).unwrap();
+        assert_eq!(for_vcpu(&without, 0, 2).unwrap().as_slice().len(), 1, "what KVM has not is not made up");
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! clock is kvm-clock and its timer the LAPIC's.
 
 mod cpuid;
+mod recorder;
 mod state;
 mod thread;
 mod vcpu;
@@ -43,6 +44,12 @@ pub(crate) enum KvmError {
     /// The descriptor is no /dev/kvm, or one of another age.
     #[error("the handed-over descriptor is not /dev/kvm with API version {API_VERSION} (it says {0})")]
     NotKvm(i32),
+    /// The node's KVM has more to say of processors than a vCPU can be told.
+    #[error("{count} entries of CPUID are more than KVM takes")]
+    TooManyCpuidEntries {
+        /// How many there are.
+        count: usize,
+    },
     /// The node's KVM is too old.
     #[error("the node's KVM lacks {0}")]
     Lacks(&'static str),

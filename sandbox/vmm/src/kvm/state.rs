@@ -9,6 +9,11 @@ use super::{KvmError, step};
 /// Version of [`VcpuState`].
 const STATE_VERSION: u32 = 1;
 
+/// Where a processor starts after a reset, in the segment that starts at the second number.
+const RESET_RIP: u64 = 0xfff0;
+const RESET_CS_BASE: u64 = 0xffff_0000;
+const CR0_PROTECTED: u64 = 1;
+
 /// State of one vCPU.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(super) struct VcpuState {
@@ -34,8 +39,18 @@ impl VcpuState {
         })
     }
 
+    /// Whether it is that of a processor after a reset. No guest is ever there: each vCPU is given a place to start at, or gets one from
+    /// another vCPU.
+    fn is_reset(&self) -> bool {
+        self.regs.rip == RESET_RIP && self.sregs.cs.base == RESET_CS_BASE && self.sregs.cr0 & CR0_PROTECTED == 0
+    }
+
     /// One line for people.
     pub(super) fn summary(&self) -> String {
+        if self.is_reset() {
+            // On AMD processors KVM does that at a triple fault, before it tells of it.
+            return "KVM has reset the vCPU, so where its guest was is lost".into();
+        }
         let (regs, sregs) = (&self.regs, &self.sregs);
         let exception = match self.events.exception {
             pending if pending.injected != 0 => format!(", exception {}", pending.nr),
@@ -73,5 +88,14 @@ mod tests {
         assert_eq!(again.summary(), state.summary());
         assert!(state.summary().contains("rip 0xffffffff81000000") && state.summary().contains("cr2 0x18"));
         assert_eq!(again.version, STATE_VERSION);
+    }
+
+    #[test]
+    fn registers_of_a_reset_are_not_told_as_the_guest_s() {
+        let mut state = VcpuState { version: STATE_VERSION, ..Default::default() };
+        (state.regs.rip, state.sregs.cs.base, state.sregs.cr0) = (0xfff0, 0xffff_0000, 0x6000_0010);
+        assert_eq!(state.summary(), "KVM has reset the vCPU, so where its guest was is lost");
+        state.sregs.cs.base = 0;
+        assert!(state.summary().contains("rip 0xfff0"), "a guest in real mode may be there");
     }
 }

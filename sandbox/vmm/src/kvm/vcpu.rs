@@ -9,6 +9,7 @@ use kvm_bindings::{
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 use vm_memory::GuestMemoryMmap;
 
+use super::recorder::{Exit, Recorder};
 use super::state::VcpuState;
 use super::{KvmError, cpuid, step};
 use crate::boot::Entry;
@@ -37,6 +38,7 @@ const DELIVERY_NMI: u32 = 4 << 8;
 pub(crate) struct Vcpu {
     pub(super) fd: VcpuFd,
     id: u8,
+    recorder: Recorder,
     /// What the VM maps; it must outlive the vCPU's last instruction.
     _memory: GuestMemoryMmap,
 }
@@ -69,7 +71,7 @@ impl Vcpu {
         if id == 0 {
             set_entry(&fd, entry)?;
         }
-        Ok(Self { fd, id, _memory: memory.clone() })
+        Ok(Self { fd, id, recorder: Recorder::new(), _memory: memory.clone() })
     }
 
     /// Number of this vCPU.
@@ -88,23 +90,28 @@ impl Vcpu {
         VCPU_EXITS.add();
         let (reason, detail) = match exit {
             Ok(VcpuExit::IoIn(port, data)) => {
+                self.recorder.note(Exit::PortIn(port));
                 bus.port_in(port, data);
                 return Next::Run;
             }
             Ok(VcpuExit::IoOut(port, data)) => {
+                self.recorder.note(Exit::PortOut(port));
                 bus.port_out(port, data);
                 return Next::Run;
             }
             Ok(VcpuExit::MmioRead(address, data)) => {
+                self.recorder.note(Exit::Read(address));
                 bus.mmio_read(address, data);
                 return Next::Run;
             }
             Ok(VcpuExit::MmioWrite(address, data)) => {
+                self.recorder.note(Exit::Write(address));
                 bus.mmio_write(address, data);
                 return Next::Run;
             }
             // A signal, or KVM wants to be called again. Signals come at the end only.
             Err(error) if [libc::EINTR, libc::EAGAIN].contains(&error.errno()) => {
+                self.recorder.note(Exit::Interrupted);
                 return if ending.end().is_some() { Next::Stop } else { Next::Run };
             }
             Ok(VcpuExit::Shutdown) => (ExitReason::TripleFault, "triple fault".to_owned()),
@@ -115,7 +122,7 @@ impl Vcpu {
             Err(error) => (ExitReason::MonitorError, format!("KVM_RUN failed: {error}")),
         };
         let place = VcpuState::save(&self.fd).map_or_else(|error| error.to_string(), |state| state.summary());
-        ending.finish(reason, format!("vCPU {}: {detail}; {place}", self.id));
+        ending.finish(reason, format!("vCPU {}: {detail}; {place}; {}", self.id, self.recorder));
         Next::Stop
     }
 }

@@ -33,7 +33,7 @@ impl Maker {
 
     /// Makes vCPU `id`, which does not run yet. All but the first wait for the guest to wake them.
     pub(crate) fn make(&self, id: u8) -> Result<Vcpu, KvmError> {
-        let cpuid = cpuid::for_vcpu(&self.cpuid, id, self.most);
+        let cpuid = cpuid::for_vcpu(&self.cpuid, id, self.most)?;
         Vcpu::new(&self.machine.vm, id, cpuid, self.entry, &self.memory)
     }
 }
