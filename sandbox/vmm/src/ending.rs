@@ -1,12 +1,19 @@
 //! How a VM ends: the first reason wins, whichever thread has it, and stops the main loop.
+//!
+//! The process must end soon after its guest, also when the main loop or a device's thread hangs on the node's files. So the first
+//! reason starts a thread that ends the process when its time is up, unless it has ended by itself.
 
 use std::io;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use cofferdam_proto::monitor::ExitReason;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::event_loop::{EventFlags, EventHandler, Flow, Poller, event_fd, lock};
+
+/// Stack of the thread that ends the process; writing the exit report is the deepest that it goes.
+const STACK: usize = 128 << 10;
 
 /// Why the VM ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,19 +28,35 @@ pub(crate) struct End {
 pub(crate) struct Ending {
     first: Mutex<Option<End>>,
     event: EventFd,
+    guard: Mutex<Option<Guard>>,
+}
+
+/// What is to be done some time after the end.
+struct Guard {
+    limit: Duration,
+    overdue: Box<dyn FnOnce(&End) + Send>,
 }
 
 impl Ending {
     /// Nothing ended yet.
     pub(crate) fn new() -> io::Result<Arc<Self>> {
-        Ok(Arc::new(Self { first: Mutex::new(None), event: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)? }))
+        let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+        Ok(Arc::new(Self { first: Mutex::new(None), event, guard: Mutex::new(None) }))
+    }
+
+    /// Calls `overdue` when the process is still there `limit` after the end, on a thread of its own.
+    pub(crate) fn guard(&self, limit: Duration, overdue: impl FnOnce(&End) + Send + 'static) {
+        *lock(&self.guard) = Some(Guard { limit, overdue: Box::new(overdue) });
     }
 
     /// Ends the VM; only the first call counts.
     pub(crate) fn finish(&self, reason: ExitReason, detail: impl Into<String>) {
         let mut first = lock(&self.first);
         if first.is_none() {
-            *first = Some(End { reason, detail: detail.into() });
+            let end = first.insert(End { reason, detail: detail.into() });
+            if let Some(guard) = lock(&self.guard).take() {
+                guard.start(end.clone());
+            }
             if let Err(error) = self.event.write(1) {
                 complain!("cannot wake the main loop for the end: {error}");
             }
@@ -43,6 +66,21 @@ impl Ending {
     /// The end, if there was one.
     pub(crate) fn end(&self) -> Option<End> {
         lock(&self.first).clone()
+    }
+}
+
+impl Guard {
+    fn start(self, end: End) {
+        let body = move || {
+            let until = Instant::now() + self.limit;
+            while let Some(rest) = until.checked_duration_since(Instant::now()).filter(|rest| !rest.is_zero()) {
+                std::thread::park_timeout(rest);
+            }
+            (self.overdue)(&end);
+        };
+        if let Err(error) = std::thread::Builder::new().name("end".into()).stack_size(STACK).spawn(body) {
+            complain!("cannot start the thread that limits how long the end takes: {error}");
+        }
     }
 }
 
@@ -63,6 +101,20 @@ impl EventHandler for EndWatcher {
 mod tests {
     use super::*;
     use crate::event_loop::EventLoop;
+
+    #[test]
+    fn an_end_that_takes_too_long_is_made() {
+        let ending = Ending::new().unwrap();
+        let (sender, receiver) = std::sync::mpsc::channel();
+        ending.guard(Duration::from_millis(20), move |end| sender.send(end.clone()).unwrap());
+        assert!(receiver.recv_timeout(Duration::from_millis(100)).is_err(), "nothing ended yet");
+        let told = Instant::now();
+        ending.finish(ExitReason::Killed, "one");
+        ending.finish(ExitReason::PowerOff, "two");
+        let end = receiver.recv_timeout(Duration::from_secs(10)).unwrap();
+        assert_eq!(end, End { reason: ExitReason::Killed, detail: "one".into() });
+        assert!(told.elapsed() >= Duration::from_millis(20));
+    }
 
     #[test]
     fn the_first_reason_wins_and_stops_the_loop() {

@@ -47,23 +47,26 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let end = run(&mut launch, timeline)
-        .unwrap_or_else(|error| End { reason: ExitReason::MonitorError, detail: report::chain(error.as_ref()) });
-    if end.reason != ExitReason::PowerOff {
-        eprintln!("the VM ended: {:?}: {}", end.reason, end.detail);
+    match run(&mut launch, timeline) {
+        Ok((End { reason: ExitReason::PowerOff, .. }, true)) => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::FAILURE,
+        Err(error) => {
+            let end = End { reason: ExitReason::MonitorError, detail: report::chain(error.as_ref()) };
+            eprintln!("the VM did not start: {}", end.detail);
+            if let Err(error) = report::write(&launch.exit, &end) {
+                eprintln!("cannot write the exit report: {error}");
+            }
+            ExitCode::FAILURE
+        }
     }
-    if let Err(error) = report::write(&launch.exit, &end) {
-        eprintln!("cannot write the exit report: {error}");
-        return ExitCode::FAILURE;
-    }
-    if end.reason == ExitReason::PowerOff { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn run(launch: &mut Launch, timeline: Arc<Timeline>) -> Result<End, Box<dyn Error>> {
+/// Runs the VM; answers how it ended, and whether the exit report was written.
+fn run(launch: &mut Launch, timeline: Arc<Timeline>) -> Result<(End, bool), Box<dyn Error>> {
     let (settings, handed) = launch.check()?;
     process::name(&settings.name);
     let share = handed.share.try_clone()?;
     let prepared = Prepared::new(&settings, handed, timeline)?;
     lock_in::lock_in(share.as_fd())?;
-    Ok(prepared.start()?.wait())
+    Ok(prepared.start(&launch.exit)?.wait())
 }

@@ -1,4 +1,4 @@
-#![allow(unsafe_code)] // mallopt
+#![allow(unsafe_code)] // mallopt, _exit
 //! The process itself: lean, and dead at once when it has a bug.
 
 /// Sets the process up; call it before any thread starts.
@@ -16,6 +16,13 @@ pub(crate) fn prepare() {
         report(info);
         std::process::abort();
     }));
+}
+
+/// Ends the process, whatever its threads do.
+pub(crate) fn exit_at_once(success: bool) -> ! {
+    let code = if success { libc::EXIT_SUCCESS } else { libc::EXIT_FAILURE };
+    // SAFETY: does not return, and runs nothing of this process any more.
+    unsafe { libc::_exit(code) }
 }
 
 /// Names the process after its pod, for people who look at process lists.

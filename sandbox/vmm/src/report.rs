@@ -1,14 +1,21 @@
-//! The last word: the exit report, and errors as one line.
+//! The exit report, and errors as one line.
 
 use std::error::Error;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use cofferdam_proto::monitor::ExitReport;
+use cofferdam_proto::monitor::{ExitReason, ExitReport};
 
+use crate::devices::serial::SerialPort;
 use crate::ending::End;
+use crate::event_loop::lock;
+use crate::timeline::Timeline;
+
+/// Console output in a crash's report.
+const LAST_WORDS: usize = 2048;
 
 /// Writes the report of `end` to `file`, durably enough to outlive this process.
 pub(crate) fn write(file: &File, end: &End) -> io::Result<()> {
@@ -21,6 +28,46 @@ pub(crate) fn write(file: &File, end: &End) -> io::Result<()> {
     let bytes = serde_json::to_vec(&report).map_err(io::Error::other)?;
     file.set_len(0)?;
     file.write_all_at(&bytes, 0)
+}
+
+/// Who writes the exit report: once, by whichever thread comes first.
+pub(crate) struct Reporter {
+    file: File,
+    serial: Arc<Mutex<SerialPort>>,
+    timeline: Arc<Timeline>,
+    /// Whether it was written, once that was tried.
+    written: Mutex<Option<bool>>,
+}
+
+impl Reporter {
+    /// Will write to `file`; of a crash also how far the guest came by `timeline`, and the last lines of the console `serial`.
+    pub(crate) fn new(file: File, serial: Arc<Mutex<SerialPort>>, timeline: Arc<Timeline>) -> Self {
+        Self { file, serial, timeline, written: Mutex::new(None) }
+    }
+
+    /// Writes the report unless that was done; false if it could not be written.
+    pub(crate) fn tell(&self, end: &End) -> bool {
+        let mut written = lock(&self.written);
+        *written.get_or_insert_with(|| {
+            let end = self.with_history(end.clone());
+            if end.reason != ExitReason::PowerOff {
+                eprintln!("the VM ended: {:?}: {}", end.reason, end.detail);
+            }
+            let result = write(&self.file, &end);
+            result.inspect_err(|error| eprintln!("cannot write the exit report: {error}")).is_ok()
+        })
+    }
+
+    fn with_history(&self, mut end: End) -> End {
+        if matches!(end.reason, ExitReason::GuestReset | ExitReason::TripleFault | ExitReason::MonitorError) {
+            end.detail = format!("{}; {}", end.detail, self.timeline.summary());
+            let words = lock(&self.serial).tail(LAST_WORDS);
+            if !words.trim().is_empty() {
+                end.detail = format!("{}; console:\n{}", end.detail, words.trim_end());
+            }
+        }
+        end
+    }
 }
 
 /// `error` and its causes, each once.
@@ -42,8 +89,6 @@ pub(crate) fn chain(error: &dyn Error) -> String {
 mod tests {
     use std::io::Read;
 
-    use cofferdam_proto::monitor::ExitReason;
-
     use super::*;
 
     #[test]
@@ -57,6 +102,23 @@ mod tests {
         let report: ExitReport = serde_json::from_str(&text).unwrap();
         assert_eq!((report.reason, report.detail.as_str()), (end.reason, "why"));
         assert!(report.at_unix_nanos > 1_700_000_000_000_000_000);
+    }
+
+    #[test]
+    fn the_first_to_tell_writes_the_report() {
+        let mut file = tempfile::tempfile().unwrap();
+        let serial = Arc::new(Mutex::new(SerialPort::new().unwrap()));
+        let reporter = Reporter::new(file.try_clone().unwrap(), serial.clone(), Arc::new(Timeline::new()));
+        b"Oops".iter().for_each(|byte| lock(&serial).write(0, *byte));
+        assert!(reporter.tell(&End { reason: ExitReason::GuestReset, detail: "one".into() }));
+        assert!(reporter.tell(&End { reason: ExitReason::Killed, detail: "two".into() }));
+        let mut text = String::new();
+        std::io::Seek::rewind(&mut file).unwrap();
+        file.read_to_string(&mut text).unwrap();
+        let report: ExitReport = serde_json::from_str(&text).unwrap();
+        assert_eq!(report.reason, ExitReason::GuestReset);
+        assert!(report.detail.starts_with("one; the vCPUs started never, "), "{}", report.detail);
+        assert!(report.detail.ends_with("; console:\nOops"), "{}", report.detail);
     }
 
     #[test]

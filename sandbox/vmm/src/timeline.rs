@@ -40,6 +40,21 @@ impl Timeline {
         let _ = stamp.0.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed);
     }
 
+    /// How far the guest came, for people.
+    pub(crate) fn summary(&self) -> String {
+        let at = |stamp: &Stamp| match stamp.0.load(Ordering::Relaxed) {
+            0 => "never".to_owned(),
+            micros => format!("at {} ms", micros / 1000),
+        };
+        format!(
+            "the vCPUs started {}, the agent {}, it listened {}, now it is {} ms",
+            at(&self.vcpu_started),
+            at(&self.agent_started),
+            at(&self.agent_listening),
+            self.start.elapsed().as_millis()
+        )
+    }
+
     /// All stamps.
     pub(crate) fn milestones(&self) -> Milestones {
         let read = |stamp: &Stamp| stamp.0.load(Ordering::Relaxed);
@@ -63,6 +78,7 @@ mod tests {
         timeline.mark(&timeline.agent_started);
         let first = timeline.milestones();
         assert!(first.agent_started_us > 0 && first.agent_listening_us == 0);
+        assert!(timeline.summary().starts_with("the vCPUs started never, the agent at 0 ms, it listened never, now"));
         std::thread::sleep(std::time::Duration::from_millis(1));
         timeline.mark(&timeline.agent_started);
         assert_eq!(timeline.milestones(), first);

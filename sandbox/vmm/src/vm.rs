@@ -1,8 +1,10 @@
 //! A VM's life: [`Prepared`], then [`Running`], then its [`End`].
 
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use cofferdam_proto::monitor::{ExitReason, Vcpus};
 use vm_memory::GuestMemoryMmap;
@@ -25,15 +27,16 @@ use crate::ending::{End, EndWatcher, Ending};
 use crate::event_loop::{EventHandler, EventLoop, lock};
 use crate::kvm::{KvmError, Machine, RunningVcpus, Vcpu};
 use crate::launch::{Handed, Settings};
-use crate::memory;
+use crate::report::Reporter;
 use crate::timeline::Timeline;
+use crate::{memory, process};
 
 /// Tag by which the guest mounts the share.
 const SHARE_TAG: &str = "cofferdam";
 /// The guest's vsock address; each VM is alone on its vsock.
 const GUEST_CID: u32 = 3;
-/// Console output in a crash's report.
-const LAST_WORDS: usize = 2048;
+/// How long the process goes on after its guest, for what the devices have begun; then it ends whatever hangs.
+const END_LIMIT: Duration = Duration::from_secs(2);
 
 /// Why a VM did not come to run.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +72,7 @@ pub(crate) struct Prepared {
 /// The vCPUs run.
 pub(crate) struct Running {
     parts: Parts,
+    reporter: Arc<Reporter>,
 }
 
 /// What both phases have.
@@ -186,11 +190,19 @@ impl Prepared {
         Ok(Self { first, parts: Parts { vcpus, events, serial, ending, timeline } })
     }
 
-    /// Lets the vCPUs run.
-    pub(crate) fn start(self) -> Result<Running, VmError> {
+    /// Lets the vCPUs run. How the VM ends is written to `exit`.
+    pub(crate) fn start(self, exit: &File) -> Result<Running, VmError> {
         let Self { first, parts } = self;
+        let exit = exit.try_clone().map_err(step("copy the exit report's descriptor"))?;
+        let reporter = Arc::new(Reporter::new(exit, parts.serial.clone(), parts.timeline.clone()));
+        let overdue = reporter.clone();
+        parts.ending.guard(END_LIMIT, move |end| {
+            overdue.tell(end);
+            eprintln!("the monitor ends though something hangs: it was to finish {END_LIMIT:?} after its VM");
+            process::exit_at_once(end.reason == ExitReason::PowerOff);
+        });
         parts.timeline.mark(&parts.timeline.vcpu_started);
-        let running = Running { parts };
+        let running = Running { parts, reporter };
         for vcpu in first {
             let started = lock(&running.parts.vcpus).run(vcpu);
             if let Err(error) = started {
@@ -204,24 +216,19 @@ impl Prepared {
 }
 
 impl Running {
-    /// Serves the VM until it ends.
-    pub(crate) fn wait(self) -> End {
+    /// Serves the VM until it ends. The exit report is written before anything is waited for that may hang; answers whether that
+    /// worked.
+    pub(crate) fn wait(self) -> (End, bool) {
         if let Err(error) = self.parts.events.run() {
             self.parts.ending.finish(ExitReason::MonitorError, format!("the event loop failed: {error}"));
         }
-        let (ending, serial) = (self.parts.ending.clone(), self.parts.serial.clone());
-        self.stop();
-        let mut end = ending.end().unwrap_or_else(|| End {
+        let end = self.parts.ending.end().unwrap_or_else(|| End {
             reason: ExitReason::MonitorError,
             detail: "the main loop stopped for no reason".into(),
         });
-        if matches!(end.reason, ExitReason::GuestReset | ExitReason::TripleFault | ExitReason::MonitorError) {
-            let words = lock(&serial).tail(LAST_WORDS);
-            if !words.trim().is_empty() {
-                end.detail = format!("{}; console:\n{}", end.detail, words.trim_end());
-            }
-        }
-        end
+        let told = self.reporter.tell(&end);
+        self.stop();
+        (end, told)
     }
 
     /// Brings all vCPUs out of the guest, then lets the devices finish what they began.

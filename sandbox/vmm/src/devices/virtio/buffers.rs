@@ -1,5 +1,7 @@
 //! A descriptor chain, checked whole: which bytes of guest memory the device may read, which it may write.
 
+use std::ops::Deref;
+
 use virtio_queue::DescriptorChain;
 use vm_memory::{GuestMemory, GuestMemoryMmap, VolatileSlice};
 
@@ -18,7 +20,10 @@ pub(crate) struct Buffers<'m> {
 impl<'m> Buffers<'m> {
     /// Checks `chain`: all descriptors inside `memory`, the readable ones before the writable ones (virtio 1.3
     /// §2.7.4.2), at most [`MAX_DESCRIPTORS`]. `None` when it is malformed.
-    pub(crate) fn new(memory: &'m GuestMemoryMmap, chain: DescriptorChain<&'m GuestMemoryMmap>) -> Option<Self> {
+    pub(crate) fn new<M>(memory: &'m GuestMemoryMmap, chain: DescriptorChain<M>) -> Option<Self>
+    where
+        M: Deref<Target = GuestMemoryMmap>,
+    {
         let mut buffers = Self { readable: Slices::default(), writable: Slices::default() };
         let mut count = 0;
         for descriptor in chain {

@@ -4,9 +4,11 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use rustix::event::epoll;
+
 use super::share::Share;
 use super::state::{FsState, STATE_VERSION};
-use super::worker::Worker;
+use super::worker::Workers;
 use super::{DEVICE_TYPE, QUEUE_SIZES, TAG};
 use crate::devices::virtio::{
     ActivateError, Activation, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, VIRTIO_F_VERSION_1, VirtioDevice, read_from,
@@ -16,7 +18,9 @@ use crate::devices::virtio::{
 pub(crate) struct Fs {
     pub(super) state: FsState,
     pub(super) share: Arc<Share>,
-    worker: Option<Worker>,
+    /// Made before the monitor locks itself in; the threads wait on it.
+    epoll: Arc<OwnedFd>,
+    pub(super) workers: Option<Workers>,
 }
 
 impl Fs {
@@ -26,7 +30,8 @@ impl Fs {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "the tag must have 1 to 36 bytes"));
         }
         let state = FsState { version: STATE_VERSION, tag: tag.to_owned(), features: 0 };
-        Ok(Self { state, share: Arc::new(Share::new(root)?), worker: None })
+        let epoll = Arc::new(epoll::create(epoll::CreateFlags::CLOEXEC)?);
+        Ok(Self { state, share: Arc::new(Share::new(root)?), epoll, workers: None })
     }
 }
 
@@ -49,18 +54,15 @@ impl VirtioDevice for Fs {
 
     fn activate(&mut self, active: Activation) -> Result<(), ActivateError> {
         self.state.features = active.features;
-        let worker = Worker::start(active, self.share.clone()).map_err(|source| ActivateError {
-            device: "fs",
-            step: "start its thread",
-            source,
-        })?;
-        self.worker = Some(worker);
+        let workers = Workers::start(active, self.share.clone(), self.epoll.clone());
+        let failed = |source| ActivateError { device: "fs", step: "start its first thread", source };
+        self.workers = Some(workers.map_err(failed)?);
         Ok(())
     }
 
     fn reset(&mut self) {
-        if let Some(worker) = self.worker.take() {
-            worker.stop();
+        if let Some(workers) = self.workers.take() {
+            workers.stop();
         }
         self.share.clear();
         self.state.features = 0;

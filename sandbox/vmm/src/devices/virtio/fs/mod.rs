@@ -1,9 +1,10 @@
 //! virtio-fs (virtio 1.3 §5.11): FUSE over queues, served by this process.
 //!
 //! `fuse_backend_rs` decodes requests and encodes replies; [`share::Share`] carries them out. Requests run on the device's own
-//! thread, so that a slow disk holds up nothing else.
+//! threads, so that a slow disk holds up nothing else, and a file system that never answers only who asks for it.
 
 mod device;
+mod places;
 mod request;
 pub(crate) mod share;
 mod state;

@@ -63,7 +63,7 @@ impl Share {
         if matches!(name.to_bytes(), b"." | b"..") {
             return Entry::default();
         }
-        let found = self.node(parent).and_then(|parent| lock(&self.nodes).look_up(&parent, name));
+        let found = self.node(parent).and_then(|parent| self.look_up(&parent, name));
         found.unwrap_or_default()
     }
 }

@@ -17,7 +17,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::credentials::{ActingFor, WithoutSetid};
-use super::nodes::{Class, Node, check_name, status};
+use super::nodes::{Class, Node, check_name, look_up, status};
 use super::{Share, errno, nothing, sys, xattr};
 use crate::event_loop::lock;
 
@@ -41,8 +41,14 @@ impl Share {
         Ok(rustix::fs::openat(&self.proc_fd, path(node), flags, Mode::empty())?.into())
     }
 
-    fn look_up(&self, parent: &Node, name: &CStr) -> io::Result<Entry> {
-        lock(&self.nodes).look_up(parent, name)
+    pub(super) fn look_up(&self, parent: &Node, name: &CStr) -> io::Result<Entry> {
+        look_up(&self.nodes, parent, name)
+    }
+
+    /// The guest does not know `number` any more by one lookup.
+    fn forget_once(&self, number: u64) {
+        let unused = lock(&self.nodes).forget(number, 1);
+        drop(unused); // without the lock
     }
 
     /// The directory in which `name` is to be made, changed or removed.
@@ -140,12 +146,15 @@ impl FileSystem for Share {
     }
 
     fn forget(&self, _: &Context, inode: u64, count: u64) {
-        lock(&self.nodes).forget(inode, count);
+        let unused = lock(&self.nodes).forget(inode, count);
+        drop(unused); // without the lock
     }
 
     fn batch_forget(&self, _: &Context, requests: Vec<(u64, u64)>) {
         let mut nodes = lock(&self.nodes);
-        requests.into_iter().for_each(|(inode, count)| nodes.forget(inode, count));
+        let unused: Vec<_> = requests.into_iter().filter_map(|(inode, count)| nodes.forget(inode, count)).collect();
+        drop(nodes);
+        drop(unused);
     }
 
     fn getattr(&self, _: &Context, inode: u64, _handle: Option<u64>) -> io::Result<(libc::stat64, Duration)> {
@@ -178,7 +187,10 @@ impl FileSystem for Share {
             let size = u64::try_from(attr.st_size).map_err(|_| errno(libc::EINVAL))?;
             let _without = WithoutSetid::new(valid.contains(SetattrValid::KILL_SUIDGID))?;
             match handle {
-                Some(handle) => lock(&lock(&self.handles).get(handle, inode)?.file).set_len(size)?,
+                Some(handle) => {
+                    let handle = lock(&self.handles).get(handle, inode)?;
+                    lock(&handle.file).set_len(size)?;
+                }
                 None => self.open_node(&node, OFlags::WRONLY)?.set_len(size)?,
             }
         }
@@ -331,7 +343,7 @@ impl FileSystem for Share {
                     let node = self.node(entry.inode)?;
                     self.open_node(&node, flags)
                 });
-                opened.inspect_err(|_| lock(&self.nodes).forget(entry.inode, 1))
+                opened.inspect_err(|_| self.forget_once(entry.inode))
             }
         };
         let handle = lock(&self.handles).insert(entry.inode, opened?)?;
@@ -381,7 +393,9 @@ impl FileSystem for Share {
         _flock_release: bool,
         _lock_owner: Option<u64>,
     ) -> io::Result<()> {
-        lock(&self.handles).remove(handle, inode)
+        let closed = lock(&self.handles).remove(handle, inode)?;
+        drop(closed); // without the lock
+        Ok(())
     }
 
     fn fsync(&self, _: &Context, inode: u64, datasync: bool, handle: u64) -> io::Result<()> {
@@ -449,14 +463,16 @@ impl FileSystem for Share {
             }
             let added = add_entry(listed, entry);
             if entry.inode != 0 && !matches!(added, Ok(1..)) {
-                lock(&self.nodes).forget(entry.inode, 1); // the guest did not learn of it
+                self.forget_once(entry.inode); // the guest did not learn of it
             }
             added
         })
     }
 
     fn releasedir(&self, _: &Context, inode: u64, _flags: u32, handle: u64) -> io::Result<()> {
-        lock(&self.handles).remove(handle, inode)
+        let closed = lock(&self.handles).remove(handle, inode)?;
+        drop(closed); // without the lock
+        Ok(())
     }
 
     fn setxattr(&self, _: &Context, inode: u64, name: &CStr, value: &[u8], flags: u32) -> io::Result<()> {

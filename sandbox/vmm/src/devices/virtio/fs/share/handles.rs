@@ -43,11 +43,11 @@ impl Handles {
         handle.cloned().ok_or_else(|| errno(libc::EBADF))
     }
 
-    /// Closes it.
-    pub(super) fn remove(&mut self, number: u64, node: u64) -> io::Result<()> {
-        self.get(number, node)?;
+    /// Takes it out; dropping it closes it, which may take long, so do that without the lock.
+    pub(super) fn remove(&mut self, number: u64, node: u64) -> io::Result<Arc<Handle>> {
+        let handle = self.get(number, node)?;
         self.by_number.remove(&number);
-        Ok(())
+        Ok(handle)
     }
 
     /// How many there are.
@@ -56,8 +56,8 @@ impl Handles {
         self.by_number.len()
     }
 
-    /// Closes all.
-    pub(super) fn clear(&mut self) {
-        self.by_number = HashMap::new();
+    /// Takes all out, to be dropped without the lock.
+    pub(super) fn clear(&mut self) -> Vec<Arc<Handle>> {
+        std::mem::take(&mut self.by_number).into_values().collect()
     }
 }

@@ -24,18 +24,27 @@ mod nothing;
 mod sys;
 mod xattr;
 
+use std::hash::{DefaultHasher, Hasher};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
 use rustix::fs::{Mode, OFlags};
 
+use super::places::Place;
 use crate::event_loop::lock;
 use descriptors::Descriptors;
 use handles::Handles;
-use nodes::{Node, Nodes};
+use nodes::{Class, Node, Nodes};
+
+/// Where a request's own number is, of the bytes of a request.
+const UNIQUE: usize = 8;
+/// Bytes of a request's header.
+const HEADER: usize = 40;
 
 /// A file server for one directory.
+///
+/// Several threads serve. None holds a lock of the tables while it asks a file system, which may never answer.
 pub(crate) struct Share {
     nodes: Mutex<Nodes>,
     handles: Mutex<Handles>,
@@ -71,8 +80,23 @@ impl Share {
 
     /// Forgets everything but the root, and closes it.
     pub(crate) fn clear(&self) {
-        lock(&self.handles).clear();
-        lock(&self.nodes).clear();
+        let handles = lock(&self.handles).clear();
+        let nodes = lock(&self.nodes).clear();
+        drop((handles, nodes)); // which closes files, so it may take long
+    }
+
+    /// Which file system is asked by a request about the node `number`; `request` is how it begins.
+    pub(super) fn place(&self, number: u64, request: &[u8]) -> Place {
+        match self.node(number) {
+            Ok(node) if node.class != Class::Share => node.place(),
+            _ => {
+                let mut hasher = DefaultHasher::new();
+                // All but the fields that differ each time: the number of the request, and who asks.
+                hasher.write(request.get(..UNIQUE).unwrap_or_default());
+                hasher.write(request.get(HEADER..).unwrap_or_default());
+                Place::Share(hasher.finish())
+            }
+        }
     }
 
     /// Makes it hold `most` descriptors at most from now on, with none held.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use fuse_backend_rs::api::filesystem::{Entry, ROOT_ID};
@@ -12,6 +12,8 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, Statx, StatxFlags};
 
 use super::descriptors::{Descriptors, Held};
 use super::{errno, sys};
+use crate::devices::virtio::fs::places::Place;
+use crate::event_loop::lock;
 
 /// Files that a guest may know at once. Each holds a descriptor and keeps the node's kernel from dropping the file's inode,
 /// together some 1.5 KiB that count as the pod's memory.
@@ -105,6 +107,37 @@ pub(super) struct Node {
     held: Option<Held>,
 }
 
+impl Node {
+    /// Whose file system is asked about it.
+    pub(super) fn place(&self) -> Place {
+        Place::Device(self.identity.device.0, self.identity.device.1)
+    }
+}
+
+/// Finds `name` in `parent`, and counts that the guest knows it. The file system is asked without the lock.
+pub(super) fn look_up(nodes: &Mutex<Nodes>, parent: &Node, name: &CStr) -> io::Result<Entry> {
+    check_name(name)?;
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(&parent.file, name, flags, Mode::empty())?;
+    let stat = status(&file)?;
+    let (identity, asks) = {
+        let nodes = lock(nodes);
+        let identity = identity(&stat, nodes.class(parent.class, name, &stat));
+        (identity, nodes.asks_whether_writable(&identity))
+    };
+    let mount_writable = asks && is_writable(&file)?;
+    let class = identity.class;
+    let node = Node { file, kind: kind(&stat), class, mount_writable, identity, held: None };
+    let (attr, inserted) = {
+        let mut nodes = lock(nodes);
+        (nodes.attributes(&stat), nodes.insert(node))
+    };
+    let (inode, _unused) = inserted?;
+    // A name of the share itself may be another mount at any time.
+    let entry_timeout = parent.class.attributes_valid();
+    Ok(Entry { inode, attr, attr_timeout: class.attributes_valid(), entry_timeout, ..Entry::default() })
+}
+
 /// All of them.
 pub(super) struct Nodes {
     root: Arc<Node>,
@@ -141,10 +174,10 @@ impl Nodes {
         })
     }
 
-    /// Forgets all but the root. Numbers go on.
-    pub(super) fn clear(&mut self) {
-        self.by_number = HashMap::new();
+    /// Forgets all but the root. Numbers go on. Drop what it answers without the lock.
+    pub(super) fn clear(&mut self) -> Vec<(Arc<Node>, u64)> {
         self.by_identity = HashMap::new();
+        std::mem::take(&mut self.by_number).into_values().collect()
     }
 
     /// The node with this number.
@@ -155,43 +188,40 @@ impl Nodes {
         self.by_number.get(&number).map(|(node, _)| node.clone()).ok_or_else(|| errno(libc::EBADF))
     }
 
-    /// Finds `name` in `parent`, and counts that the guest knows it.
-    pub(super) fn look_up(&mut self, parent: &Node, name: &CStr) -> io::Result<Entry> {
-        check_name(name)?;
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = rustix::fs::openat(&parent.file, name, flags, Mode::empty())?;
-        let stat = status(&file)?;
-        let class = match parent.class {
+    /// What kind of export a file is in that was found as `name` in a directory of `parent`'s.
+    fn class(&self, parent: Class, name: &CStr, stat: &Statx) -> Class {
+        match parent {
             Class::Share if stat.stx_mnt_id == self.root_mount => Class::Share,
             Class::Share if name.to_bytes().starts_with(b"layer") => Class::Layer,
             Class::Share => Class::Volume(View::of(name.to_bytes())),
             inherited => inherited,
-        };
-        let attr = self.attributes(&stat);
-        let identity = identity(&stat, class);
-        let number =
-            self.insert(Node { file, kind: kind(&stat), class, mount_writable: false, identity, held: None })?;
-        // A name of the share itself may be another mount at any time.
-        let entry_timeout = parent.class.attributes_valid();
-        Ok(Entry { inode: number, attr, attr_timeout: class.attributes_valid(), entry_timeout, ..Entry::default() })
+        }
     }
 
-    fn insert(&mut self, mut node: Node) -> io::Result<u64> {
+    /// Whether it matters if the mount of a file that was found may be written.
+    fn asks_whether_writable(&self, identity: &Identity) -> bool {
+        let known = self.by_identity.get(identity).and_then(|number| self.by_number.get(number));
+        identity.class.is_volume() && known.is_none_or(|(node, _)| !node.mount_writable)
+    }
+
+    /// Adds a node, or counts that the guest knows it once more. Answers its number, and the node that is not needed any more.
+    fn insert(&mut self, mut node: Node) -> io::Result<(u64, Option<Arc<Node>>)> {
         if node.identity == self.root.identity {
-            return Ok(ROOT_ID);
+            return Ok((ROOT_ID, Some(Arc::new(node))));
         }
         if let Some(number) = self.by_identity.get(&node.identity)
             && let Some((old, known)) = self.by_number.get_mut(number)
         {
-            if node.class.is_volume() && !old.mount_writable && is_writable(&node.file)? {
-                node.mount_writable = true;
-                node.held = Some(self.descriptors.hold()?);
-                *old = Arc::new(node);
+            let mut unused = Arc::new(node);
+            if unused.mount_writable && !old.mount_writable {
+                if let Some(better) = Arc::get_mut(&mut unused) {
+                    better.held = Some(self.descriptors.hold()?);
+                }
+                std::mem::swap(old, &mut unused);
             }
             *known = known.saturating_add(1);
-            return Ok(*number);
+            return Ok((*number, Some(unused)));
         }
-        node.mount_writable = node.class.is_volume() && is_writable(&node.file)?;
         if self.by_number.len() >= MAX_NODES {
             return Err(errno(libc::ENFILE));
         }
@@ -199,7 +229,7 @@ impl Nodes {
         let number = self.fresh_number();
         self.by_identity.insert(node.identity, number);
         self.by_number.insert(number, (Arc::new(node), 1));
-        Ok(number)
+        Ok((number, None))
     }
 
     /// A number that no file had.
@@ -209,14 +239,16 @@ impl Nodes {
         number
     }
 
-    /// The guest forgot `number` as often as `count` lookups told of it.
-    pub(super) fn forget(&mut self, number: u64, count: u64) {
-        let Some((node, known)) = self.by_number.get_mut(&number) else { return };
+    /// The guest forgot `number` as often as `count` lookups told of it. Answers the node if it is not known any more, to be
+    /// dropped without the lock.
+    pub(super) fn forget(&mut self, number: u64, count: u64) -> Option<Arc<Node>> {
+        let (node, known) = self.by_number.get_mut(&number)?;
         *known = known.saturating_sub(count);
-        if *known == 0 {
-            self.by_identity.remove(&node.identity);
-            self.by_number.remove(&number);
+        if *known > 0 {
+            return None;
         }
+        self.by_identity.remove(&node.identity);
+        self.by_number.remove(&number).map(|(node, _)| node)
     }
 
     /// What its files count among.

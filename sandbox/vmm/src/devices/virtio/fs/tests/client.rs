@@ -43,9 +43,11 @@ pub(super) mod op {
 }
 
 pub(super) const ROOT: u64 = 1;
-const REQUESTS: usize = 1;
+pub(super) const REQUESTS: usize = 1;
 const REPLY: u64 = DATA + 0x10_0000;
 const REPLY_SIZE: u32 = 0x1_0000;
+/// Space of a request, or a reply, that is not awaited.
+const POSTED_SIZE: u32 = 0x1000;
 
 /// The fields of a request's body, little endian.
 pub(super) fn fields(words: &[u32]) -> Vec<u8> {
@@ -113,6 +115,34 @@ impl Client {
     pub(super) fn call(&mut self, opcode: u32, node: u64, body: &[u8]) -> Reply {
         let length = 40 + body.len() as u32;
         self.raw(length, opcode, node, body).expect("every request has a reply")
+    }
+
+    /// One request of which no reply is awaited; `slot` tells those apart that are under way at once.
+    pub(super) fn post(&mut self, slot: u64, opcode: u32, node: u64, body: &[u8]) {
+        self.unique += 1;
+        let mut request = fields(&[40 + body.len() as u32, opcode]);
+        request.extend_from_slice(&self.unique.to_le_bytes());
+        request.extend_from_slice(&node.to_le_bytes());
+        request.extend_from_slice(&fields(&[self.uid, self.uid, 1, 0]));
+        request.extend_from_slice(body);
+        let at = (slot + 1) * u64::from(POSTED_SIZE);
+        self.guest.write(DATA + at, &request);
+        let reply = (REPLY + u64::from(REPLY_SIZE) + at, POSTED_SIZE, WRITE);
+        self.guest.chain(REQUESTS, &[(DATA + at, request.len() as u32, 0), reply]);
+        self.guest.kick(REQUESTS);
+    }
+
+    /// Eight bytes at `offset` of the reply to what was posted to `slot`.
+    pub(super) fn posted_number(&self, slot: u64, offset: u64) -> u64 {
+        let at = REPLY + u64::from(REPLY_SIZE) + (slot + 1) * u64::from(POSTED_SIZE) + offset;
+        number(&self.guest.read(at, 8))
+    }
+
+    /// Resets the device and starts it again, with empty queues.
+    pub(super) fn restart(&mut self) {
+        self.fs.reset();
+        self.guest = Guest::new(&super::super::QUEUE_SIZES);
+        self.fs.activate(self.guest.activation(VIRTIO_F_VERSION_1)).unwrap();
     }
 
     /// A request that may say a wrong length; `None` without a reply.

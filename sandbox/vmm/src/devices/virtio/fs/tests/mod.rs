@@ -1,4 +1,5 @@
 mod client;
+mod hanging;
 mod nothing;
 
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
