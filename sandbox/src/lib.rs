@@ -11,6 +11,7 @@
 //! `<run_dir>/pods/<id>/`, so it outlives the daemon and goes with the node's reboot, like the pod.
 
 mod cgroup;
+mod clock;
 mod cni;
 mod connect;
 mod dirs;

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, oneshot};
 
 use crate::cgroup::PodCgroup;
+use crate::clock::{self, Steps};
 use crate::cni::{NetworkList, Networks};
 use crate::dirs::{self, Dirs, ProcessRecord, ReadyRecord};
 use crate::error::{Doing, SandboxError};
@@ -38,6 +39,7 @@ pub(crate) struct Shared {
     /// Why pods cannot have users of their own.
     pub(crate) no_users: Option<String>,
     pub(crate) watches: Watches,
+    pub(crate) clock_steps: Steps,
 }
 
 impl Shared {
@@ -79,7 +81,8 @@ impl Runtime {
         let (locks, vm_works, host_works) = (Mutex::default(), AtomicBool::new(false), AtomicBool::new(false));
         let no_users = users::try_out(&config.state_dir).err();
         let (networks, sealed, watches) = (Networks::default(), Sealed::default(), Watches::default());
-        let shared = Shared { config, locks, networks, sealed, vm_works, host_works, no_users, watches };
+        let clock_steps = Steps::default();
+        let shared = Shared { config, locks, networks, sealed, vm_works, host_works, no_users, watches, clock_steps };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -161,7 +164,9 @@ impl Runtime {
         let cgroup = PodCgroup::new(&shared.config, &spec.cgroup_parent, id)?.name().to_owned();
         let channel = connect::agent(&dirs, spec.kind);
         let parts = (ready.network, BTreeMap::new());
-        Ok(Adopted::Running(Pod::new(Arc::clone(shared), spec, dirs, cgroup, parts, channel, watched)))
+        let pod = Pod::new(Arc::clone(shared), spec, dirs, cgroup, parts, channel, watched);
+        clock::follow(shared, &pod, true);
+        Ok(Adopted::Running(pod))
     }
 
     /// Kills what runs of a pod, gives its network back, and deletes all that it has on the node: processes, mounts, network namespace,

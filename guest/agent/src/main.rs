@@ -3,6 +3,7 @@
 //! One thread, so that it may fork: see docs/design.md.
 
 mod agent;
+mod clock;
 mod container;
 mod error;
 mod guest;

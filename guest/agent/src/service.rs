@@ -6,9 +6,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use cofferdam_proto::agent as proto;
 use cofferdam_proto::agent::agent_server::Agent as Api;
 use proto::{
-    AttachInput, AttachOutput, ConfigurePodReply, ConfigurePodRequest, ContainerState, ContainerStatsReply,
-    ContainerStatsRequest, CreateContainerReply, CreateContainerRequest, EventsRequest, ExecInput, ExecOutput,
-    HelloReply, HelloRequest, ListContainersReply, ListContainersRequest, PodStatsReply, PodStatsRequest,
+    AttachInput, AttachOutput, ClockReply, ClockRequest, ConfigurePodReply, ConfigurePodRequest, ContainerState,
+    ContainerStatsReply, ContainerStatsRequest, CreateContainerReply, CreateContainerRequest, EventsRequest, ExecInput,
+    ExecOutput, HelloReply, HelloRequest, ListContainersReply, ListContainersRequest, PodStatsReply, PodStatsRequest,
     PortForwardInput, PortForwardOutput, RemoveContainerReply, RemoveContainerRequest, ResizeGuestReply,
     ResizeGuestRequest, ShutdownReply, ShutdownRequest, SignalContainerReply, SignalContainerRequest,
     StartContainerReply, StartContainerRequest, UpdateContainerReply, UpdateContainerRequest, VolumeSwappedReply,
@@ -21,7 +21,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::agent::{Agent, Mode};
 use crate::container::{attach, create, exec, stats};
 use crate::error::{Error, Kind};
-use crate::{pod, port_forward, vcpus};
+use crate::{clock, pod, port_forward, vcpus};
 
 /// Serves [`Api`].
 #[derive(Debug, Clone)]
@@ -208,6 +208,10 @@ impl Api for Service {
     async fn resize_guest(&self, request: Request<ResizeGuestRequest>) -> Answer<ResizeGuestReply> {
         let (agent, wanted) = (self.0.clone(), request.into_inner().vcpus);
         Ok(Response::new(whole(async move { vcpus::resize(&agent, wanted).await }).await?))
+    }
+
+    async fn clock(&self, request: Request<ClockRequest>) -> Answer<ClockReply> {
+        Ok(Response::new(clock::adjust(&self.0, request.into_inner().adjust_nanos)?))
     }
 
     async fn shutdown(&self, _: Request<ShutdownRequest>) -> Answer<ShutdownReply> {

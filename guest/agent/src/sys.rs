@@ -309,6 +309,41 @@ pub fn add_entropy(random: impl AsFd, bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
+/// Adds `nanos` to the wall clock, at once.
+///
+/// # Errors
+/// Without CAP_SYS_TIME, or when that were no time.
+pub fn step_clock(nanos: i64) -> io::Result<()> {
+    let mut change = no_change();
+    change.modes = libc::ADJ_SETOFFSET | libc::ADJ_NANO;
+    // With ADJ_NANO the second field counts nanoseconds; it must not be negative.
+    change.time.tv_sec = nanos.div_euclid(1_000_000_000);
+    change.time.tv_usec = nanos.rem_euclid(1_000_000_000);
+    adjust_clock(change)
+}
+
+/// Adds `micros` to the wall clock by and by, some 500 in each second, in place of what is still to be added.
+///
+/// # Errors
+/// Without CAP_SYS_TIME.
+pub fn slew_clock(micros: i64) -> io::Result<()> {
+    let mut change = no_change();
+    change.modes = libc::ADJ_OFFSET_SINGLESHOT;
+    change.offset = micros;
+    adjust_clock(change)
+}
+
+fn no_change() -> libc::timex {
+    // SAFETY: it is made of numbers only, for which zeros are valid; zero modes change nothing.
+    unsafe { std::mem::zeroed() }
+}
+
+fn adjust_clock(mut change: libc::timex) -> io::Result<()> {
+    // SAFETY: reads and writes one `timex` behind the pointer.
+    check(i64::from(unsafe { libc::adjtimex(&raw mut change) }))?;
+    Ok(())
+}
+
 /// Gives a directory, and what will be made in it, a quota project.
 ///
 /// # Errors

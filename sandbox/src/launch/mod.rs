@@ -85,7 +85,9 @@ async fn run(
     let cgroup = launch.cgroup.name().to_owned();
     let parts = (status, launch.clock.timeline());
     let (spec, dirs) = (launch.spec.clone(), launch.dirs.clone());
-    Ok(Pod::new(Arc::clone(shared), spec, dirs, cgroup, parts, channel, watched))
+    let pod = Pod::new(Arc::clone(shared), spec, dirs, cgroup, parts, channel, watched);
+    clock::follow(shared, &pod, false);
+    Ok(pod)
 }
 
 /// What a specification must not say.
