@@ -2,7 +2,7 @@
 
 use std::error::Error;
 use std::fs::File;
-use std::io;
+use std::io::{self, Write as _};
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -50,11 +50,16 @@ impl Reporter {
         let mut written = lock(&self.written);
         *written.get_or_insert_with(|| {
             let end = self.with_history(end.clone());
-            if end.reason != ExitReason::PowerOff {
-                eprintln!("the VM ended: {:?}: {}", end.reason, end.detail);
-            }
             let result = write(&self.file, &end);
-            result.inspect_err(|error| eprintln!("cannot write the exit report: {error}")).is_ok()
+            // Not by `eprintln`, which panics when standard error takes nothing.
+            let mut stderr = io::stderr();
+            if end.reason != ExitReason::PowerOff {
+                let _ = writeln!(stderr, "the VM ended: {:?}: {}", end.reason, end.detail);
+            }
+            if let Err(error) = &result {
+                let _ = writeln!(stderr, "cannot write the exit report: {error}");
+            }
+            result.is_ok()
         })
     }
 

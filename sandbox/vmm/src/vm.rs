@@ -198,7 +198,7 @@ impl Prepared {
         let overdue = reporter.clone();
         parts.ending.guard(END_LIMIT, move |end| {
             overdue.tell(end);
-            eprintln!("the monitor ends though something hangs: it was to finish {END_LIMIT:?} after its VM");
+            complain!("the monitor ends though something hangs: it was to finish {END_LIMIT:?} after its VM");
             process::exit_at_once(end.reason == ExitReason::PowerOff);
         });
         parts.timeline.mark(&parts.timeline.vcpu_started);
