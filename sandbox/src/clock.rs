@@ -1,3 +1,4 @@
+#![allow(unsafe_code)] // AsyncFd::register
 //! A microVM's clock follows the node's.
 //!
 //! A guest is told the time when its pod is configured, and its clock then runs by itself. The node's may be set, sleep with the
@@ -59,7 +60,9 @@ impl Steps {
 /// Tells `steps` of each time that the node's clock is set.
 async fn watch_node(steps: &watch::Sender<()>) -> io::Result<()> {
     let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
-    let timer = AsyncFd::new(timerfd_create(TimerfdClockId::Realtime, flags)?)?;
+    let timer = Arc::new(timerfd_create(TimerfdClockId::Realtime, flags)?);
+    // SAFETY: the Arc keeps one OwnedFd open, which is the same descriptor for all its life.
+    let timer = unsafe { AsyncFd::register(timer) }.map_err(io::Error::from)?;
     // It never ends by itself.
     let never = Timespec { tv_sec: i64::from(i32::MAX) << 10, tv_nsec: 0 };
     let never = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value: never };

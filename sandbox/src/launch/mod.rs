@@ -21,7 +21,7 @@ use crate::pod::{Pod, Watched};
 use crate::runtime::{Shared, Timeline};
 use crate::spec::{Kind, NetworkStatus, PodSpec};
 use crate::users::{self, Spaces};
-use crate::{connect, teardown};
+use crate::{clock, connect, teardown};
 
 /// What the steps of one launch share.
 struct Launch {

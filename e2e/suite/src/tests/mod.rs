@@ -7,6 +7,7 @@ mod containers;
 mod devices;
 mod disk;
 mod events;
+mod guests;
 mod huge_pages;
 mod images;
 mod logs;
@@ -59,6 +60,7 @@ fn all() -> Vec<Test> {
         config_volumes::TESTS,
         devices::TESTS,
         huge_pages::TESTS,
+        guests::TESTS,
     ]
     .concat()
 }
