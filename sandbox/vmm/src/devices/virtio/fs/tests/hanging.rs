@@ -73,7 +73,9 @@ fn what_hangs_stops_only_who_asks_for_it() {
         client.find("layer0/dir");
     }
     assert_eq!(client.guest.used_count(REQUESTS), before.wrapping_add(30 * 3), "none of those that hang was answered");
-    assert!((LIMIT + 1..=LIMIT + 3).contains(&threads(&client)), "{} threads", threads(&client));
+    // Each of them may have had a thread until it was told to wait; those threads stay for a while, and serve others.
+    let most = asked as usize + 2;
+    assert!((LIMIT + 1..=most).contains(&threads(&client)), "{} threads", threads(&client));
     // When the file system answers at last, all are answered, those that had to wait too.
     hanging.give_up();
     let all = before.wrapping_add(30 * 3 + asked as u16);
@@ -103,7 +105,8 @@ fn requests_of_many_file_systems_hang_and_the_rest_is_served() {
     // A reset waits for what is under way, and all of the threads end.
     client.restart();
     client.find("volume/file");
-    assert!(threads(&client) <= 2, "{} threads", threads(&client));
+    // One for each of the two requests, at most, and one that listens.
+    assert!(threads(&client) <= 3, "{} threads", threads(&client));
 }
 
 /// Requests of all kinds at once, from more files than there are threads: each gets its own answer.
