@@ -78,6 +78,11 @@ impl CriError {
         }
     }
 
+    /// Whether something took too long, whatever was being done.
+    pub(crate) fn is_timeout(&self) -> bool {
+        code(self) == Code::DeadlineExceeded
+    }
+
     /// Whether there was nothing to be done it to.
     pub(crate) fn is_not_found(&self) -> bool {
         code(self) == Code::NotFound
@@ -141,7 +146,7 @@ fn sandbox_code(error: &SandboxError) -> Code {
             Code::FailedPrecondition
         }
         SandboxError::Invalid(_) => Code::InvalidArgument,
-        SandboxError::Boot(cause) => sandbox_code(cause),
+        SandboxError::Boot(cause) | SandboxError::Attached(cause) => sandbox_code(cause),
         SandboxError::TimedOut { .. } => Code::DeadlineExceeded,
         _ => Code::Internal,
     }

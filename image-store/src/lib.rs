@@ -31,6 +31,7 @@ mod reference;
 mod registry;
 mod store;
 
+pub use cofferdam_ledger::Failing;
 pub use config::{Config, Limits, Platform, RegistryConfig, Timeouts};
 pub use digest::Digest;
 pub use error::{StoreError, StoreResult};

@@ -5,6 +5,7 @@
 //!     spec.json                   the PodSpec, written first
 //!     process.json                process id and start time of the monitor or supervisor
 //!     ready.json                  the launch is done: what CNI answered
+//!     network.json                what each plugin answered: what CNI wants back while the node runs
 //!     stopping                    the end was asked for
 //!     netns                       the network namespace, bind-mounted (pods of older daemons only)
 //!     control.sock vsock.sock exit.json           vm
@@ -14,13 +15,13 @@
 //!     stderr                      what the process had to say
 //! <netns_dir>/cni-<uuid>          the network namespace, bind-mounted; the UUID is the first half of the pod's id
 //! <state_dir>/pods/<id>/          0700, on disk
-//!     network.json                what CNI needs to take the pod off its network, even after a reboot
+//!     network.json                what CNI needs to take the pod off its network after a reboot; synced before the first plugin runs
 //!     disk.ext4                   vm: writable layers
 //!     containers/                 host: writable layers
 //! ```
 
-use std::fs::{self, DirBuilder};
-use std::io::{self, ErrorKind};
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -117,6 +118,9 @@ impl Dirs {
     pub(crate) fn stderr(&self) -> PathBuf {
         self.run.join("stderr")
     }
+    pub(crate) fn answers(&self) -> PathBuf {
+        self.run.join("network.json")
+    }
     pub(crate) fn network(&self) -> PathBuf {
         self.state.join("network.json")
     }
@@ -149,6 +153,21 @@ pub(crate) fn write<T: Serialize>(path: &Path, value: &T) -> Result<(), SandboxE
     let new = path.with_extension("new");
     let written = serde_json::to_vec(value).map_err(io::Error::from).and_then(|bytes| fs::write(&new, bytes));
     written.and_then(|()| fs::rename(&new, path)).doing(|| format!("write {}", path.display()))
+}
+
+/// As [`write`], and on the disk when it returns, whatever happens to the machine then.
+pub(crate) fn write_durably<T: Serialize>(path: &Path, value: &T) -> Result<(), SandboxError> {
+    let step = || format!("write {}", path.display());
+    let new = path.with_extension("new");
+    let bytes = serde_json::to_vec(value).doing(step)?;
+    let mut file = File::create(&new).doing(step)?;
+    file.write_all(&bytes).and_then(|()| file.sync_all()).doing(step)?;
+    fs::rename(&new, path).doing(step)?;
+    // The name, and that of the pod's own directory, which is as new.
+    for folder in path.ancestors().skip(1).take(2) {
+        File::open(folder).and_then(|folder| folder.sync_all()).doing(step)?;
+    }
+    Ok(())
 }
 
 /// Reads what [`write`] wrote; nothing when there is no file.

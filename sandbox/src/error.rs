@@ -35,6 +35,9 @@ pub enum SandboxError {
         #[source]
         source: Box<dyn Error + Send + Sync>,
     },
+    /// The pod's processes have ended, and CNI failed to take it off its network; text and code are those of the cause.
+    #[error(transparent)]
+    Attached(Box<SandboxError>),
     /// The monitor, the kernel or the agent of a microVM did not come up; text and code are those of the cause.
     #[error(transparent)]
     Boot(Box<SandboxError>),

@@ -42,6 +42,8 @@ pub(crate) struct Inner {
     pid: u32,
     channel: Channel,
     ended: watch::Receiver<Option<End>>,
+    /// All its processes were ended by [`Pod::stop`].
+    gone: watch::Sender<bool>,
     /// A namespace of the pod's own users, by which mounts are mapped; made when it is first needed.
     mapping: OnceLock<OwnedFd>,
 }
@@ -146,8 +148,9 @@ impl Pod {
         watched: Watched,
     ) -> Self {
         let Watched { pid, ended } = watched;
-        let mapping = OnceLock::new();
-        Self { inner: Arc::new(Inner { shared, spec, dirs, cgroup, network, timeline, pid, channel, ended, mapping }) }
+        let (gone, mapping) = (watch::Sender::new(false), OnceLock::new());
+        let inner = Inner { shared, spec, dirs, cgroup, network, timeline, pid, channel, ended, gone, mapping };
+        Self { inner: Arc::new(inner) }
     }
 
     /// Its id.
@@ -326,12 +329,28 @@ impl Pod {
                     pod.shut_down().await;
                 }
             };
-            teardown::free(&inner.shared, &inner.dirs, &inner.spec.id, shutdown).await
+            let gone = || {
+                let _ = inner.gone.send_replace(true);
+            };
+            teardown::free(&inner.shared, &inner.dirs, &inner.spec.id, shutdown, gone).await
         });
         match stopping.await {
             Ok(result) => result,
             Err(error) => Err(SandboxError::step(format!("stop pod {}", self.id()), error)),
         }
+    }
+
+    /// Waits until [`Pod::stop`] has ended all processes of the pod, for ever if it cannot. Plugins that give its network back may take
+    /// longer, or fail.
+    pub async fn gone(&self) {
+        let mut gone = self.inner.gone.subscribe();
+        // The sender lives in self.
+        let _ = gone.wait_for(|gone| *gone).await;
+    }
+
+    /// Whether [`Pod::gone`] is over.
+    pub fn is_gone(&self) -> bool {
+        *self.inner.gone.borrow()
     }
 
     async fn shut_down(&self) {

@@ -23,7 +23,7 @@ use crate::deadline::KeepDeadlines;
 use crate::error::{CriError, message};
 use crate::image_service::Images;
 use crate::journal;
-use crate::node::{Node, restore};
+use crate::node::{Node, health, restore};
 use crate::records::Records;
 use crate::runtime_service;
 use crate::streaming::StreamingServer;
@@ -63,6 +63,7 @@ async fn serve(config: Config) -> Result<(), Box<dyn std::error::Error>> {
     let (socket, metrics) = (config.socket.clone(), config.metrics);
     let node = Node::new(config, store, runtime, records, streaming);
     restore::all(&node).await?;
+    health::look_after(node.clone());
     crate::apparmor::load_default().await;
     if let Some(address) = metrics {
         telemetry::start(address, node.clone()).await?;

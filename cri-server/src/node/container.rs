@@ -13,8 +13,8 @@ use super::agent::WORK;
 use super::events::{Told, container_stage};
 use super::listed::Listed;
 use super::{Node, Pod};
-use crate::error::{CriError, During, message};
-use crate::records::{self, CONTAINERS, ContainerPhase, ContainerRecord};
+use crate::error::{CriError, During};
+use crate::records::{self, CONTAINERS, ContainerPhase, ContainerRecord, RecordError};
 use crate::stats::Sampler;
 use crate::translate::filters;
 
@@ -92,13 +92,8 @@ impl Container {
 
     /// Writes the record as it is when its turn comes, then tells who follows events.
     pub(crate) async fn save(self: &Arc<Self>, node: &Node) -> Result<(), CriError> {
-        let container = self.clone();
-        let latest = move || {
-            let gone = container.removed.load(Ordering::Acquire);
-            (!gone).then(|| container.with(records::encode))
-        };
         node.records
-            .write(CONTAINERS, &self.id, latest)
+            .write(CONTAINERS, &self.id, self.latest())
             .await
             .map_err(|e| CriError::internal(format!("keep the record of container {}", self.id), e))?;
         if !self.removed.load(Ordering::Acquire) {
@@ -107,10 +102,20 @@ impl Container {
         Ok(())
     }
 
-    /// As [`Container::save`], where nobody waits for the answer.
-    pub(crate) async fn save_or_log(self: &Arc<Self>, node: &Node) {
-        if let Err(error) = self.save(node).await {
-            tracing::error!(container = %self.id, error = message(&error), "record not kept");
+    /// As [`Container::save`], of what has happened whether it can be written now or later.
+    pub(crate) async fn save_or_later(self: &Arc<Self>, node: &Node) {
+        node.records.write_or_later(CONTAINERS, &self.id, self.latest()).await;
+        if !self.removed.load(Ordering::Acquire) {
+            node.events.container(node, self, false);
+        }
+    }
+
+    /// Answers the record as it is then.
+    fn latest(self: &Arc<Self>) -> impl Fn() -> Result<Option<Vec<u8>>, RecordError> + Send + Sync + 'static {
+        let container = self.clone();
+        move || {
+            let gone = container.removed.load(Ordering::Acquire);
+            (!gone).then(|| container.with(records::encode)).transpose()
         }
     }
 
@@ -123,9 +128,10 @@ impl Container {
             r.begin_removal(crate::ids::now_nanos());
             true
         });
-        self.save(node).await?;
+        self.save_or_later(node).await;
         self.undo(node).await?;
-        self.forget(node).await
+        self.forget(node).await;
+        Ok(())
     }
 
     /// Takes back what the container has in its pod and in the store. Idempotent.
@@ -154,21 +160,17 @@ impl Container {
         let release = move || {
             let mut holders = store.leases();
             holders.retain(|holder| container_of(holder) == id);
-            holders.iter().try_for_each(|holder| store.release(holder))
+            holders.iter().for_each(|holder| store.release(holder));
         };
-        tokio::task::spawn_blocking(release)
-            .await
-            .map_err(|e| CriError::internal("release image layers", e))?
-            .during(|| format!("release the image layers of container {}", self.id))
+        tokio::task::spawn_blocking(release).await.map_err(|e| CriError::internal("release image layers", e))
     }
 
     /// Deletes the record for good.
-    pub(crate) async fn forget(self: &Arc<Self>, node: &Node) -> Result<(), CriError> {
+    pub(crate) async fn forget(self: &Arc<Self>, node: &Node) {
         self.removed.store(true, Ordering::Release);
-        self.save(node).await?;
+        node.records.write_or_later(CONTAINERS, &self.id, self.latest()).await;
         node.names.release(&self.id);
         node.drop_container(&self.id);
         node.events.container(node, self, true);
-        Ok(())
     }
 }

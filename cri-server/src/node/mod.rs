@@ -10,6 +10,7 @@
 pub(crate) mod agent;
 pub(crate) mod container;
 pub(crate) mod events;
+pub(crate) mod health;
 mod listed;
 pub(crate) mod names;
 pub(crate) mod pod;
@@ -33,6 +34,7 @@ use crate::streaming::StreamingServer;
 use crate::telemetry::Telemetry;
 pub(crate) use container::{Container, container_of, volume_holder};
 pub(crate) use events::Events;
+use health::Health;
 pub(crate) use names::Names;
 pub(crate) use pod::Pod;
 
@@ -46,6 +48,7 @@ pub(crate) struct Node {
     pub(crate) names: Names,
     pub(crate) events: Events,
     pub(crate) telemetry: Arc<Telemetry>,
+    pub(crate) health: Health,
     pods: RwLock<HashMap<String, Arc<Pod>>>,
     containers: RwLock<HashMap<String, Arc<Container>>>,
     /// Why a kind of pod cannot run, as it was when it was last tried.
@@ -74,6 +77,7 @@ impl Node {
             names: Names::default(),
             events: Events::default(),
             telemetry: Arc::default(),
+            health: Health::default(),
             pods: RwLock::default(),
             containers: RwLock::default(),
             unusable: Mutex::default(),

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use bytes::Bytes;
 use cofferdam_proto::cri;
-use cofferdam_sandbox::Pod as Sandbox;
+use cofferdam_sandbox::{Pod as Sandbox, SandboxError};
 use tokio_util::sync::CancellationToken;
 
 use super::events::{Told, pod_stage};
@@ -12,12 +12,14 @@ use super::listed::Listed;
 use super::{Node, lock};
 use crate::error::{CriError, During};
 use crate::ids::now_nanos;
-use crate::records::{self, PODS, PodPhase, PodRecord};
+use crate::records::{self, PODS, PodPhase, PodRecord, RecordError};
 use crate::stats::Sampler;
 use crate::translate::filters;
 
 /// What became of a container whose pod went away under it.
 const KILLED: i32 = 137;
+/// And why.
+const STOPPED: &str = "the pod was stopped";
 
 /// A pod, running or not.
 pub(crate) struct Pod {
@@ -100,26 +102,37 @@ impl Pod {
         Ok(())
     }
 
+    /// As [`Pod::save`], of what has happened whether it can be written now or later.
+    pub(crate) async fn save_or_later(self: &Arc<Self>, node: &Node) {
+        node.records.write_or_later(PODS, &self.id, self.latest()).await;
+        if !self.removed.load(std::sync::atomic::Ordering::Acquire) {
+            node.events.pod(node, self, false);
+        }
+    }
+
     async fn write(self: &Arc<Self>, node: &Node) -> Result<(), CriError> {
-        let pod = self.clone();
-        let latest = move || {
-            let gone = pod.removed.load(std::sync::atomic::Ordering::Acquire);
-            (!gone).then(|| pod.with(records::encode))
-        };
         node.records
-            .write(PODS, &self.id, latest)
+            .write(PODS, &self.id, self.latest())
             .await
             .map_err(|e| CriError::internal(format!("keep the record of pod {}", self.id), e))
     }
 
+    /// Answers the record as it is then.
+    fn latest(self: &Arc<Self>) -> impl Fn() -> Result<Option<Vec<u8>>, RecordError> + Send + Sync + 'static {
+        let pod = self.clone();
+        move || {
+            let gone = pod.removed.load(std::sync::atomic::Ordering::Acquire);
+            (!gone).then(|| pod.with(records::encode)).transpose()
+        }
+    }
+
     /// Deletes the record for good.
-    pub(crate) async fn forget(self: &Arc<Self>, node: &Node) -> Result<(), CriError> {
+    pub(crate) async fn forget(self: &Arc<Self>, node: &Node) {
         self.removed.store(true, std::sync::atomic::Ordering::Release);
-        self.save(node).await?;
+        node.records.write_or_later(PODS, &self.id, self.latest()).await;
         node.names.release(&self.id);
         node.drop_pod(&self.id);
         node.events.pod(node, self, true);
-        Ok(())
     }
 
     /// The pod's process ended without having been asked to.
@@ -128,9 +141,7 @@ impl Pod {
             tracing::warn!(pod = %self.id, detail, "pod died");
         }
         self.end_containers(node, detail, at).await;
-        if let Err(error) = self.save(node).await {
-            tracing::error!(pod = %self.id, error = crate::error::message(&error), "record not kept");
-        }
+        self.save_or_later(node).await;
     }
 
     async fn end_containers(&self, node: &Node, detail: &str, at: i64) {
@@ -143,7 +154,7 @@ impl Pod {
                 false
             });
             if changed {
-                container.save_or_log(node).await;
+                container.save_or_later(node).await;
             }
         }
     }
@@ -160,17 +171,35 @@ impl Pod {
             return Ok(());
         }
         self.change(|r| r.not_ready(""));
-        // Nobody is told yet: the ends of its containers come first.
-        self.write(node).await?;
+        // Nobody is told yet: the ends of its containers come first. What ends a pod does not wait for a disk that is full.
+        node.records.write_or_later(PODS, &self.id, self.latest()).await;
         match self.sandbox_or_rest() {
-            Some(sandbox) => sandbox.stop().await.during(|| format!("stop pod {}", self.id))?,
+            Some(sandbox) => self.stop_sandbox(node, &sandbox).await.during(|| format!("stop pod {}", self.id))?,
             // Nothing of it was found at start-up, or it was dead: its network may still be there.
             None => node.runtime.remove(&self.id).await.during(|| format!("stop pod {}", self.id))?,
         }
-        self.end_containers(node, "the pod was stopped", now_nanos()).await;
+        self.end_containers(node, STOPPED, now_nanos()).await;
         *lock(&self.sandbox) = None;
         self.change(|r| r.freed = true);
-        self.save(node).await
+        self.save_or_later(node).await;
+        Ok(())
+    }
+
+    /// Its containers have ended when their processes have: they do not wait for plugins that give the network back, nor fail with them.
+    async fn stop_sandbox(&self, node: &Node, sandbox: &Sandbox) -> Result<(), SandboxError> {
+        let told = async {
+            sandbox.gone().await;
+            self.end_containers(node, STOPPED, now_nanos()).await;
+            std::future::pending().await
+        };
+        let stopped = tokio::select! {
+            stopped = sandbox.stop() => stopped,
+            never = told => never,
+        };
+        if sandbox.is_gone() {
+            self.end_containers(node, STOPPED, now_nanos()).await;
+        }
+        stopped
     }
 
     /// Stops the pod and deletes all of it but its logs. Idempotent.
@@ -182,11 +211,12 @@ impl Pod {
         }
         self.stop_locked(node).await?;
         self.change(|r| r.phase = PodPhase::Removing);
-        self.save(node).await?;
+        self.save_or_later(node).await;
         for container in node.containers_of(&self.id) {
             container.remove_locked(node).await?;
         }
         node.runtime.remove(&self.id).await.during(|| format!("remove pod {}", self.id))?;
-        self.forget(node).await
+        self.forget(node).await;
+        Ok(())
     }
 }

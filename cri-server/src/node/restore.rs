@@ -4,14 +4,19 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use cofferdam_proto::agent::container_state::Phase;
 use cofferdam_proto::agent::{ContainerState, ListContainersReply, ListContainersRequest, RemoveContainerRequest};
 use cofferdam_sandbox::{Adopted, Pod as Sandbox};
+use serde::Serialize;
 
 use super::names::Name;
 use super::{Container, Node, Pod, watch};
 use crate::error::{CriError, chain, message};
 use crate::ids::now_nanos;
-use crate::records::{CONTAINERS, ContainerPhase, ContainerRecord, PODS, PodPhase, PodRecord};
+use crate::records::{
+    self, CONTAINERS, ContainerPhase, ContainerRecord, PODS, PodPhase, PodRecord, RecordError, Records, Table,
+    Unreadable, salvage,
+};
 
 /// How long the start-up waits for one agent; later the watcher learns the same.
 const AGENT_TIME: Duration = Duration::from_secs(20);
@@ -21,10 +26,8 @@ const START_TIME: Duration = Duration::from_secs(45);
 
 /// Restores everything. Fails only when the records cannot be read; what fails in one pod does not keep others back.
 pub(crate) async fn all(node: &Arc<Node>) -> Result<(), CriError> {
-    let unread = |e| CriError::internal("read the records", e);
-    let pods: Vec<PodRecord> = node.records.all(PODS).map_err(unread)?;
-    let containers: Vec<ContainerRecord> = node.records.all(CONTAINERS).map_err(unread)?;
-    let known: HashSet<String> = pods.iter().map(|p| p.id.clone()).collect();
+    let kept = read(node).await?;
+    let known: HashSet<String> = kept.pods.iter().map(|p| p.id.clone()).collect();
     for id in node.runtime.known() {
         if !known.contains(&id) {
             tracing::warn!(pod = %id, "pod without a record is removed");
@@ -33,7 +36,7 @@ pub(crate) async fn all(node: &Arc<Node>) -> Result<(), CriError> {
             }
         }
     }
-    for record in &pods {
+    for record in &kept.pods {
         let name = Name::Pod {
             name: record.name.clone(),
             namespace: record.namespace.clone(),
@@ -43,20 +46,24 @@ pub(crate) async fn all(node: &Arc<Node>) -> Result<(), CriError> {
         node.names.reserve(name, &record.id).ok();
         node.add_pod(Pod::new(record.clone(), None));
     }
-    for record in containers {
+    for record in kept.containers {
         match node.pod(&record.pod) {
             Ok(Some(pod)) => {
                 let name = Name::Container { pod: pod.id.clone(), name: record.name.clone(), attempt: record.attempt };
                 node.names.reserve(name, &record.id).ok();
                 node.add_container(Container::new(record, pod));
             }
-            _ => {
-                let id = record.id;
-                node.records.write(CONTAINERS, &id, || None).await.map_err(unread)?;
-            }
+            _ => node.records.write_or_later(CONTAINERS, &record.id, || Ok(None)).await,
         }
     }
-    let pods: Vec<_> = node.pods().into_iter().map(|pod| tokio::spawn(restore(node.clone(), pod))).collect();
+    let pods: Vec<_> = node
+        .pods()
+        .into_iter()
+        .map(|pod| {
+            let unreadable = kept.unreadable.contains(&pod.id);
+            tokio::spawn(restore(node.clone(), pod, unreadable))
+        })
+        .collect();
     // A pod that hangs keeps neither the others nor the daemon back: its task goes on.
     if tokio::time::timeout(START_TIME, futures::future::join_all(pods)).await.is_err() {
         tracing::warn!("pods are still being restored");
@@ -65,10 +72,56 @@ pub(crate) async fn all(node: &Arc<Node>) -> Result<(), CriError> {
     Ok(())
 }
 
-async fn restore(node: Arc<Node>, pod: Arc<Pod>) {
+/// What the records say.
+struct Kept {
+    pods: Vec<PodRecord>,
+    containers: Vec<ContainerRecord>,
+    /// Pods whose record could not be read.
+    unreadable: HashSet<String>,
+}
+
+/// Reads all records. A row that cannot be read costs what it tells of, and nothing else.
+async fn read(node: &Arc<Node>) -> Result<Kept, CriError> {
+    let records = node.records.clone();
+    let read = move || -> Result<Kept, RecordError> {
+        let (mut pods, bad_pods) = records.all::<PodRecord>(PODS)?;
+        let (mut containers, bad_containers) = records.all::<ContainerRecord>(CONTAINERS)?;
+        let mut unreadable = HashSet::new();
+        let now = now_nanos();
+        for row in bad_pods {
+            tracing::error!(pod = %row.id, why = row.why, "record set aside: the pod is ended");
+            let stand_in = salvage::pod(&row, now);
+            set_aside(&records, PODS, &row, stand_in.as_ref());
+            unreadable.insert(row.id);
+            pods.extend(stand_in);
+        }
+        for row in bad_containers {
+            tracing::error!(container = %row.id, why = row.why, "record set aside: the container is ended");
+            let stand_in = salvage::container(&row, now);
+            set_aside(&records, CONTAINERS, &row, stand_in.as_ref());
+            containers.extend(stand_in);
+        }
+        Ok(Kept { pods, containers, unreadable })
+    };
+    let read = tokio::task::spawn_blocking(read).await.map_err(|e| CriError::internal("read the records", e))?;
+    read.map_err(|e| CriError::internal("read the records", e))
+}
+
+/// When that cannot be written, the next start finds the row as it is and does the same.
+fn set_aside<T: Serialize>(records: &Records, table: Table, row: &Unreadable, stand_in: Option<&T>) {
+    let kept =
+        stand_in.map(records::encode).transpose().and_then(|bytes| records.set_aside(table, row, bytes.as_deref()));
+    if let Err(error) = kept {
+        tracing::error!(id = %row.id, error = chain(&error), "unreadable record not set aside");
+    }
+}
+
+async fn restore(node: Arc<Node>, pod: Arc<Pod>, unreadable: bool) {
     let node = &node;
     let phase = pod.with(|r| r.phase);
     let done = match phase {
+        // It is shown as not ready, and so it must not run.
+        _ if unreadable => pod.stop(node).await,
         PodPhase::Creating | PodPhase::Removing => pod.remove(node).await,
         PodPhase::Ready => {
             adopt(node, &pod).await;
@@ -142,7 +195,7 @@ async fn catch_up(node: &Node, pod: &Arc<Pod>, listed: &[ContainerState]) {
             lost
         });
         if lost {
-            container.save_or_log(node).await;
+            container.save_or_later(node).await;
         }
     }
 }
@@ -156,7 +209,7 @@ async fn doubt_starts(node: &Node, pod: &Arc<Pod>, silence: Option<&CriError>) {
     }
     for container in node.containers_of(&pod.id) {
         if container.change(|r| r.start_unanswered(&why)) {
-            container.save_or_log(node).await;
+            container.save_or_later(node).await;
         }
         if container.with(|r| r.is_unanswered()) {
             container.take_back();
@@ -169,8 +222,11 @@ async fn tidy(node: &Node, pod: &Arc<Pod>, sandbox: &Sandbox, listed: &[Containe
     if let Err(error) = half_done(node, pod).await {
         tracing::error!(pod = %pod.id, error = message(&error), "half-done work not undone");
     }
+    // A container that has ended by its record was given up when the record could not be read.
+    let given_up =
+        |c: &Container, state: &ContainerState| state.phase() == Phase::Running && !c.with(ContainerRecord::is_live);
     for state in listed {
-        if !matches!(node.container(&state.id), Ok(Some(c)) if c.pod.id == pod.id) {
+        if !matches!(node.container(&state.id), Ok(Some(c)) if c.pod.id == pod.id && !given_up(&c, state)) {
             let request = RemoveContainerRequest { id: state.id.clone() };
             let _ = tokio::time::timeout(AGENT_TIME, sandbox.agent().remove_container(request)).await;
         }
@@ -193,9 +249,7 @@ async fn release_leases(node: &Node) {
     let store = node.store.clone();
     let released = tokio::task::spawn_blocking(move || {
         for holder in store.leases().into_iter().filter(|h| !known.contains(super::container_of(h))) {
-            if let Err(error) = store.release(&holder) {
-                tracing::warn!(container = %holder, error = error.chain(), "lease not released");
-            }
+            store.release(&holder);
         }
     });
     if let Err(error) = released.await {

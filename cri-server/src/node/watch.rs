@@ -76,7 +76,7 @@ pub(crate) async fn take(node: &Node, pod: &Arc<Pod>, state: &ContainerState) {
                 "container exited"
             );
         }
-        container.save_or_log(node).await;
+        container.save_or_later(node).await;
     }
 }
 

@@ -146,6 +146,15 @@ impl ContainerRecord {
         created
     }
 
+    /// Gives the claim of [`ContainerRecord::begin_start`] back.
+    pub(crate) fn start_not_asked(&mut self) -> bool {
+        let starting = self.phase == ContainerPhase::Starting;
+        if starting {
+            self.phase = ContainerPhase::Created;
+        }
+        starting
+    }
+
     /// It runs, by the answer to the start or by what the agent tells, whichever comes first. Never back from an end.
     pub(crate) fn running(&mut self, now: i64) -> bool {
         let before = matches!(self.phase, ContainerPhase::Created | ContainerPhase::Starting);

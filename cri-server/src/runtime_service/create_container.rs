@@ -86,14 +86,14 @@ async fn create(
     match build(node, &container, &sandbox, plan, began).await {
         Ok(()) => Ok(container),
         Err(error) => {
-            let undone = async {
-                container.undo(node).await?;
-                container.forget(node).await
-            };
-            if let Err(second) = undone.await {
-                // The record stays: a removal of the pod, or the next start-up, tries again.
-                tracing::error!(container = %container.id, error = message(&second), "failed container not cleaned up");
-                node.names.release(&container.id);
+            match container.undo(node).await {
+                Ok(()) => container.forget(node).await,
+                Err(second) => {
+                    // The record stays: a removal of the pod, or the next start-up, tries again.
+                    let second = message(&second);
+                    tracing::error!(container = %container.id, error = second, "failed container not cleaned up");
+                    node.names.release(&container.id);
+                }
             }
             Err(error)
         }

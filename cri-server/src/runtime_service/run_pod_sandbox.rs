@@ -86,12 +86,10 @@ async fn undo_launch(node: &Arc<Node>, pod: &Arc<Pod>) {
         tracing::error!(pod = %pod.id, error = chain(&error), "failed pod not cleaned up");
         pod.change(|r| r.not_ready(&chain(&error)));
         node.add_pod(pod.clone());
-        pod.save(node).await.ok();
+        pod.save_or_later(node).await;
         return;
     }
-    if let Err(error) = pod.forget(node).await {
-        tracing::error!(pod = %pod.id, error = message(&error), "record not deleted");
-    }
+    pod.forget(node).await;
 }
 
 /// Says where the time went, in one event; `make bench` reads it for docs/benchmarks.md.

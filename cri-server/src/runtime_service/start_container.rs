@@ -32,7 +32,11 @@ async fn start(node: &Arc<Node>, container: &Arc<Container>) -> Result<(), CriEr
         let phase = container.with(|r| r.phase);
         return Err(CriError::State(format!("container {} is {phase:?}, not Created", container.id)));
     }
-    container.save(node).await?;
+    if let Err(error) = container.save(node).await {
+        // Nothing was asked of anybody yet.
+        container.change(ContainerRecord::start_not_asked);
+        return Err(error);
+    }
     let request = StartContainerRequest { id: container.id.clone() };
     let name = container.with(|r| r.name.clone());
     let answer = container
@@ -42,7 +46,7 @@ async fn start(node: &Arc<Node>, container: &Arc<Container>) -> Result<(), CriEr
     match answer {
         Ok(_) => {
             container.change(|r| r.running(now_nanos()));
-            container.save(node).await?;
+            container.save_or_later(node).await;
         }
         Err(error) => failed(node, container, error).await?,
     }
@@ -63,7 +67,7 @@ async fn failed(node: &Arc<Node>, container: &Arc<Container>, error: CriError) -
         ask_what_became(node, container, &error).await;
     }
     let unknown = container.change(|r| r.start_unanswered(&message(&error)));
-    container.save_or_log(node).await;
+    container.save_or_later(node).await;
     if unknown {
         tracing::warn!(container = %container.id, error = message(&error), "a start got no answer");
         container.take_back();

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use cofferdam_image_store::Failing;
 use cofferdam_proto::cri;
 use serde_json::json;
 
@@ -25,9 +26,8 @@ pub(super) fn status(node: &Node, request: &cri::StatusRequest) -> cri::StatusRe
         .filter_map(|(name, kind)| node.unusable(*kind).map(|why| format!("no {name} pods: {why}")))
         .collect();
     let network = node.runtime.network_ready().err().map(|e| chain(&e));
-    let all = unusable.len() == HANDLERS.len();
     let conditions = vec![
-        condition("RuntimeReady", !all, if all { "NoHandlerUsable" } else { "" }, unusable.join("; ")),
+        runtime_ready(unusable, node.health.trouble()),
         condition(
             "NetworkReady",
             network.is_none(),
@@ -66,6 +66,21 @@ pub(super) fn status(node: &Node, request: &cri::StatusRequest) -> cri::StatusRe
     }
 }
 
+/// A disk that is full does not make the node not ready: the kubelet would stop no pod any more and delete no image, which is how it
+/// makes room. A disk that fails does: nothing can be started that a restart of the daemon would find again.
+fn runtime_ready(mut unusable: Vec<String>, disk: Option<Failing>) -> cri::RuntimeCondition {
+    let none = unusable.len() == HANDLERS.len();
+    let failing = disk.as_ref().is_some_and(|disk| !disk.full);
+    let reason = match (none, &disk) {
+        (true, _) => "NoHandlerUsable",
+        (false, Some(disk)) if disk.full => "StateDirFull",
+        (false, Some(_)) => "StateDirFailing",
+        (false, None) => "",
+    };
+    unusable.extend(disk.map(|disk| format!("state_dir: {}", disk.why)));
+    condition("RuntimeReady", !none && !failing, reason, unusable.join("; "))
+}
+
 fn condition(kind: &str, status: bool, reason: &str, message: String) -> cri::RuntimeCondition {
     cri::RuntimeCondition { r#type: kind.into(), status, reason: reason.into(), message }
 }
@@ -77,4 +92,25 @@ pub(super) fn runtime_config(node: &Node) -> cri::RuntimeConfigResponse {
     };
     let linux = cri::LinuxRuntimeConfiguration { cgroup_driver: driver.into() };
     cri::RuntimeConfigResponse { linux: Some(linux) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_told_and_a_failing_one_makes_the_node_not_ready() {
+        let disk = |full| Some(Failing { full, why: "no space left".into() });
+        let one = vec!["no vm pods: no KVM".to_owned()];
+        let ready = |unusable: &[String], disk| {
+            let condition = runtime_ready(unusable.to_vec(), disk);
+            (condition.status, condition.reason, condition.message)
+        };
+        assert_eq!(ready(&[], None), (true, String::new(), String::new()));
+        let told = "state_dir: no space left".to_owned();
+        assert_eq!(ready(&[], disk(true)), (true, "StateDirFull".into(), told.clone()));
+        assert_eq!(ready(&[], disk(false)), (false, "StateDirFailing".into(), told.clone()));
+        assert_eq!(ready(&one, disk(true)), (true, "StateDirFull".into(), format!("{}; {told}", one[0])));
+        assert!(!ready(&[one.clone(), one].concat(), disk(true)).0);
+    }
 }

@@ -53,5 +53,6 @@ async fn update(
         r.resources = Some(merged);
         true
     });
-    container.save(node).await
+    container.save_or_later(node).await;
+    Ok(())
 }

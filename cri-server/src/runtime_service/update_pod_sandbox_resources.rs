@@ -48,7 +48,8 @@ async fn update(
         }
     }
     pod.change(|r| (r.resources, r.overhead) = (limits, overhead));
-    pod.save(node).await
+    pod.save_or_later(node).await;
+    Ok(())
 }
 
 fn title(sandbox: &Sandbox) -> String {

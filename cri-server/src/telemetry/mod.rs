@@ -53,6 +53,8 @@ pub(crate) struct Telemetry {
     failures: Family<Labels<1>, Counter>,
     pods: Family<Labels<2>, Gauge>,
     received: Counter,
+    behind: Gauge,
+    trouble: Gauge,
 }
 
 fn name_of(kind: Kind) -> &'static str {
@@ -98,7 +100,18 @@ impl Default for Telemetry {
             Unit::Bytes,
             received.clone(),
         );
-        Self { registry, calls, boots, failed_boots, failures, pods, received }
+        let (behind, trouble) = (Gauge::default(), Gauge::default());
+        registry.register(
+            "records_behind",
+            "Records of pods and containers that could not be written yet",
+            behind.clone(),
+        );
+        registry.register(
+            "state_dir_trouble",
+            "1 while the file system of state_dir is full or fails, which Status tells in words",
+            trouble.clone(),
+        );
+        Self { registry, calls, boots, failed_boots, failures, pods, received, behind, trouble }
     }
 }
 
@@ -131,6 +144,8 @@ impl Telemetry {
     fn show(&self, node: &Node) -> Result<String, std::fmt::Error> {
         let pods: Vec<_> = node.pods().iter().map(|pod| pod.with(|r| (r.kind, r.phase))).collect();
         self.count_pods(&pods);
+        self.behind.set(i64::try_from(node.records.behind()).unwrap_or(i64::MAX));
+        self.trouble.set(node.health.trouble().is_some().into());
         self.received.inner().store(node.store.received_bytes(), Relaxed);
         self.encoded()
     }

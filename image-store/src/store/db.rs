@@ -10,13 +10,17 @@
 //! ```
 //!
 //! A database of a newer version is not opened. A directory below `layers/` that no image or lease names is rubbish.
+//! A row that cannot be read is left out: an image is pulled again, and layers that nothing names go.
+//!
+//! Removals do not wait for a disk that is full, since it is removals that make room: what could not be removed from the
+//! database is owed, and goes with the next change. A daemon that ends before that finds images whose layers are gone,
+//! and forgets them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::Permissions;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use cofferdam_ledger::{Failing, Ledger};
+use redb::{ReadableTable, TableDefinition};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -31,8 +35,8 @@ const META: Table = TableDefinition::new("meta");
 const IMAGES: Table = TableDefinition::new("images");
 const LAYERS: Table = TableDefinition::new("layers");
 const LEASES: Table = TableDefinition::new("leases");
-/// The database is a few hundred KiB and read once.
-const CACHE: usize = 1 << 20;
+/// Bytes of the disk that the database, a few hundred KiB, holds for the time when the disk is full.
+const ROOM: u64 = 4 << 20;
 
 /// An image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,6 +82,8 @@ pub(crate) struct Contents {
     pub(crate) images: BTreeMap<String, ImageRecord>,
     pub(crate) layers: BTreeMap<Digest, LayerRecord>,
     pub(crate) leases: BTreeMap<String, LeaseRecord>,
+    /// There are leases that could not be read.
+    pub(crate) unread_leases: bool,
 }
 
 /// One step from a state to another, written whole or not at all. `None` removes.
@@ -89,130 +95,168 @@ pub(crate) struct Change<'a> {
 }
 
 pub(crate) struct Db {
-    database: Database,
-    path: PathBuf,
+    ledger: Ledger,
+    owed: Owed,
+}
+
+/// Rows that are to go and could not be removed yet.
+#[derive(Default)]
+struct Owed {
+    images: BTreeSet<String>,
+    layers: BTreeSet<Digest>,
+    leases: BTreeSet<String>,
 }
 
 fn failed<E: std::error::Error + Send + Sync + 'static>(what: &'static str) -> impl Fn(E) -> StoreError {
     move |e| StoreError::database(what, e)
 }
 
+fn refused(error: cofferdam_ledger::LedgerError) -> StoreError {
+    match error.is_full() {
+        true => StoreError::NoSpace { what: format!("writing the image database: {error}") },
+        false => failed("reading or writing")(error),
+    }
+}
+
 impl Db {
-    /// Opens or makes the database. A new one gets its name when it is whole: redb does not open a file that was
-    /// killed while it was made.
-    pub(crate) fn open(path: PathBuf) -> StoreResult<(Self, Contents)> {
-        if !path.exists() {
-            let new = path.with_extension("new");
-            let io = |what: &str, e| StoreError::io(format!("{what} {}", new.display()), e);
-            match std::fs::remove_file(&new) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(io("removing", e)),
-                _ => {}
-            }
-            drop(Self::at(&new)?);
-            std::fs::rename(&new, &path).map_err(|e| io("renaming", e))?;
-        }
-        let db = Self::at(&path)?;
+    /// Opens or makes the database.
+    pub(crate) fn open(path: &Path) -> StoreResult<(Self, Contents)> {
+        let ledger = Ledger::open(path, ROOM).map_err(refused)?;
+        let db = Self { ledger, owed: Owed::default() };
+        db.check_version()?;
         let contents = db.read()?;
         Ok((db, contents))
     }
 
-    fn at(path: &Path) -> StoreResult<Self> {
-        let database = Database::builder().set_cache_size(CACHE).create(path).map_err(failed("opening"))?;
-        std::fs::set_permissions(path, Permissions::from_mode(0o600))
-            .map_err(|e| StoreError::io(format!("setting the mode of {}", path.display()), e))?;
-        let db = Self { database, path: path.to_owned() };
-        db.check_version()?;
-        Ok(db)
-    }
-
     fn check_version(&self) -> StoreResult<()> {
-        let write = self.database.begin_write().map_err(failed("beginning to write"))?;
-        {
-            let mut meta = write.open_table(META).map_err(failed("opening a table"))?;
-            for table in [IMAGES, LAYERS, LEASES] {
-                write.open_table(table).map_err(failed("opening a table"))?;
-            }
-            let found = meta.get("version").map_err(failed("reading the version"))?.map(|v| v.value().to_vec());
-            match found {
-                None => {
-                    let version = VERSION.to_string();
-                    meta.insert("version", version.as_bytes()).map_err(failed("writing the version"))?;
-                }
-                Some(found) if found == VERSION.to_string().as_bytes() => {
-                    drop(meta);
-                    return write.abort().map_err(failed("ending a transaction"));
-                }
-                Some(found) => {
-                    return Err(StoreError::Config(format!(
-                        "{} is of version {}; this program knows version {VERSION}: use the one that wrote it, or \
-                         remove the store",
-                        self.path.display(),
-                        String::from_utf8_lossy(&found)
-                    )));
-                }
-            }
+        let found = self.rows(META)?.into_iter().find(|(key, _)| key == "version").map(|(_, value)| value);
+        match found {
+            None => self
+                .ledger
+                .write(|write| {
+                    write.open_table(META)?.insert("version", VERSION.to_string().as_bytes())?;
+                    Ok(())
+                })
+                .map_err(refused),
+            Some(found) if found == VERSION.to_string().as_bytes() => Ok(()),
+            Some(found) => Err(StoreError::Config(format!(
+                "{} is of version {}; this program knows version {VERSION}: use the one that wrote it, or remove the \
+                 store",
+                self.ledger.path().display(),
+                String::from_utf8_lossy(&found)
+            ))),
         }
-        write.commit().map_err(failed("committing"))
     }
 
     fn read(&self) -> StoreResult<Contents> {
-        let mut contents = Contents::default();
-        self.each(IMAGES, |key, value| {
-            contents.images.insert(key.into(), value);
-            Ok(())
-        })?;
-        self.each(LAYERS, |key, value| {
-            let chain = Digest::from_hex(key).ok_or_else(|| StoreError::malformed("a layer's record", key))?;
-            contents.layers.insert(chain, value);
-            Ok(())
-        })?;
-        self.each(LEASES, |key, value| {
-            contents.leases.insert(key.into(), value);
-            Ok(())
-        })?;
-        Ok(contents)
+        let images = self.each(IMAGES)?.collect();
+        let chain = |(key, layer): (String, LayerRecord)| Some((Digest::from_hex(&key)?, layer));
+        let layers = self.each(LAYERS)?.filter_map(chain).collect();
+        let leases: BTreeMap<_, _> = self.each(LEASES)?.collect();
+        let unread_leases = leases.len() < self.rows(LEASES)?.len();
+        Ok(Contents { images, layers, leases, unread_leases })
     }
 
-    fn each<T: DeserializeOwned>(
-        &self,
-        table: Table,
-        mut take: impl FnMut(&str, T) -> StoreResult<()>,
-    ) -> StoreResult<()> {
-        let read = self.database.begin_read().map_err(failed("beginning to read"))?;
-        let table = read.open_table(table).map_err(failed("opening a table"))?;
-        for entry in table.iter().map_err(failed("reading"))? {
-            let (key, value) = entry.map_err(failed("reading"))?;
-            take(key.value(), serde_json::from_slice(value.value()).map_err(failed("reading a record"))?)?;
-        }
+    fn rows(&self, table: Table) -> StoreResult<Vec<(String, Vec<u8>)>> {
+        let read = self.ledger.read(|read| {
+            let table = match read.open_table(table) {
+                Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
+                other => other?,
+            };
+            let row = |row: Result<
+                (redb::AccessGuard<'_, &'static str>, redb::AccessGuard<'_, &'static [u8]>),
+                redb::StorageError,
+            >| {
+                let (key, value) = row?;
+                Ok((key.value().to_owned(), value.value().to_vec()))
+            };
+            table.iter()?.map(row).collect()
+        });
+        read.map_err(refused)
+    }
+
+    /// The rows of a table that can be read.
+    fn each<T: DeserializeOwned>(&self, table: Table) -> StoreResult<impl Iterator<Item = (String, T)>> {
+        let rows = self.rows(table)?;
+        Ok(rows.into_iter().filter_map(move |(key, value)| match serde_json::from_slice(&value) {
+            Ok(value) => Some((key, value)),
+            Err(error) => {
+                tracing::error!(%table, key, %error, "a row of the image database cannot be read and is left out");
+                None
+            }
+        }))
+    }
+
+    /// Durable when this returns, with all that was owed.
+    pub(crate) fn commit(&mut self, change: &Change<'_>) -> StoreResult<()> {
+        let images = rows(change.images.iter().map(|(k, v)| ((*k).to_owned(), *v)))?;
+        let layers = rows(change.layers.iter().map(|(k, v)| (k.hex(), *v)))?;
+        let leases = rows(change.leases.iter().map(|(k, v)| ((*k).to_owned(), *v)))?;
+        let owed = &self.owed;
+        let written = self.ledger.write(|write| {
+            remove(write, IMAGES, owed.images.iter().cloned())?;
+            remove(write, LAYERS, owed.layers.iter().map(Digest::hex))?;
+            remove(write, LEASES, owed.leases.iter().cloned())?;
+            put(write, IMAGES, &images)?;
+            put(write, LAYERS, &layers)?;
+            put(write, LEASES, &leases)
+        });
+        written.map_err(refused)?;
+        self.owed = Owed::default();
         Ok(())
     }
 
-    /// Durable when this returns.
-    pub(crate) fn commit(&mut self, change: &Change<'_>) -> StoreResult<()> {
-        let write = self.database.begin_write().map_err(failed("beginning to write"))?;
-        put(&write, IMAGES, change.images.iter().map(|(k, v)| ((*k).to_owned(), *v)))?;
-        put(&write, LAYERS, change.layers.iter().map(|(k, v)| (k.hex(), *v)))?;
-        put(&write, LEASES, change.leases.iter().map(|(k, v)| ((*k).to_owned(), *v)))?;
-        write.commit().map_err(failed("committing"))
+    /// As [`Db::commit`] of a change that only removes; what cannot be removed now is owed.
+    pub(crate) fn remove(&mut self, change: &Change<'_>) {
+        if let Err(error) = self.commit(change) {
+            tracing::warn!(error = error.chain(), "removed from memory, and from the image database later");
+            self.owed.images.extend(change.images.iter().map(|(id, _)| (*id).to_owned()));
+            self.owed.layers.extend(change.layers.iter().map(|(chain, _)| **chain));
+            self.owed.leases.extend(change.leases.iter().map(|(holder, _)| (*holder).to_owned()));
+        }
+    }
+
+    /// Removes what is owed.
+    pub(crate) fn settle(&mut self) -> StoreResult<()> {
+        let owed = &self.owed;
+        match owed.images.is_empty() && owed.layers.is_empty() && owed.leases.is_empty() {
+            true => Ok(()),
+            false => self.commit(&Change::default()),
+        }
+    }
+
+    /// Why the database cannot be written, if so; finds out anew.
+    pub(crate) fn failing(&self) -> Option<Failing> {
+        self.ledger.try_again()
     }
 }
 
-fn put<'a, T: Serialize + 'a>(
-    write: &redb::WriteTransaction,
-    table: Table,
-    entries: impl Iterator<Item = (String, Option<&'a T>)>,
-) -> StoreResult<()> {
-    let mut table = write.open_table(table).map_err(failed("opening a table"))?;
-    for (key, value) in entries {
+/// A row as it is written; nothing removes it.
+type Row = (String, Option<Vec<u8>>);
+
+fn rows<'a, T: Serialize + 'a>(entries: impl Iterator<Item = (String, Option<&'a T>)>) -> StoreResult<Vec<Row>> {
+    let row = |(key, value): (String, Option<&T>)| {
+        let json = value.map(serde_json::to_vec).transpose().map_err(failed("writing a record"))?;
+        Ok((key, json))
+    };
+    entries.map(row).collect()
+}
+
+fn put(write: &redb::WriteTransaction, table: Table, rows: &[Row]) -> Result<(), redb::Error> {
+    let mut table = write.open_table(table)?;
+    for (key, value) in rows {
         match value {
-            Some(value) => {
-                let json = serde_json::to_vec(value).map_err(failed("writing a record"))?;
-                table.insert(key.as_str(), json.as_slice()).map_err(failed("writing"))?;
-            }
-            None => {
-                table.remove(key.as_str()).map_err(failed("removing"))?;
-            }
+            Some(value) => drop(table.insert(key.as_str(), value.as_slice())?),
+            None => drop(table.remove(key.as_str())?),
         }
+    }
+    Ok(())
+}
+
+fn remove(write: &redb::WriteTransaction, table: Table, keys: impl Iterator<Item = String>) -> Result<(), redb::Error> {
+    let mut table = write.open_table(table)?;
+    for key in keys {
+        table.remove(key.as_str())?;
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! The store's state: in memory for readers, in the database for the next start.
 //!
-//! Locks, in this order: `db` (held over a whole change, commit included), then `state` (held for moments, so that
-//! readers never wait for a disk).
+//! Locks, in this order: `db` (held over a whole change, with its commit and with what it moves on the disk), then `state`
+//! (held for moments and never over a system call, so that readers never wait for a disk).
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, Permissions};
@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 
+use cofferdam_ledger::Failing;
 use rustix::fs::FlockOperation;
 
 use super::db::{Change, Contents, Db, ImageRecord, LayerRecord, LeaseRecord, Unsynced};
@@ -73,7 +74,7 @@ impl Inner {
         let owner = open_dir(&config.root)?;
         rustix::fs::flock(&owner, FlockOperation::NonBlockingLockExclusive)
             .map_err(|_| StoreError::Config(format!("{} is in use by another daemon", config.root.display())))?;
-        let (mut db, contents) = Db::open(config.root.join("images.redb"))?;
+        let (mut db, contents) = Db::open(&config.root.join("images.redb"))?;
         let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id")
             .map_err(|e| StoreError::io("reading the boot id", e))?
             .trim()
@@ -155,12 +156,15 @@ impl Inner {
     /// Makes a whole, verified layer visible. It is not synced yet: it counts for the next start only when
     /// [`Inner::commit_image`] has recorded it.
     pub(crate) fn publish(&self, chain: &Digest, staging: Staging, record: LayerRecord) -> StoreResult<()> {
-        let mut state = self.state();
-        if state.layers.contains_key(chain) {
+        // No layer comes or goes meanwhile.
+        let mut db = lock(&self.db);
+        // A row of an earlier layer of this name would say that this one is on the disk.
+        db.settle()?;
+        if self.state().layers.contains_key(chain) {
             return Ok(());
         }
         staging.move_to(&self.layer_path(chain))?;
-        state.layers.insert(*chain, record);
+        self.state().layers.insert(*chain, record);
         Ok(())
     }
 
@@ -263,18 +267,20 @@ impl Inner {
 
     /// Deletes what nothing needs any more, without waiting for it.
     pub(crate) fn collect_later(self: &Arc<Self>) {
-        self.in_background("image-gc", |inner| inner.collect().map(delete));
+        self.in_background("image-gc", |inner| {
+            delete(inner.collect());
+            Ok(())
+        });
     }
 
     /// Forgets an image with all its names; its layers go with [`Inner::collect`].
-    pub(crate) fn forget_image(&self, id: &str) -> StoreResult<()> {
+    pub(crate) fn forget_image(&self, id: &str) {
         let mut db = lock(&self.db);
         if !self.state().images.contains_key(id) {
-            return Ok(());
+            return;
         }
-        db.commit(&Change { images: vec![(id, None)], ..Change::default() })?;
+        db.remove(&Change { images: vec![(id, None)], ..Change::default() });
         self.state().images.remove(id);
-        Ok(())
     }
 
     pub(crate) fn lease(&self, asked: &str, holder: &str) -> StoreResult<(String, Vec<PathBuf>)> {
@@ -297,39 +303,50 @@ impl Inner {
     }
 
     /// True when there was such a lease.
-    pub(crate) fn release(&self, holder: &str) -> StoreResult<bool> {
+    pub(crate) fn release(&self, holder: &str) -> bool {
         let mut db = lock(&self.db);
         if !self.state().leases.contains_key(holder) {
-            return Ok(false);
+            return false;
         }
-        db.commit(&Change { leases: vec![(holder, None)], ..Change::default() })?;
+        db.remove(&Change { leases: vec![(holder, None)], ..Change::default() });
         self.state().leases.remove(holder);
-        Ok(true)
+        true
+    }
+
+    /// Writes what could not be written; says why if that is still so.
+    pub(crate) fn settle(&self) -> Option<Failing> {
+        let mut db = lock(&self.db);
+        if let Err(error) = db.settle() {
+            tracing::debug!(error = error.chain(), "the image database is still behind");
+        }
+        db.failing()
     }
 
     /// Takes away layers that nothing needs. What it gives back is out of the store and still to be deleted.
-    pub(crate) fn collect(&self) -> StoreResult<Vec<PathBuf>> {
+    pub(crate) fn collect(&self) -> Vec<PathBuf> {
         let mut db = lock(&self.db);
         let unused = self.state().unused();
         if unused.is_empty() {
-            return Ok(Vec::new());
+            return Vec::new();
         }
-        db.commit(&Change { layers: unused.iter().map(|chain| (chain, None)).collect(), ..Change::default() })?;
-        let mut state = self.state();
+        db.remove(&Change { layers: unused.iter().map(|chain| (chain, None)).collect(), ..Change::default() });
+        let leaving: Vec<Digest> = {
+            let mut state = self.state();
+            // A pull may have come for one meanwhile; then it records it again.
+            let free = |chain: &Digest| !state.pins.contains_key(chain);
+            let leaving: Vec<Digest> = unused.into_iter().filter(free).collect();
+            leaving.iter().for_each(|chain| drop(state.layers.remove(chain)));
+            leaving
+        };
         let mut rubbish = Vec::new();
-        for chain in unused {
-            // A pull may have come for it meanwhile; then it records it again.
-            if state.pins.contains_key(&chain) {
-                continue;
-            }
+        for chain in leaving {
             let away = self.temporary("rubbish");
             match fs::rename(self.layer_path(&chain), &away) {
                 Ok(()) => rubbish.push(away),
                 Err(error) => tracing::warn!(%chain, %error, "cannot remove a layer before the next start"),
             }
-            state.layers.remove(&chain);
         }
-        Ok(rubbish)
+        rubbish
     }
 }
 
@@ -414,7 +431,7 @@ fn clean_up(root: &Path, db: &mut Db, contents: Contents, boot_id: &str) -> Stor
             if path.is_dir() && !path.is_symlink() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
         removed.map_err(failed)?;
     }
-    let Contents { images, layers, leases } = contents;
+    let Contents { images, layers, leases, unread_leases } = contents;
     let mut on_disk = HashSet::new();
     for entry in fs::read_dir(root.join("layers")).map_err(failed)? {
         let name = entry.map_err(failed)?.file_name();
@@ -437,16 +454,20 @@ fn clean_up(root: &Path, db: &mut Db, contents: Contents, boot_id: &str) -> Stor
         leases,
         ..State::default()
     };
+    if unread_leases {
+        // Nobody knows which layers are in use: all stay until a start that can tell.
+        state.pins = state.layers.keys().map(|chain| (*chain, 1)).collect();
+    }
     let unused = state.unused();
     for chain in &unused {
         state.layers.remove(chain);
     }
     if !lost.is_empty() || !unused.is_empty() {
-        db.commit(&Change {
+        db.remove(&Change {
             images: lost.iter().map(|id| (id.as_str(), None)).collect(),
             layers: unused.iter().map(|chain| (chain, None)).collect(),
             leases: Vec::new(),
-        })?;
+        });
     }
     for chain in on_disk.iter().filter(|chain| !state.layers.contains_key(chain)) {
         fs::remove_dir_all(root.join("layers").join(chain.hex())).map_err(failed)?;

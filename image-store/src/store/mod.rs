@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex};
 
+use cofferdam_ledger::Failing;
 use futures::future::{BoxFuture, FutureExt, Shared, WeakShared};
 
 use self::db::ImageRecord;
@@ -117,15 +118,15 @@ impl Store {
     }
 
     /// Forgets an image with all of its names, and deletes its layers except those that other images, leases or
-    /// running pulls need. An unknown image is no error.
+    /// running pulls need. An unknown image is no error, and a full disk none either.
     pub async fn remove(&self, reference_or_id: &str) -> StoreResult<()> {
         let Some(id) = resolve(&self.inner.state(), reference_or_id)? else {
             return Ok(());
         };
         let inner = self.inner.clone();
         pull::run_blocking(move || {
-            inner.forget_image(&id)?;
-            delete(inner.collect()?);
+            inner.forget_image(&id);
+            delete(inner.collect());
             tracing::info!(id, "removed image");
             Ok(())
         })
@@ -140,13 +141,17 @@ impl Store {
     }
 
     /// Ends a holder's lease; no error when there is none. Layers that nothing needs any more are deleted soon
-    /// after. Commits.
-    pub fn release(&self, holder: &str) -> StoreResult<()> {
-        if !self.inner.release(holder)? {
-            return Ok(());
+    /// after. What the disk does not take now is written later. Commits.
+    pub fn release(&self, holder: &str) {
+        if self.inner.release(holder) {
+            self.inner.collect_later();
         }
-        self.inner.collect_later();
-        Ok(())
+    }
+
+    /// Writes to the database what a full or failing disk has kept out of it, and tries whether it can be written again;
+    /// says why if not. To be called now and then. Commits.
+    pub fn settle(&self) -> Option<Failing> {
+        self.inner.settle()
     }
 
     /// The holders of leases.

@@ -20,7 +20,10 @@ pub(super) async fn attach(launch: &Arc<Launch>) -> Result<(Option<NetworkStatus
     let networks = &launch.shared.networks;
     let alone = networks.enter(&attachment.network.name).await;
     launch.clock.mark("cni_start");
-    let file = launch.dirs.network();
+    let (lasting, attached) = (launch.dirs.network(), attachment.clone());
+    blocking(move || dirs::write_durably(&lasting, &attached)).await?;
+    // What plugins answer is of use as long as the node runs: it need not outlive that.
+    let file = launch.dirs.answers();
     attachment.add(config, &launch.dirs.netns(), |attachment| dirs::write(&file, attachment)).await?;
     launch.clock.mark("cni_end");
     networks.used(&attachment.network.name);
