@@ -21,6 +21,9 @@ const DATA: &str = "..data";
 /// How long the removal of the old version may take before the change is told without it.
 const SETTLES: Duration = Duration::from_secs(2);
 
+/// Pause before a change without an answer is told again.
+const RETRY: Duration = Duration::from_secs(2);
+
 /// A volume of a container, and the version of it that the agent knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Swapped {
@@ -75,7 +78,15 @@ async fn follow(node: Arc<Node>, container: Arc<Container>, volume: Swapped) {
     let (watches, host_path) = (node.runtime.watches().clone(), volume.host_path.clone());
     let begun = spawn_blocking(move || begin(&watches, &host_path)).await;
     match begun {
-        Ok(Ok(Some((source, watch)))) => tell_changes(&container, volume, source, watch).await,
+        Ok(Ok(Some((source, watch)))) => {
+            let tell = |link: String| {
+                let (container, destination) = (container.clone(), volume.destination.clone());
+                async move { tell(&container, &destination, &link).await }
+            };
+            // A pod that ends has nobody to be told.
+            let ended = || container.pod.stopping.is_cancelled() || container.pod.sandbox().is_err();
+            tell_changes(tell, ended, volume.link.clone(), &source, &watch).await;
+        }
         Ok(Ok(None)) => {}
         Ok(Err(error)) => {
             tracing::warn!(container = %container.id, volume = %volume.host_path.display(), %error, "volume not watched for changes");
@@ -94,22 +105,31 @@ fn begin(watches: &Watches, host_path: &Path) -> std::io::Result<Option<(PathBuf
     Ok(Some((source, watch)))
 }
 
-/// Until the volume is gone.
-async fn tell_changes(container: &Arc<Container>, volume: Swapped, source: PathBuf, watch: Watch) {
-    let mut known = volume.link;
+/// Tells of each version after `known`, until the volume is gone or the pod has `ended`. What got no answer is told again: the agent may
+/// not have heard of it, and there may never be a next change.
+async fn tell_changes<F: Future<Output = Result<(), CriError>>>(
+    tell: impl Fn(String) -> F,
+    ended: impl Fn() -> bool,
+    mut known: String,
+    source: &Path,
+    watch: &Watch,
+) {
     loop {
-        if read(&source).await.is_some_and(|link| link != known) {
-            settle(&source.join(&known), &watch).await;
+        if read(source).await.is_some_and(|link| link != known) {
+            settle(&source.join(&known), watch).await;
             // Once more: what changed meanwhile is not announced again.
-            let Some(link) = read(&source).await else { continue };
-            match tell(container, &volume.destination, &link).await {
+            let Some(link) = read(source).await else { continue };
+            match tell(link.clone()).await {
                 Ok(()) => known = link,
-                Err(CriError::TimedOut(_)) => continue,
-                // A pod that ends has nobody to be told.
-                Err(_) if container.pod.stopping.is_cancelled() || container.pod.sandbox().is_err() => return,
+                Err(_) if ended() => return,
                 Err(error) => {
+                    let again = error.is_timeout() || !error.is_agents_word();
                     let error = message(&error);
-                    tracing::warn!(container = %container.id, volume = %source.display(), error, "change of a volume not told");
+                    tracing::warn!(volume = %source.display(), again, error, "change of a volume not told");
+                    if again {
+                        tokio::time::sleep(RETRY).await;
+                        continue;
+                    }
                 }
             }
         }
@@ -152,6 +172,7 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
+    use crate::error::During;
 
     #[test]
     fn volumes_of_the_kubelet_are_told_from_others() {
@@ -174,6 +195,42 @@ mod tests {
         fs::create_dir(&link).unwrap();
         assert_eq!(data_link(dir.path()), None, "a folder is no link");
         assert_eq!(data_link(&dir.path().join("file")), None);
+    }
+
+    /// The error is what `Pod::ask` makes of a time-out; the volume does not change again.
+    #[tokio::test]
+    async fn a_change_without_an_answer_is_told_again_and_a_refused_one_is_not() {
+        use std::cell::RefCell;
+        let dir = tempfile::tempdir().unwrap();
+        symlink("..1", dir.path().join(DATA)).unwrap();
+        let (source, watch) = begin(&Watches::default(), dir.path()).unwrap().unwrap();
+        let slow = || Err(CriError::TimedOut("no answer in 30 s".into())).during(|| "tell of a change".into());
+        let refused =
+            || Err(CriError::from(tonic::Status::invalid_argument("no such volume"))).during(|| "tell".into());
+        let (answers, told) = (RefCell::new(vec![Ok(()), slow()]), RefCell::new(Vec::new()));
+        let tell = |link: String| {
+            told.borrow_mut().push(link);
+            std::future::ready(answers.borrow_mut().pop().unwrap_or_else(refused))
+        };
+        let following = tell_changes(tell, || false, String::new(), &source, &watch);
+        let next = async {
+            while told.borrow().len() < 2 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            symlink("..2", dir.path().join("..data_tmp")).unwrap();
+            fs::rename(dir.path().join("..data_tmp"), dir.path().join(DATA)).unwrap();
+            while told.borrow().len() < 3 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            tokio::time::sleep(RETRY * 2).await;
+        };
+        tokio::select! {
+            () = following => panic!("the volume is still there"),
+            () = next => {}
+        }
+        // A refused one is told again with the next event of the folder alone; the swap above makes a few.
+        let told = told.borrow();
+        assert!(told[..3] == ["..1", "..1", "..2"] && told.len() < 6, "{told:?}");
     }
 
     #[tokio::test]
