@@ -2,6 +2,7 @@
 //!
 //! Links are followed as the container would see them: none leads out of the root, and none of /proc's magic links counts.
 
+use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
@@ -10,6 +11,8 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Errno;
 
 use crate::error::{Doing, Error, Result};
+
+mod missing;
 
 /// Opens what `path` names inside `root`.
 ///
@@ -78,66 +81,70 @@ pub fn open_below(dir: impl AsFd, path: &Path) -> io::Result<OwnedFd> {
     }
 }
 
-/// The directory `path` inside `root`; what is missing of it is made, mode 0755.
+/// The directory `path` inside `root`; what is missing of it is made, mode 0755. A link that leads to a missing
+/// directory counts as that directory's name.
 ///
 /// # Errors
-/// When a component is a file, or a link that leads nowhere.
+/// When a component is a file.
 pub fn make_dir(root: impl AsFd, path: &Path) -> Result<OwnedFd> {
-    let parts: Vec<_> = path.components().filter(|c| matches!(c, Component::Normal(_))).collect();
-    let mut known = parts.len();
-    let mut dir = loop {
-        let prefix: PathBuf = parts[..known].iter().collect();
-        match open(root.as_fd(), &prefix, OFlags::PATH | OFlags::DIRECTORY) {
-            Ok(dir) => break dir,
-            Err(e) if e.raw_os_error() == Some(libc::ENOENT) && known > 0 => known -= 1,
-            Err(e) => return Err(e).asked(format!("open {} in the container's root", path.display())),
-        }
-    };
-    for part in &parts[known..] {
-        let name = Path::new(part);
-        match rustix::fs::mkdirat(&dir, name, Mode::from_raw_mode(0o755)) {
+    match open(root.as_fd(), path, OFlags::PATH | OFlags::DIRECTORY) {
+        Ok(dir) => return Ok(dir),
+        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => {}
+        Err(e) => return Err(e).asked(format!("open {} in the container's root", path.display())),
+    }
+    let place = missing::find(root.as_fd(), path).asked(format!("find {} in the container's root", path.display()))?;
+    make_below(place.dir, &place.missing, path)
+}
+
+fn make_below(mut dir: OwnedFd, names: &[OsString], path: &Path) -> Result<OwnedFd> {
+    for name in names {
+        match rustix::fs::mkdirat(&dir, name.as_os_str(), Mode::from_raw_mode(0o755)) {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(e) => return Err(e).doing(format!("make {} in the container's root", path.display())),
         }
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        dir = openat2(&dir, name, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS)
+        dir = openat2(&dir, name.as_os_str(), flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS)
             .asked(format!("open {} in the container's root", path.display()))?;
     }
     Ok(dir)
 }
 
-/// The file or directory `path` inside `root` as a place to mount on; made empty when it is missing.
+/// The file or directory `path` inside `root` as a place to mount on; made empty when it is missing. A link that
+/// leads to something missing counts as the missing thing's name, as in runc: images made from whole systems have
+/// such links (`/etc/resolv.conf` to a file that systemd-resolved would write).
 ///
 /// # Errors
 /// As `make_dir`.
 pub fn mount_point(root: impl AsFd, path: &Path, directory: bool) -> Result<OwnedFd> {
     match open(root.as_fd(), path, OFlags::PATH) {
-        Ok(target) => {
-            let is_dir = file_type(&target).doing(format!("look at {}", path.display()))? == FileType::Directory;
-            if is_dir != directory {
-                let (have, want) = if is_dir { ("directory", "file") } else { ("file", "directory") };
-                return Err(Error::invalid(format!(
-                    "cannot mount a {want} on {}, which is a {have} in the image",
-                    path.display()
-                )));
-            }
-            return Ok(target);
-        }
+        Ok(target) => return right_kind(target, path, directory),
         Err(e) if e.raw_os_error() == Some(libc::ENOENT) => {}
         Err(e) => return Err(e).asked(format!("open {} in the container's root", path.display())),
     }
     if directory {
         return make_dir(root, path);
     }
-    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(Error::invalid("cannot mount a file on the container's root"));
+    let place = missing::find(root.as_fd(), path).asked(format!("find {} in the container's root", path.display()))?;
+    let Some((name, parents)) = place.missing.split_last() else {
+        // Somebody made it since.
+        return right_kind(place.dir, path, directory);
     };
-    let parent = make_dir(root, parent)?;
+    let parent = make_below(place.dir, parents, path)?;
     let flags = OFlags::CREATE | OFlags::NOFOLLOW | OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    rustix::fs::openat(&parent, Path::new(name), flags, Mode::from_raw_mode(0o644))
+    rustix::fs::openat(&parent, name.as_os_str(), flags, Mode::from_raw_mode(0o644))
         .asked(format!("make {} in the container's root", path.display()))?;
-    rustix::fs::openat(&parent, Path::new(name), OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(&parent, name.as_os_str(), flags, Mode::empty())
         .doing(format!("open {} in the container's root", path.display()))
+}
+
+fn right_kind(target: OwnedFd, path: &Path, directory: bool) -> Result<OwnedFd> {
+    let is_dir = file_type(&target).doing(format!("look at {}", path.display()))? == FileType::Directory;
+    if is_dir == directory {
+        return Ok(target);
+    }
+    let (have, want) = if is_dir { ("directory", "file") } else { ("file", "directory") };
+    Err(Error::invalid(format!("cannot mount a {want} on {}, which is a {have} in the image", path.display())))
 }
 
 /// What kind of file an open descriptor is.
