@@ -1,21 +1,24 @@
 //! From rules to a BPF program.
 //!
 //! ```text
-//!  other architecture, x32 ──► ENOSYS          for each call:  nr == N ? its rules, one after the other
-//!  newer than the profile  ──► ENOSYS                          none holds: the default action
+//!  x86_64? ──► its calls      for each call:  nr == N ? its rules, one after the other
+//!  i386? ────► its calls                      none holds: the default action
+//!  another architecture, x32, newer than the profile ──► ENOSYS
 //! ```
+//!
+//! Each architecture has its own numbers, so each has its own chain.
 //!
 //! The kernel runs each call without conditions once, when the filter is loaded, and remembers that it is allowed; so the
 //! length of the chain costs nothing.
 
 use std::collections::BTreeMap;
 
+use super::arch::Arch;
 use crate::error::{Doing, Error, Result};
 
 /// Longest program that the kernel takes.
 const MAX_INSTRUCTIONS: usize = 4096;
 
-const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
 const X32_BIT: u32 = 0x4000_0000;
 
 const LD_WORD: u16 = 0x20;
@@ -59,7 +62,7 @@ impl Action {
     }
 }
 
-/// How an argument is compared, all 64 bits, unsigned.
+/// How an argument is compared: all its bits, unsigned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operator {
     /// `==`
@@ -137,8 +140,11 @@ fn branch(code: u16, k: u32, jt: u8, jf: u8) -> libc::sock_filter {
 }
 
 /// Instructions that fall through when the condition holds; each `u8::MAX` jump means "it does not hold".
-fn condition(c: &Condition) -> Vec<libc::sock_filter> {
+fn condition(c: &Condition, arch: Arch) -> Vec<libc::sock_filter> {
     const NO: u8 = u8::MAX;
+    if !arch.wide() {
+        return narrow(c);
+    }
     // struct seccomp_data: nr, arch, instruction pointer (8 bytes), args; little endian.
     let low = 16 + 8 * u32::from(c.index);
     let high = low + 4;
@@ -189,9 +195,28 @@ fn condition(c: &Condition) -> Vec<libc::sock_filter> {
     }
 }
 
+/// Same for arguments of 32 bits; the upper half of a profile's value is nothing to them.
+fn narrow(c: &Condition) -> Vec<libc::sock_filter> {
+    const NO: u8 = u8::MAX;
+    let value = c.value as u32;
+    let mut code = vec![op(LD_WORD, 16 + 8 * u32::from(c.index))];
+    if let Operator::MaskedEqual(mask) = c.operator {
+        code.push(op(AND, mask as u32));
+    }
+    code.push(match c.operator {
+        Operator::Equal | Operator::MaskedEqual(_) => branch(JEQ, value, 0, NO),
+        Operator::NotEqual => branch(JEQ, value, NO, 0),
+        Operator::Less => branch(JGE, value, NO, 0),
+        Operator::LessOrEqual => branch(JGT, value, NO, 0),
+        Operator::Greater => branch(JGT, value, 0, NO),
+        Operator::GreaterOrEqual => branch(JGE, value, 0, NO),
+    });
+    code
+}
+
 /// All conditions, then the action; what does not hold goes on behind it.
-fn rule(rule: &Rule) -> Result<Vec<libc::sock_filter>> {
-    let mut code: Vec<_> = rule.conditions.iter().flat_map(condition).collect();
+fn rule(rule: &Rule, arch: Arch) -> Result<Vec<libc::sock_filter>> {
+    let mut code: Vec<_> = rule.conditions.iter().flat_map(|c| condition(c, arch)).collect();
     code.push(op(RET, rule.action.value()));
     let end = code.len();
     for (at, instruction) in code.iter_mut().enumerate() {
@@ -206,23 +231,40 @@ fn rule(rule: &Rule) -> Result<Vec<libc::sock_filter>> {
     Ok(code)
 }
 
-/// Compiles `rules`. For one call, rules with conditions come first, in their order, then the one without.
+/// Compiles the rules of each architecture. For one call, rules with conditions come first, in their order, then the one
+/// without.
 ///
 /// # Errors
 /// When the program would be longer than the kernel takes.
-pub fn compile(rules: &[Rule], default: Action, flags: u64) -> Result<Filter> {
+pub fn compile(arches: &[(Arch, Vec<Rule>)], default: Action, flags: u64) -> Result<Filter> {
+    let mut code = vec![op(LD_WORD, 4)];
+    for (arch, rules) in arches {
+        let block = calls(*arch, rules, default)?;
+        code.push(branch(JEQ, arch.audit(), 1, 0));
+        code.push(op(JUMP, block.len() as u32));
+        code.extend(block);
+    }
+    code.push(op(RET, Action::Errno(libc::ENOSYS as u16).value()));
+    if code.len() > MAX_INSTRUCTIONS {
+        return Err(Error::invalid(format!(
+            "the seccomp profile needs {} instructions, the kernel takes {MAX_INSTRUCTIONS}",
+            code.len()
+        )));
+    }
+    Ok(Filter { program: code, flags })
+}
+
+/// What happens to calls of one architecture; ends with a return.
+fn calls(arch: Arch, rules: &[Rule], default: Action) -> Result<Vec<libc::sock_filter>> {
     let mut by_call: BTreeMap<u32, Vec<&Rule>> = BTreeMap::new();
     for rule in rules {
         by_call.entry(rule.syscall).or_default().push(rule);
     }
-    let mut code = vec![
-        op(LD_WORD, 4),
-        branch(JEQ, AUDIT_ARCH_X86_64, 1, 0),
-        op(RET, Action::Errno(libc::ENOSYS as u16).value()),
-        op(LD_WORD, 0),
-        branch(JGE, X32_BIT, 0, 1),
-        op(RET, Action::Errno(libc::ENOSYS as u16).value()),
-    ];
+    let mut code = vec![op(LD_WORD, 0)];
+    if arch == Arch::X86_64 {
+        code.push(branch(JGE, X32_BIT, 0, 1));
+        code.push(op(RET, Action::Errno(libc::ENOSYS as u16).value()));
+    }
     // A call that is newer than the profile does not exist, so that libc falls back to an older one.
     if let (Some((newest, _)), Action::Errno(_)) = (by_call.last_key_value(), default) {
         code.push(branch(JGT, *newest, 0, 1));
@@ -231,7 +273,7 @@ pub fn compile(rules: &[Rule], default: Action, flags: u64) -> Result<Filter> {
     for (number, rules) in &by_call {
         let mut block = Vec::new();
         for r in rules.iter().filter(|r| !r.conditions.is_empty()) {
-            block.extend(rule(r)?);
+            block.extend(rule(r, arch)?);
         }
         let always = rules.iter().rev().find(|r| r.conditions.is_empty()).map_or(default, |r| r.action);
         block.push(op(RET, always.value()));
@@ -245,11 +287,5 @@ pub fn compile(rules: &[Rule], default: Action, flags: u64) -> Result<Filter> {
         code.extend(block);
     }
     code.push(op(RET, default.value()));
-    if code.len() > MAX_INSTRUCTIONS {
-        return Err(Error::invalid(format!(
-            "the seccomp profile needs {} instructions, the kernel takes {MAX_INSTRUCTIONS}",
-            code.len()
-        )));
-    }
-    Ok(Filter { program: code, flags })
+    Ok(code)
 }

@@ -1,13 +1,14 @@
 //! Seccomp filters: the default profile, and profiles of the OCI runtime specification, as BPF programs.
 
+mod arch;
 mod compile;
 mod default_profile;
 mod profile;
-mod syscalls;
 
 use cofferdam_proto::agent::Seccomp;
 use cofferdam_proto::agent::seccomp::Kind;
 
+use arch::Arch;
 pub use compile::Filter;
 use compile::{Action, Condition, Operator, Rule};
 
@@ -28,13 +29,21 @@ pub fn filter(request: Option<&Seccomp>, caps: &Caps) -> Result<Option<Filter>> 
     }
 }
 
-fn allow(name: &str) -> Option<Rule> {
-    Some(Rule { syscall: syscalls::number(name)?, conditions: Vec::new(), action: Action::Allow })
-}
+/// As runc where a profile says nothing of flags: what mitigates speculation is left to the kernel's own default.
+const DEFAULT_FLAGS: u64 = 4; // SECCOMP_FILTER_FLAG_SPEC_ALLOW
 
 fn default_filter(caps: &Caps) -> Result<Filter> {
-    let names = |list: &'static str| list.split_whitespace().filter_map(allow);
+    let arches = [Arch::X86_64, Arch::X86].map(|arch| (arch, default_rules(arch, caps)));
+    compile::compile(&arches, Action::Errno(libc::EPERM as u16), DEFAULT_FLAGS)
+}
+
+fn default_rules(arch: Arch, caps: &Caps) -> Vec<Rule> {
+    let names = |list: &'static str| {
+        let numbers = list.split_whitespace().filter_map(move |name| arch.number(name));
+        numbers.map(|syscall| Rule { syscall, conditions: Vec::new(), action: Action::Allow })
+    };
     let mut rules: Vec<Rule> = names(default_profile::ALLOWED).collect();
+    rules.extend(names(default_profile::ALLOWED_32));
     let has = |name: &str| capabilities::number(name).is_some_and(|n| caps.bounding & (1 << n) != 0);
     for (capability, list) in default_profile::WITH_CAPABILITY {
         if has(capability) {
@@ -42,7 +51,7 @@ fn default_filter(caps: &Caps) -> Result<Filter> {
         }
     }
     let mut when = |name: &str, index: u8, operator: Operator, value: u64, action: Action| {
-        if let Some(syscall) = syscalls::number(name) {
+        if let Some(syscall) = arch.number(name) {
             rules.push(Rule { syscall, conditions: vec![Condition { index, operator, value }], action });
         }
     };
@@ -54,12 +63,12 @@ fn default_filter(caps: &Caps) -> Result<Filter> {
     }
     when("socket", 0, Operator::NotEqual, default_profile::AF_VSOCK, Action::Allow);
     if !has("CAP_SYS_ADMIN")
-        && let Some(syscall) = syscalls::number("clone3")
+        && let Some(syscall) = arch.number("clone3")
     {
         // Its flags are behind a pointer; libc falls back to clone.
         rules.push(Rule { syscall, conditions: Vec::new(), action: Action::Errno(libc::ENOSYS as u16) });
     }
-    compile::compile(&rules, Action::Errno(libc::EPERM as u16), 0)
+    rules
 }
 
 #[cfg(test)]

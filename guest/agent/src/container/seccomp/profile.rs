@@ -3,13 +3,16 @@
 
 use serde::Deserialize;
 
+use super::DEFAULT_FLAGS;
+use super::arch::Arch;
 use super::compile::{Action, Condition, Filter, Operator, Rule, compile};
-use super::syscalls;
 use crate::container::capabilities::{self, Caps};
 use crate::error::{Doing, Error, Result};
 
 /// Longest profile that is read.
 const MAX_PROFILE: usize = 1 << 20;
+const NATIVE: &str = "SCMP_ARCH_X86_64";
+const X86: &str = "SCMP_ARCH_X86";
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -19,11 +22,59 @@ struct Profile {
     #[serde(default)]
     architectures: Vec<String>,
     #[serde(default)]
-    flags: Vec<String>,
+    arch_map: Option<Vec<ArchMap>>,
+    #[serde(default)]
+    flags: Option<Vec<String>>,
     #[serde(default)]
     listener_path: String,
     #[serde(default)]
     syscalls: Option<Vec<Syscalls>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ArchMap {
+    #[serde(default)]
+    architecture: String,
+    #[serde(default)]
+    sub_architectures: Option<Vec<String>>,
+}
+
+impl Profile {
+    /// Whether it is for programs of 32 bits too. Without a word of architectures it is for the kernel's own alone.
+    fn names_x86(&self) -> bool {
+        let subs = self.arch_map.iter().flatten().filter(|map| map.architecture == NATIVE);
+        let mut subs = subs.flat_map(|map| map.sub_architectures.iter().flatten());
+        self.architectures.iter().any(|a| a == X86) || subs.any(|a| a == X86)
+    }
+
+    fn flags(&self) -> Result<u64> {
+        let Some(names) = &self.flags else { return Ok(DEFAULT_FLAGS) };
+        names.iter().try_fold(0, |flags, name| {
+            Ok(flags
+                | match name.as_str() {
+                    // One thread: nothing to synchronize. Without a listener, nobody waits for its answers.
+                    "SECCOMP_FILTER_FLAG_TSYNC" | "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV" => 0,
+                    "SECCOMP_FILTER_FLAG_LOG" => 2,
+                    "SECCOMP_FILTER_FLAG_SPEC_ALLOW" => 4,
+                    other => return Err(Error::invalid(format!("the seccomp profile has an unknown flag {other:?}"))),
+                })
+        })
+    }
+
+    fn rules(&self, arch: Arch, caps: &Caps) -> Result<Vec<Rule>> {
+        let mut rules = Vec::new();
+        for entry in self.syscalls.iter().flatten().filter(|e| applies(e, caps)) {
+            let action = action(&entry.action, entry.errno_ret)?;
+            let alternatives = alternatives(entry.args.as_deref().unwrap_or(&[]))?;
+            for name in entry.names.iter().chain(&entry.name) {
+                // Names of other architectures are in every profile.
+                let Some(syscall) = arch.number(name) else { continue };
+                rules.extend(alternatives.iter().map(|c| Rule { syscall, conditions: c.clone(), action }));
+            }
+        }
+        Ok(rules)
+    }
 }
 
 #[derive(Deserialize)]
@@ -127,29 +178,14 @@ pub fn filter(json: &[u8], caps: &Caps) -> Result<Filter> {
     if !profile.listener_path.is_empty() {
         return Err(Error::invalid("the seccomp profile asks for a listener, which is not supported"));
     }
-    if !profile.architectures.is_empty() && !profile.architectures.iter().any(|a| a == "SCMP_ARCH_X86_64") {
+    if !profile.architectures.is_empty() && !profile.architectures.iter().any(|a| a == NATIVE) {
         return Err(Error::invalid("the seccomp profile is not for x86_64"));
     }
-    let mut flags = 0;
-    for flag in &profile.flags {
-        flags |= match flag.as_str() {
-            // One thread: nothing to synchronize.
-            "SECCOMP_FILTER_FLAG_TSYNC" => 0,
-            "SECCOMP_FILTER_FLAG_LOG" => 2,
-            "SECCOMP_FILTER_FLAG_SPEC_ALLOW" => 4,
-            other => return Err(Error::invalid(format!("the seccomp profile has an unknown flag {other:?}"))),
-        };
-    }
+    let flags = profile.flags()?;
     let default = action(&profile.default_action, profile.default_errno_ret)?;
-    let mut rules = Vec::new();
-    for entry in profile.syscalls.iter().flatten().filter(|e| applies(e, caps)) {
-        let action = action(&entry.action, entry.errno_ret)?;
-        let alternatives = alternatives(entry.args.as_deref().unwrap_or(&[]))?;
-        for name in entry.names.iter().chain(&entry.name) {
-            // Names of other architectures are in every profile.
-            let Some(syscall) = syscalls::number(name) else { continue };
-            rules.extend(alternatives.iter().map(|c| Rule { syscall, conditions: c.clone(), action }));
-        }
+    let mut arches = vec![(Arch::X86_64, profile.rules(Arch::X86_64, caps)?)];
+    if profile.names_x86() {
+        arches.push((Arch::X86, profile.rules(Arch::X86, caps)?));
     }
-    compile(&rules, default, flags)
+    compile(&arches, default, flags)
 }
