@@ -20,7 +20,7 @@ use crate::lock;
 
 /// Most containers with a log file.
 const MAX_SINKS: usize = 4096;
-/// Pause after a failed write (a full disk), before the next attempt.
+/// Pause after a failed accept, before the next attempt.
 const RETRY: Duration = Duration::from_secs(1);
 
 type File = Option<Arc<std::fs::File>>;
@@ -120,6 +120,7 @@ struct Source {
 /// written one after the other mostly stays so.
 pub async fn carry(sinks: &Sinks, id: &str, tee: &Tee, stdout: Option<End>, stderr: Option<End>) {
     let mut file = sinks.follow(id);
+    let mut state = State::default();
     let source = |stream| move |end| Source { end, stream, splitter: LineSplitter::new(stream) };
     let mut out = stdout.map(source(Stream::Stdout));
     let mut err = stderr.map(source(Stream::Stderr));
@@ -137,7 +138,7 @@ pub async fn carry(sinks: &Sinks, id: &str, tee: &Tee, stdout: Option<End>, stde
             let Some(source) = stream else { continue };
             let mut records = Vec::new();
             let ended = source.take(id, tee, &mut records);
-            write_records(&mut file, &records).await;
+            write_records(&mut file, &mut state, &records).await;
             if ended {
                 *stream = None;
             }
@@ -173,33 +174,71 @@ impl Source {
     }
 }
 
-/// Writes whole records. When the disk is full, it waits; a record that was cut off is finished in the same file.
-async fn write_records(file: &mut watch::Receiver<File>, records: &[u8]) {
-    let mut rest = records;
-    while !rest.is_empty() {
-        let Some(current) = file.borrow_and_update().clone() else {
-            // Closed in between: the container is being removed, or its log opened again.
-            if file.wait_for(Option::is_some).await.is_err() {
-                return;
+/// What became of a log so far.
+#[derive(Debug, Default)]
+struct State {
+    /// The last write to this file stopped inside a record.
+    torn: Option<Arc<std::fs::File>>,
+    /// Bytes of records that were not written since the last one that was.
+    lost: usize,
+}
+
+/// Writes whole records. What the disk does not take is lost, as with other runtimes: a program must not stand still because
+/// a disk is full. The next record that is written comes after one that tells how much was lost.
+async fn write_records(file: &mut watch::Receiver<File>, state: &mut State, records: &[u8]) {
+    if records.is_empty() {
+        return;
+    }
+    let current = loop {
+        if let Some(current) = file.borrow_and_update().clone() {
+            break current;
+        }
+        // Closed in between: the container is being removed, or its log opened again.
+        if file.wait_for(Option::is_some).await.is_err() {
+            return;
+        }
+    };
+    let mut text = Vec::new();
+    if state.torn.take_if(|torn| Arc::ptr_eq(torn, &current)).is_some() {
+        text.push(b'\n');
+    }
+    if state.lost > 0 {
+        let note = format!("cofferdam: {} bytes of the log were lost here: they could not be written", state.lost);
+        let mut splitter = LineSplitter::new(Stream::Stderr);
+        splitter.push(format!("{note}\n").as_bytes(), &timestamp(), &mut text);
+    }
+    let ahead = text.len();
+    text.extend_from_slice(records);
+    match write_all(&current, &text) {
+        Ok(()) => *state = State::default(),
+        Err((written, error)) => {
+            if state.lost == 0 {
+                tracing::warn!(%error, "cannot write a log; output is lost until it can be written again");
             }
-            continue;
-        };
-        // The rest of a cut record belongs behind its beginning, whatever file came since.
-        loop {
-            match (&*current).write(rest) {
-                Ok(n) => rest = &rest[n..],
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => {
-                    tracing::warn!(error = %e, "cannot write a log; trying again");
-                    tokio::time::sleep(RETRY).await;
-                }
+            if written > 0 {
+                state.torn = Some(current);
             }
-            let at = records.len() - rest.len();
-            if rest.is_empty() || (at == 0 || records[at - 1] == b'\n') {
-                break;
+            if written > ahead {
+                state.lost = 0;
             }
+            state.lost += text.len() - written.max(ahead);
         }
     }
+}
+
+/// How much was written, and why no more.
+fn write_all(file: &std::fs::File, text: &[u8]) -> std::result::Result<(), (usize, io::Error)> {
+    let mut written = 0;
+    let mut file = file;
+    while written < text.len() {
+        match file.write(&text[written..]) {
+            Ok(0) => return Err((written, io::ErrorKind::WriteZero.into())),
+            Ok(n) => written += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err((written, e)),
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -248,6 +287,58 @@ mod tests {
         assert!(text(&first).ends_with(" stdout F one\n") && text(&first).lines().count() == 1, "{}", text(&first));
         let second = text(&second);
         assert!(second.contains(" stdout F two three\n") && second.ends_with(" stdout P end\n"), "{second}");
+    }
+
+    /// A small file system for `/`, in a mount namespace of this thread's own; `None` where that is not allowed.
+    #[allow(unsafe_code)]
+    fn small_disk(bytes: u32) -> Option<tempfile::TempDir> {
+        use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+        // SAFETY: a mount namespace shares neither memory nor descriptors with others.
+        unsafe {
+            rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS | rustix::thread::UnshareFlags::FS)
+        }
+        .ok()?;
+        mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).ok()?;
+        let dir = tempfile::tempdir().unwrap();
+        let size = crate::sys::c_string(format!("size={bytes}")).unwrap();
+        mount("tmpfs", dir.path(), "tmpfs", MountFlags::empty(), Some(size.as_c_str())).ok()?;
+        Some(dir)
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_full_disk_costs_lines_and_stops_nobody() {
+        let Some(disk) = small_disk(64 << 10) else {
+            eprintln!("skipped: no file system can be mounted here");
+            return;
+        };
+        let (fill, log) = (disk.path().join("fill"), disk.path().join("log"));
+        let sinks = Sinks::default();
+        let file = std::fs::File::options().create(true).append(true).open(&log).unwrap();
+        sinks.carry_out(request("a"), Some(file.into())).unwrap();
+        let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+        let end = End::new(read).unwrap();
+        let task = tokio::spawn(async move { carry(&sinks, "a", &Tee::default(), Some(end), None).await });
+        let say = async |text: &str| {
+            rustix::io::write(&write, text.as_bytes()).unwrap();
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
+        say("first\n").await;
+        let _ = std::fs::write(&fill, vec![0; 128 << 10]);
+        // More than the pipe holds: a writer that waited for the disk would hang here.
+        for n in 0..40 {
+            say(&format!("{n} {}\n", "x".repeat(3000))).await;
+        }
+        std::fs::remove_file(&fill).unwrap();
+        say("again\n").await;
+        say("and again\n").await;
+        drop(write);
+        task.await.unwrap();
+        let text = std::fs::read_to_string(&log).unwrap();
+        let lines: Vec<_> = text.lines().collect();
+        assert!(lines[0].ends_with(" stdout F first"), "{text}");
+        let [.., note, again, last] = lines[..] else { panic!("{text}") };
+        assert!(note.contains(" stderr F cofferdam: ") && note.contains(" bytes of the log were lost here"), "{note}");
+        assert!(again.ends_with(" stdout F again") && last.ends_with(" stdout F and again"), "{again}\n{last}");
     }
 
     #[test]

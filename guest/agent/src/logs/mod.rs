@@ -1,7 +1,7 @@
 //! Where containers' output goes: on a node into log files, in a microVM to the monitor.
 //!
-//! Output is read from a container's pipe only when there is somewhere to put it, so nothing is lost and little is held: without a
-//! log file the pipe fills and the container waits.
+//! Output is read from a container's pipe only when there is somewhere to put it, so little is held: without a log file the pipe
+//! fills and the container waits. What a full or failing disk does not take is lost, so that no container waits for it.
 
 pub mod host;
 pub mod tee;
