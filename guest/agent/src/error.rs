@@ -60,6 +60,12 @@ impl Error {
         self.kind
     }
 
+    /// Whether the kernel refused because something is in use, or has no place for it now.
+    pub fn is_busy(&self) -> bool {
+        let cause = self.source.as_deref().and_then(|source| source.downcast_ref::<std::io::Error>());
+        cause.is_some_and(|e| matches!(e.raw_os_error(), Some(libc::EBUSY | libc::EOPNOTSUPP)))
+    }
+
     /// The message and what is behind it, as one line.
     pub fn chain(&self) -> String {
         let mut text = self.message.clone();

@@ -153,7 +153,8 @@ fn set_clock_and_random(request: &ConfigurePodRequest) -> Result<()> {
 fn files(agent: &Agent, request: &ConfigurePodRequest) -> Result<()> {
     let dir = agent.dirs.run.join("etc");
     fs::create_dir_all(&dir).doing(format!("make {}", dir.display()))?;
-    let hostname = if request.hostname.is_empty() { String::new() } else { format!("{}\n", request.hostname) };
+    let hostname = hostname(agent, request);
+    let hostname = if hostname.is_empty() { hostname } else { format!("{hostname}\n") };
     for (name, text) in [("resolv.conf", &request.resolv_conf), ("hosts", &request.hosts), ("hostname", &hostname)] {
         let path = agent.dirs.pod_file(name);
         if text.is_empty() {
@@ -168,6 +169,15 @@ fn files(agent: &Agent, request: &ConfigurePodRequest) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Name in /etc/hostname: a pod without a name of its own has its node's. A guest does not know that.
+fn hostname(agent: &Agent, request: &ConfigurePodRequest) -> String {
+    if !request.hostname.is_empty() || agent.mode == Mode::Vm {
+        return request.hostname.clone();
+    }
+    let node = crate::container::init::hostname();
+    if check_hostname(&node).is_ok() { node } else { String::new() }
 }
 
 fn shm(agent: &Agent, size: u64) -> Result<()> {

@@ -50,14 +50,12 @@ impl Cgroup {
         Ok(Self { path: at })
     }
 
-    /// A cgroup inside this one, for one exec.
-    ///
-    /// # Errors
-    /// When it cannot be made.
-    pub fn child(&self, name: &str) -> Result<Self> {
-        let path = self.path.join(name);
-        fs::create_dir(&path).doing(format!("make cgroup {}", path.display()))?;
-        Ok(Self { path })
+    /// The cgroup in or below this one that a process is in; `text` is its `/proc/<pid>/cgroup`.
+    pub fn of_process(&self, root: &Path, text: &str) -> Option<Self> {
+        let path = text.lines().find_map(|line| line.strip_prefix("0::/"))?;
+        let path = root.join(path);
+        let plain = path.components().all(|part| part != std::path::Component::ParentDir);
+        (plain && path.starts_with(&self.path)).then_some(Self { path })
     }
 
     /// For clone3.

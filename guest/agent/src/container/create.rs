@@ -196,7 +196,6 @@ fn assemble(
         cgroup,
         layer,
         devpts: parts.devpts,
-        execs: 0.into(),
         usage,
         updating: tokio::sync::Mutex::default(),
         channel: tokio::sync::Mutex::new(Some(parts.channel)),

@@ -1,6 +1,6 @@
-//! Exec: one more process in a running container, in a cgroup of its own inside the container's, so that it and all that it forked can
-//! be killed together.
+//! Exec: one more process in a running container, in the container's own cgroup: programs look for their limits there.
 
+use std::fs;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,18 +8,21 @@ use std::time::Duration;
 use cofferdam_proto::agent::exec_input::Kind as In;
 use cofferdam_proto::agent::exec_output::Kind as Out;
 use cofferdam_proto::agent::{ExecExited, ExecInput, ExecOutput, ExecStart, ExecStarted};
+use rustix::fs::{Mode, OFlags};
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 use tokio::sync::{mpsc, oneshot};
 use tonic::{Status, Streaming};
 
-use super::cgroup::Cgroup;
 use super::channel::{self, Inner, Report};
-use super::lifecycle::{Container, empty};
+use super::descendants::{self, Why};
+use super::lifecycle::Container;
 use super::process::{self, Launch};
 use super::spec::ProcessSpec;
 use super::stdio::{self, End, Inside, Outside};
+use super::user::Resolved;
 use crate::agent::Agent;
 use crate::error::{Doing, Error, Result};
+use crate::sys::Child;
 
 /// Most that is read at once.
 const CHUNK: usize = 32 * 1024;
@@ -31,8 +34,8 @@ pub type Output = mpsc::Sender<Result<ExecOutput, Status>>;
 
 /// One running exec.
 struct Exec {
-    cgroup: Cgroup,
-    pid: u32,
+    container: Arc<Container>,
+    child: Child,
     exit: oneshot::Receiver<i32>,
     outside: Outside,
 }
@@ -44,7 +47,7 @@ pub async fn serve(agent: Arc<Agent>, start: ExecStart, input: Streaming<ExecInp
         if !container.running() {
             return Err(Error::precondition(format!("container {} does not run", start.container_id)));
         }
-        let exec = begin(&agent, &container, &start).await?;
+        let exec = begin(&agent, container, &start).await?;
         run(exec, &start, input, &output).await
     };
     if let Err(error) = result.await {
@@ -52,7 +55,7 @@ pub async fn serve(agent: Arc<Agent>, start: ExecStart, input: Streaming<ExecInp
     }
 }
 
-async fn begin(agent: &Arc<Agent>, container: &Container, start: &ExecStart) -> Result<Exec> {
+async fn begin(agent: &Arc<Agent>, container: Arc<Container>, start: &ExecStart) -> Result<Exec> {
     let mut spec = container.spec.process.clone();
     if start.args.first().is_none_or(String::is_empty) {
         return Err(Error::invalid("there is no command to run"));
@@ -60,33 +63,6 @@ async fn begin(agent: &Arc<Agent>, container: &Container, start: &ExecStart) -> 
     spec.args = start.args.iter().map(crate::sys::c_string).collect::<Result<_, _>>().asked("use an argument")?;
     spec.terminal = start.terminal;
 
-    let cgroup = container.cgroup.child(&format!("exec-{}", container.next_exec()))?;
-    let mut exit = None;
-    match fork(agent, container, start, &spec, &cgroup, &mut exit).await {
-        Ok((pid, outside)) => match exit {
-            Some(exit) => Ok(Exec { cgroup, pid, exit, outside }),
-            None => Err(Error::precondition("the process was not started")),
-        },
-        Err(error) => {
-            cgroup.kill();
-            if let Some(exit) = exit {
-                let _ = exit.await;
-            }
-            empty(&cgroup).await;
-            let _ = cgroup.remove();
-            Err(error)
-        }
-    }
-}
-
-async fn fork(
-    agent: &Arc<Agent>,
-    container: &Container,
-    start: &ExecStart,
-    spec: &ProcessSpec,
-    cgroup: &Cgroup,
-    exit: &mut Option<oneshot::Receiver<i32>>,
-) -> Result<(u32, Outside)> {
     let (inside, outside, terminal) = if start.terminal {
         let devpts = container.devpts.as_ref();
         let devpts = devpts.ok_or_else(|| Error::precondition("the container has no /dev/pts of its own"))?;
@@ -98,9 +74,10 @@ async fn fork(
         (inside, outside, None)
     };
     let (outer, inner) = channel::pair()?;
-    let place = cgroup.open()?;
-    let child = agent.fork_in(Some(&container.pidfd), 0, &place, move || {
-        match become_program(agent, container, spec, inside, terminal, &inner) {
+    let mut parts = Some((inside, terminal, inner));
+    let child = fork(agent, &container, || {
+        let Some((inside, terminal, inner)) = parts.take() else { return 128 };
+        match become_program(agent, &container, &spec, inside, terminal, &inner) {
             Ok(never) => match never {},
             Err(error) => {
                 let _ = inner.report(&Report::Failed(error.kind(), error.chain()), None);
@@ -108,9 +85,29 @@ async fn fork(
             }
         }
     })?;
-    *exit = Some(agent.reaper.watch(child.pid));
-    outer.running().await?;
-    Ok((child.pid.as_raw_nonzero().get().unsigned_abs(), outside))
+    let exit = agent.reaper.watch(child.pid);
+    drop(parts);
+    if let Err(error) = outer.running().await {
+        let _ = crate::sys::pidfd_kill(&child.pidfd, libc::SIGKILL);
+        let _ = exit.await;
+        return Err(error);
+    }
+    Ok(Exec { container, child, exit, outside })
+}
+
+/// Forks into the container's cgroup. A container that made cgroups of its own with controllers (systemd, docker) has
+/// no processes in the one that it was given, and can have none; then its first process' is the place.
+fn fork(agent: &Agent, container: &Container, mut run: impl FnMut() -> u8) -> Result<Child> {
+    let first = agent.fork_in(Some(&container.pidfd), 0, &container.cgroup.open()?, &mut run);
+    match first {
+        Err(error) if error.is_busy() => {}
+        other => return other,
+    }
+    let inner = super::stats::proc()
+        .and_then(|proc| fs::read_to_string(format!("{proc}/{}/cgroup", container.pid.as_raw_nonzero())).ok())
+        .and_then(|text| container.cgroup.of_process(&agent.cgroup_root, &text))
+        .ok_or_else(|| Error::precondition("the container's first process is in no cgroup of the container"))?;
+    agent.fork_in(Some(&container.pidfd), 0, &inner.open()?, run)
 }
 
 fn become_program(
@@ -135,7 +132,11 @@ fn become_program(
         (Inside::Terminal, None) => return Err(Error::invalid("there is no terminal")),
     }
     let entered = launch.enter_directory()?;
-    let env = process::environment(spec, &container.user, &super::init::hostname());
+    // The container may have changed its /etc/passwd since it began.
+    let root = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+    let root = root.doing("open the container's root")?;
+    let user = Resolved { home: super::user::home(root, container.user.uid), ..container.user.clone() };
+    let env = process::environment(spec, &user, &super::init::hostname());
     if let Some(users) = agent.users() {
         users.enter()?;
     }
@@ -151,7 +152,8 @@ enum Ending {
 }
 
 async fn run(exec: Exec, start: &ExecStart, mut input: Streaming<ExecInput>, output: &Output) -> Result<()> {
-    let Exec { cgroup, pid, mut exit, outside } = exec;
+    let Exec { container, child, mut exit, outside } = exec;
+    let pid = child.pid.as_raw_nonzero().get().unsigned_abs();
     let say = |kind| output.send(Ok(ExecOutput { kind: Some(kind) }));
     let alive = say(Out::Started(ExecStarted { pid })).await.is_ok();
 
@@ -182,13 +184,13 @@ async fn run(exec: Exec, start: &ExecStart, mut input: Streaming<ExecInput>, out
     let (code, timed_out) = match end {
         Ending::Exited(code) => (code, false),
         Ending::TimedOut | Ending::HungUp => {
-            cgroup.kill();
-            (exit.await.unwrap_or(255), matches!(end, Ending::TimedOut))
+            let timed_out = matches!(end, Ending::TimedOut);
+            // Before anything is awaited: its number is its own until it was reaped.
+            let why = if timed_out { Why::TimedOut } else { Why::HungUp };
+            descendants::kill(&container.cgroup, child.pid, &child.pidfd, why);
+            (exit.await.unwrap_or(255), timed_out)
         }
     };
-    if timed_out || matches!(end, Ending::HungUp) {
-        empty(&cgroup).await;
-    }
     stop.send_replace(true);
     if matches!(end, Ending::HungUp) {
         out.abort();
@@ -196,8 +198,7 @@ async fn run(exec: Exec, start: &ExecStart, mut input: Streaming<ExecInput>, out
     } else {
         let _ = tokio::join!(out, err);
     }
-    // What a finished command left in the background lives on; the cgroup then goes with the container.
-    let _ = cgroup.remove();
+    // What a finished command left in the background lives on.
     let _ = say(Out::Exited(ExecExited { exit_code: code, timed_out })).await;
     Ok(())
 }

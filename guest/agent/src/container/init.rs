@@ -21,9 +21,10 @@ use super::process::{self, Launch};
 use super::rootfs::{self, Layer};
 use super::spec::{MountSpec, Spec};
 use super::stdio::{self, Inside};
-use super::{paths, user};
+use super::{paths, user, volumes};
 use crate::agent::Agent;
 use crate::error::{Doing, Error, Result};
+use crate::users::Users;
 
 /// Runs in the child; the result is its exit status.
 pub fn run(agent: &Agent, spec: &Spec, layer: &Layer, inside: Inside, channel: Inner) -> u8 {
@@ -49,7 +50,7 @@ fn set_up(
 
     let mut trees = take_trees(agent, spec)?;
 
-    unshare_mounts()?;
+    unshare_mounts(spec.privileged)?;
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).doing("make mounts private")?;
 
     trees.binds = sources(agent, spec, layer, &mut trees)?;
@@ -60,13 +61,16 @@ fn set_up(
         }
         None => rootfs::mount_overlay(&spec.lower, layer, &agent.dirs.run)?,
     };
+    // By the image's own files: a volume over /etc must not decide who a named user is.
+    let mut user = user::resolve(&root, &spec.process.user)?;
+    volumes::fill(&root, &spec.mounts, layer, agent.users().map_or(0, Users::root))?;
     if let Some(users) = agent.users() {
         users.own_what_is_made()?;
     }
     let dev = mounts::standard(&root, spec, agent.users(), &mut trees)?;
     mounts::device_nodes(&root, &spec.devices.nodes)?;
     mounts::requested(&root, &spec.mounts, std::mem::take(&mut trees.binds))?;
-    let user = user::resolve(&root, &spec.process.user)?;
+    user.home = user::home(&root, user.uid);
     if let Some(users) = agent.users() {
         for id in user.groups.iter().chain([&user.uid, &user.gid]) {
             users.on_node(*id)?;
@@ -154,11 +158,12 @@ fn map_owners(agent: &Agent, mount: &MountSpec, tree: &OwnedFd) -> Result<()> {
     ))
 }
 
-/// The sources of binds, memory and image volumes in the request's order; those of images are mounted in the container's own namespace.
+/// The sources of binds, memory volumes, image volumes and volumes that the image declares, in their order; those of images are
+/// mounted in the container's own namespace.
 fn sources(agent: &Agent, spec: &Spec, layer: &Layer, trees: &mut Trees) -> Result<Vec<OwnedFd>> {
     let mut binds = std::mem::take(&mut trees.binds).into_iter();
     let mut memory = std::mem::take(&mut trees.memory).into_iter();
-    let mut all = Vec::new();
+    let (mut all, mut volumes) = (Vec::new(), 0);
     for mount in &spec.mounts {
         if mount.is_image() {
             let tree = mounts::image(mount, layer)?;
@@ -168,14 +173,21 @@ fn sources(agent: &Agent, spec: &Spec, layer: &Layer, trees: &mut Trees) -> Resu
             all.extend(memory.next());
         } else if mount.is_bind() {
             all.extend(binds.next());
+        } else if mount.is_image_volume() {
+            all.push(volumes::take(layer, volumes)?);
+            volumes += 1;
         }
     }
     Ok(all)
 }
 
 #[allow(unsafe_code)] // unshare
-fn unshare_mounts() -> Result<()> {
-    let flags = UnshareFlags::NEWNS | UnshareFlags::NEWCGROUP;
+fn unshare_mounts(privileged: bool) -> Result<()> {
+    let mut flags = UnshareFlags::NEWNS;
+    // Privileged programs look after all cgroups of the machine (cAdvisor, Falco), so they see them.
+    if !privileged {
+        flags |= UnshareFlags::NEWCGROUP;
+    }
     // SAFETY: neither flag makes descriptors or memory unshared.
     unsafe { rustix::thread::unshare_unsafe(flags) }.doing("make namespaces")
 }

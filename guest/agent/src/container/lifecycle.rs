@@ -2,7 +2,6 @@
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -49,8 +48,6 @@ pub struct Container {
     pub layer: Layer,
     /// Its instance of devpts.
     pub devpts: Option<OwnedFd>,
-    /// Counts execs.
-    pub execs: AtomicU32,
     /// What the writable layer holds.
     pub usage: Usage,
     /// Held by whoever changes limits: one change is whole before the next begins.
@@ -247,11 +244,6 @@ impl Container {
         empty(&self.cgroup).await;
         lock(&self.pump).take();
         Ok(())
-    }
-
-    /// The next exec's number.
-    pub fn next_exec(&self) -> u32 {
-        self.execs.fetch_add(1, Ordering::Relaxed)
     }
 }
 

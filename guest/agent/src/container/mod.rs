@@ -4,7 +4,9 @@ pub mod attach;
 pub mod capabilities;
 pub mod cgroup;
 pub mod channel;
+mod copy_tree;
 pub mod create;
+mod descendants;
 pub mod devices;
 pub mod exec;
 pub mod init;
@@ -21,5 +23,6 @@ pub mod stats;
 pub mod stdio;
 pub mod swapped;
 pub mod user;
+mod volumes;
 
 pub use lifecycle::Container;

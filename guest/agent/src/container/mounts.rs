@@ -23,9 +23,21 @@ const NOEXEC: u64 = libc::MOUNT_ATTR_NOEXEC;
 const RDONLY: u64 = libc::MOUNT_ATTR_RDONLY;
 
 const PROC_MAGIC: i64 = 0x9fa0;
-/// Files of /proc that a mount may cover: they tell of the machine's size. All else would fool runtimes and tools.
-const PROC_FILES: [&str; 9] =
-    ["cpuinfo", "diskstats", "loadavg", "meminfo", "slabinfo", "stat", "swaps", "uptime", "net/dev"];
+/// Files of /proc that a mount may cover, as in runc: they tell of the machine's size or of settings that checkpoints and
+/// cryptography look at. All else would fool runtimes and tools.
+const PROC_FILES: [&str; 11] = [
+    "cpuinfo",
+    "diskstats",
+    "loadavg",
+    "meminfo",
+    "slabinfo",
+    "stat",
+    "swaps",
+    "uptime",
+    "net/dev",
+    "sys/kernel/ns_last_pid",
+    "sys/crypto/fips_enabled",
+];
 
 /// Mounts taken from the agent's or the node's own tree before the container's namespace is made.
 #[derive(Debug, Default)]
@@ -227,10 +239,10 @@ pub fn image(m: &MountSpec, layer: &Layer) -> Result<OwnedFd> {
 pub fn requested(root: &OwnedFd, mounts: &[MountSpec], binds: Vec<OwnedFd>) -> Result<()> {
     let mut binds = binds.into_iter();
     for m in mounts {
-        let (tree, directory) = if m.is_bind() || m.is_image() || m.is_memory() {
+        let (tree, directory) = if m.is_bind() || m.is_image() || m.is_memory() || m.is_image_volume() {
             let tree = binds.next().ok_or_else(|| Error::invalid("a bind mount has no source"))?;
             let kind = paths::file_type(&tree).doing(format!("look at {}", m.source.display()))?;
-            if !m.is_image() {
+            if !m.is_image() && !m.is_image_volume() {
                 shape_bind(&tree, m)?;
             }
             (tree, kind == FileType::Directory)

@@ -61,6 +61,8 @@ pub fn early(spec: &ProcessSpec, agent_oom_score: Option<i32>) -> Result<()> {
 /// The environment with what every program expects.
 pub fn environment(spec: &ProcessSpec, user: &Resolved, hostname: &str) -> Vec<CString> {
     let mut env = spec.env.clone();
+    // An empty HOME counts as none.
+    env.retain(|e| e.as_bytes() != b"HOME=");
     let mut add = |key: &str, value: &str| {
         let prefix = format!("{key}=");
         if !env.iter().any(|e| e.as_bytes().starts_with(prefix.as_bytes()))
@@ -76,7 +78,7 @@ pub fn environment(spec: &ProcessSpec, user: &Resolved, hostname: &str) -> Vec<C
     if spec.terminal {
         add("TERM", "xterm");
     }
-    add("HOME", user.home.as_deref().unwrap_or(if user.uid == 0 { "/root" } else { "/" }));
+    add("HOME", user.home.as_deref().unwrap_or("/"));
     env
 }
 

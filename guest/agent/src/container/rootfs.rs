@@ -18,6 +18,8 @@ use crate::users::Users;
 
 /// Longest string that fsconfig takes.
 const MAX_PARAMETER: usize = 255;
+/// Folder of the image's volumes, beside the writable layer.
+const VOLUMES: &str = "volumes";
 
 /// The writable layer of one container on the pod's disk.
 #[derive(Debug)]
@@ -65,6 +67,14 @@ impl Layer {
         self.dir.join("work")
     }
 
+    /// The folder of one of the image's volumes; made when it is missing.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn volume(&self, number: usize) -> Result<PathBuf> {
+        self.extra(&format!("{VOLUMES}/{number}"), 0o700)
+    }
+
     /// An empty directory.
     ///
     /// # Errors
@@ -102,7 +112,8 @@ impl Layer {
     /// When something cannot be deleted.
     pub async fn remove_aside(&self, agent: &Agent) -> Result<()> {
         // Most containers have written nothing.
-        if fs::remove_dir(self.upper()).is_ok() || !self.dir.exists() {
+        let small = !self.dir.join(VOLUMES).exists() && fs::remove_dir(self.upper()).is_ok();
+        if small || !self.dir.exists() {
             return self.remove();
         }
         let child = crate::sys::fork(0, None, || u8::from(self.remove().is_err())).doing("start a process")?;

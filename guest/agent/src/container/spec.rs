@@ -13,12 +13,15 @@ use super::memory::Owner;
 use super::paths::{check_absolute, check_relative};
 use super::seccomp::{self, Filter};
 use super::swapped::check_link;
+use super::volumes;
 use crate::error::{Doing, Error, Result};
 
 /// Most mounts, masked paths, groups and the like of one container.
 const MAX_ITEMS: usize = 4096;
 /// The kernel's own limit on overlay layers.
 const MAX_LAYERS: usize = 500;
+/// Type of a mount that the agent adds for a volume of the image; no request has it.
+const IMAGE_VOLUME: &str = "image volume";
 
 /// One container.
 #[derive(Debug)]
@@ -146,7 +149,34 @@ impl MountSpec {
         self.kind == "memory"
     }
 
-    fn parse(m: &Mount) -> Result<Self> {
+    /// Whether it is a volume that the image declares.
+    pub fn is_image_volume(&self) -> bool {
+        self.kind == IMAGE_VOLUME
+    }
+
+    /// A volume that the image declares at `destination`.
+    pub(super) fn of_image_volume(destination: PathBuf) -> Self {
+        Self {
+            destination,
+            source: PathBuf::new(),
+            kind: IMAGE_VOLUME.to_owned(),
+            readonly: false,
+            recursive_readonly: false,
+            recursive: false,
+            idmap: false,
+            propagation: Propagation::Private,
+            attributes: 0,
+            data: Vec::new(),
+            writable_below: Vec::new(),
+            lower: Vec::new(),
+            sub_path: PathBuf::new(),
+            memory: String::new(),
+            owner: Owner::default(),
+            data_link: String::new(),
+        }
+    }
+
+    pub(super) fn parse(m: &Mount) -> Result<Self> {
         let destination = check_absolute(&m.destination)?;
         const KINDS: [&str; 9] = ["bind", "image", "memory", "tmpfs", "proc", "sysfs", "mqueue", "cgroup2", "devpts"];
         if !KINDS.contains(&m.r#type.as_str()) {
@@ -333,11 +363,13 @@ impl Spec {
         let namespaces = r.namespaces.unwrap_or_default();
         let pid = PidMode::try_from(namespaces.pid)
             .map_err(|_| Error::invalid(format!("pid namespace {} is unknown", namespaces.pid)))?;
+        let mut mounts = r.mounts.iter().map(MountSpec::parse).collect::<Result<_>>()?;
+        volumes::add(&mut mounts, &r.image_volumes)?;
         Ok(Self {
             id: r.id,
             lower: paths(&r.lower)?,
             readonly_rootfs: r.readonly_rootfs,
-            mounts: r.mounts.iter().map(MountSpec::parse).collect::<Result<_>>()?,
+            mounts,
             process: ProcessSpec::parse(r.process.ok_or_else(|| Error::invalid("there is no process"))?)?,
             resources: r.resources.unwrap_or_default(),
             pid,

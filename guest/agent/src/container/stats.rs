@@ -148,7 +148,7 @@ async fn of(container: &Container, processes: bool) -> ContainerStatsReply {
 }
 
 /// A /proc of the agent's own pid namespace: a supervisor sees the node's, where its containers have other numbers.
-fn proc() -> Option<String> {
+pub(super) fn proc() -> Option<String> {
     static PROC: LazyLock<Option<OwnedFd>> = LazyLock::new(|| {
         let made = super::rootfs::new_mount("proc", &[], 0);
         made.inspect_err(|error| tracing::warn!(error = error.chain(), "processes cannot be looked into")).ok()

@@ -21,7 +21,7 @@ pub struct Resolved {
     pub gid: u32,
     /// All groups, the primary one first.
     pub groups: Vec<u32>,
-    /// Home directory, if the image names one.
+    /// Home directory, if /etc/passwd names one.
     pub home: Option<String>,
 }
 
@@ -73,6 +73,17 @@ pub fn resolve(root: impl AsFd, user: &User) -> Result<Resolved> {
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     };
     resolve_in(&read("/etc/passwd")?, &read("/etc/group")?, user)
+}
+
+/// Home directory of `uid` by the /etc/passwd that the container sees, volumes included; the container may change it.
+pub fn home(root: impl AsFd, uid: u32) -> Option<String> {
+    let passwd = read_image_file(root, "/etc/passwd", MAX_FILE).ok()??;
+    let passwd = String::from_utf8_lossy(&passwd);
+    accounts(&passwd).find(|a| a.uid == uid).and_then(|a| usable_home(a.home))
+}
+
+fn usable_home(home: &str) -> Option<String> {
+    (home.starts_with('/') && !home.contains(|c: char| c.is_control())).then(|| home.to_owned())
 }
 
 fn resolve_in(passwd: &str, group: &str, user: &User) -> Result<Resolved> {
@@ -128,8 +139,7 @@ fn resolve_in(passwd: &str, group: &str, user: &User) -> Result<Resolved> {
     for gid in &user.supplemental_groups {
         add(check(*gid, &gid.to_string())?)?;
     }
-    let home =
-        account.map(|a| a.home.to_owned()).filter(|h| h.starts_with('/') && !h.contains(|c: char| c.is_control()));
+    let home = account.and_then(|a| usable_home(a.home));
     Ok(Resolved { uid, gid, groups: all, home })
 }
 

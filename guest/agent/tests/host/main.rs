@@ -3,6 +3,7 @@
 
 mod hostile;
 mod lifecycle;
+mod like_others;
 mod processes;
 mod rows;
 mod streams;

@@ -6,7 +6,7 @@ use cofferdam_proto::agent::container_state::Phase;
 use cofferdam_proto::agent::namespaces::Pid as PidMode;
 use cofferdam_proto::agent::*;
 
-use crate::support::{self, Pod, Shape, need_host_pods, plain, sh, until};
+use crate::support::{Pod, Shape, need_host_pods, plain, sh, until};
 use crate::{bind, process};
 
 #[tokio::test]
@@ -78,9 +78,6 @@ async fn execs() {
     for _ in 0..200 {
         let left = pod.exec(sh("a", "ps -o args | grep -c '^sleep 4242'"), None).await.unwrap();
         if left.stdout.trim() == "0" {
-            let execs = fs::read_dir(support::cgroup_root().join(&pod.cgroup).join("a")).unwrap();
-            let execs = execs.flatten().filter(|e| e.file_name().to_string_lossy().starts_with("exec-")).count();
-            assert!(execs <= 2, "{execs} cgroups of execs are left; one has a process, one may just be going");
             pod.end().await;
             return;
         }
