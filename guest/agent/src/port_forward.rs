@@ -58,12 +58,16 @@ pub async fn serve(stream: TcpStream, port: u32, input: Streaming<PortForwardInp
     let both = async {
         let up = async { if up(input, write).await { Ok(()) } else { Err(()) } };
         let down = async {
-            if let Err(error) = down(read, &output).await {
-                let why = format!("the connection to port {port} broke: {error}");
-                let _ = output.send(Err(Error::precondition(why).into())).await;
-                return Err(());
+            match down(read, &output).await {
+                Ok(End::Closed) => Ok(()),
+                // Nothing can be sent to it any more either.
+                Ok(End::Reset) => Err(()),
+                Err(error) => {
+                    let why = format!("the connection to port {port} broke: {error}");
+                    let _ = output.send(Err(Error::precondition(why).into())).await;
+                    Err(())
+                }
             }
-            Ok(())
         };
         let _ = tokio::try_join!(up, down);
     };
@@ -92,15 +96,72 @@ async fn up(mut input: Streaming<PortForwardInput>, mut to: OwnedWriteHalf) -> b
     }
 }
 
-async fn down(mut from: OwnedReadHalf, output: &Output) -> io::Result<()> {
+/// How a program ended a connection.
+#[derive(Debug, PartialEq, Eq)]
+enum End {
+    /// It has nothing more to say.
+    Closed,
+    /// It closed without reading all that it was sent, or cut the connection off: an end like the other one to the caller. Clients of
+    /// port-forward take an error of one connection for the end of all of them.
+    Reset,
+}
+
+/// What the program says, and that it has ended.
+async fn down(mut from: OwnedReadHalf, output: &Output) -> io::Result<End> {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
     loop {
         let mut buffer = vec![0u8; CHUNK];
-        let n = from.read(&mut buffer).await?;
+        let (n, end) = match from.read(&mut buffer).await {
+            Ok(n) => (n, End::Closed),
+            Err(e) if matches!(e.kind(), ConnectionReset | ConnectionAborted | BrokenPipe) => (0, End::Reset),
+            Err(e) => return Err(e),
+        };
         buffer.truncate(n);
         buffer.shrink_to_fit();
         let kind = if n == 0 { Out::Closed(true) } else { Out::Data(buffer) };
         if output.send(Ok(PortForwardOutput { kind: Some(kind) })).await.is_err() || n == 0 {
-            return Ok(());
+            return Ok(end);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// What `down` says of a connection on which the program did `act`.
+    async fn said(act: impl FnOnce(&TcpStream)) -> (io::Result<End>, Vec<PortForwardOutput>) {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let ours = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut program, _) = listener.accept().await.unwrap();
+        program.write_all(b"said").await.unwrap();
+        act(&program);
+        drop(program);
+        let (output, mut sent) = mpsc::channel(8);
+        let (read, _write) = ours.into_split();
+        let end = down(read, &output).await;
+        drop(output);
+        let mut all = Vec::new();
+        while let Some(message) = sent.recv().await {
+            all.push(message.unwrap());
+        }
+        (end, all)
+    }
+
+    #[tokio::test]
+    async fn a_reset_is_an_end_and_no_error() {
+        let kinds = |all: &[PortForwardOutput]| -> Vec<Out> { all.iter().filter_map(|m| m.kind.clone()).collect() };
+        let (end, all) = said(|_| {}).await;
+        assert_eq!(end.unwrap(), End::Closed);
+        assert_eq!(kinds(&all), [Out::Data(b"said".to_vec()), Out::Closed(true)]);
+        // Without lingering, closing sends a reset, which may overtake what was said.
+        let (end, all) = said(|program| {
+            rustix::net::sockopt::set_socket_linger(program, Some(Duration::ZERO)).unwrap();
+        })
+        .await;
+        assert_eq!(end.unwrap(), End::Reset);
+        assert_eq!(kinds(&all).last(), Some(&Out::Closed(true)));
     }
 }
