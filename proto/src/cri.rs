@@ -1,4 +1,4 @@
-//! CRI v1 of Kubernetes 1.37. Defined in `proto/cri.proto`.
+//! CRI v1 of Kubernetes 1.38. Defined in `proto/cri.proto`.
 
 use prost::Message;
 use prost::bytes::Bytes;

@@ -67,6 +67,10 @@ fn show(image: Image) -> cri::Image {
     }
 }
 
+fn no_profiles() -> Status {
+    CriError::Unimplemented("security profiles from registries are not supported").into()
+}
+
 #[async_trait]
 impl ImageService for Images {
     async fn list_images(&self, request: Request<cri::ListImagesRequest>) -> Answer<cri::ListImagesResponse> {
@@ -111,6 +115,27 @@ impl ImageService for Images {
             Err(error) => return Err(error.into()),
         }
         Ok(Response::new(cri::RemoveImageResponse {}))
+    }
+
+    async fn pull_security_profile(
+        &self,
+        _: Request<cri::PullSecurityProfileRequest>,
+    ) -> Answer<cri::PullSecurityProfileResponse> {
+        Err(no_profiles())
+    }
+
+    async fn list_security_profiles(
+        &self,
+        _: Request<cri::ListSecurityProfilesRequest>,
+    ) -> Answer<cri::ListSecurityProfilesResponse> {
+        Err(no_profiles())
+    }
+
+    async fn remove_security_profile(
+        &self,
+        _: Request<cri::RemoveSecurityProfileRequest>,
+    ) -> Answer<cri::RemoveSecurityProfileResponse> {
+        Err(no_profiles())
     }
 
     async fn image_fs_info(&self, _: Request<cri::ImageFsInfoRequest>) -> Answer<cri::ImageFsInfoResponse> {

@@ -51,7 +51,17 @@ const SERVICES: [(&str, &[&str]); 2] = [
     ),
     (
         "/runtime.v1.ImageService/",
-        &["ImageFsInfo", "ImageStatus", "ListImages", "PullImage", "RemoveImage", "StreamImages"],
+        &[
+            "ImageFsInfo",
+            "ImageStatus",
+            "ListImages",
+            "ListSecurityProfiles",
+            "PullImage",
+            "PullSecurityProfile",
+            "RemoveImage",
+            "RemoveSecurityProfile",
+            "StreamImages",
+        ],
     ),
 ];
 

@@ -4,6 +4,7 @@ use cofferdam_proto::cri::security_profile::ProfileType;
 use cofferdam_proto::cri::{LinuxContainerSecurityContext, SecurityProfile};
 use cofferdam_sandbox::Kind;
 
+use super::seccomp;
 use crate::apparmor::{DEFAULT, Kernel};
 use crate::error::CriError;
 
@@ -25,6 +26,7 @@ pub(crate) fn profile(
         return Ok(String::new());
     }
     let asked = asked(context)?;
+    asked.as_ref().map_or(Ok(()), |profile| seccomp::no_pulled("AppArmor", profile))?;
     let wanted = asked.as_ref().map(|p| ProfileType::try_from(p.profile_type)).transpose();
     let wanted = wanted.map_err(|e| CriError::invalid(format!("unknown AppArmor profile type: {e}")))?;
     match wanted {
@@ -80,8 +82,11 @@ fn asked(context: &LinuxContainerSecurityContext) -> Result<Option<SecurityProfi
     if context.apparmor.is_some() {
         return Ok(context.apparmor.clone());
     }
-    let profile =
-        |kind: ProfileType, name: &str| SecurityProfile { profile_type: kind.into(), localhost_ref: name.into() };
+    let profile = |kind: ProfileType, name: &str| SecurityProfile {
+        profile_type: kind.into(),
+        localhost_ref: name.into(),
+        ..Default::default()
+    };
     match context.apparmor_profile.as_str() {
         "" => Ok(None),
         "runtime/default" => Ok(Some(profile(ProfileType::RuntimeDefault, ""))),
@@ -103,7 +108,8 @@ mod tests {
     const LISTED: &str = "mine (enforce)\ncofferdam-default (enforce)\n";
 
     fn field(kind: ProfileType, name: &str) -> LinuxContainerSecurityContext {
-        let apparmor = Some(SecurityProfile { profile_type: kind.into(), localhost_ref: name.into() });
+        let apparmor =
+            Some(SecurityProfile { profile_type: kind.into(), localhost_ref: name.into(), ..Default::default() });
         LinuxContainerSecurityContext { apparmor, ..Default::default() }
     }
 
@@ -115,7 +121,7 @@ mod tests {
     #[test]
     #[allow(deprecated, reason = "older kubelets send the string")]
     fn every_way_to_ask_on_every_node() {
-        use ProfileType::{Localhost, RuntimeDefault, Unconfined};
+        use ProfileType::{Localhost, Oci, RuntimeDefault, Unconfined};
         let both =
             LinuxContainerSecurityContext { apparmor_profile: "localhost/none".into(), ..field(Localhost, "mine") };
         let privileged = LinuxContainerSecurityContext { privileged: true, ..field(Localhost, "none") };
@@ -136,6 +142,7 @@ mod tests {
             (string("localhost/mine"), [Some("mine"), Some("mine"), refused, refused]),
             (string("localhost/none"), [refused; 4]),
             (string("mine"), [refused; 4]),
+            (field(Oci, ""), [refused; 4]),
             (both, [Some("mine"), Some("mine"), refused, refused]),
             (privileged, [plain, plain, plain, plain]),
         ] {

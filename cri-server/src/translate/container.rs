@@ -7,7 +7,7 @@ use cofferdam_proto::cri::{ContainerConfig, ImageSpec, LinuxContainerSecurityCon
 use cofferdam_sandbox::Kind;
 
 use super::mounts::Volume;
-use super::{apparmor, capabilities, cdi, mounts, resources, seccomp, signal, text, user, users};
+use super::{apparmor, capabilities, cdi, cgroups, mounts, resources, seccomp, signal, text, user, users};
 use crate::apparmor::Kernel;
 use crate::error::CriError;
 use crate::records::{ContainerPhase, ContainerRecord, PodRecord, UserRecord};
@@ -44,6 +44,7 @@ pub(crate) fn plan(
     if context.privileged && !pod.privileged {
         return Err(CriError::invalid("a privileged container needs a privileged pod sandbox"));
     }
+    cgroups::check(&context)?;
     if !asked.log_path.is_empty() {
         crate::container_log::check(&asked.log_path).map_err(|e| CriError::invalid(e.to_string()))?;
     }

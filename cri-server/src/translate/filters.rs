@@ -115,6 +115,7 @@ pub(crate) fn pod_status(r: &PodRecord) -> Option<cri::PodSandboxStatus> {
         ipc: r.namespaces.ipc,
         target_id: r.namespaces.target_id.clone(),
         userns_options: r.namespaces.users.map(super::users::status),
+        cgroupns_options: None,
     };
     Some(cri::PodSandboxStatus {
         id: r.id.clone(),

@@ -5,6 +5,7 @@ pub(crate) mod apparmor;
 pub(crate) mod bandwidth;
 pub(crate) mod capabilities;
 pub(crate) mod cdi;
+pub(crate) mod cgroups;
 pub(crate) mod container;
 pub(crate) mod dns;
 pub(crate) mod filters;

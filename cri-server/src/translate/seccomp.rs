@@ -24,14 +24,26 @@ pub(crate) fn profile(context: &LinuxContainerSecurityContext) -> Result<Seccomp
         Some(profile) => profile.clone(),
         None => old_style(&context.seccomp_profile_path)?,
     };
+    no_pulled("seccomp", &asked)?;
     match ProfileType::try_from(asked.profile_type) {
         Ok(ProfileType::RuntimeDefault) => Ok(plain(Kind::RuntimeDefault)),
         Ok(ProfileType::Unconfined) => Ok(plain(Kind::Unconfined)),
         Ok(ProfileType::Localhost) => {
             Ok(Seccomp { kind: Kind::Profile.into(), profile: read(Path::new(&asked.localhost_ref))? })
         }
-        Err(_) => Err(CriError::invalid(format!("unknown seccomp profile type {}", asked.profile_type))),
+        Ok(ProfileType::Oci) | Err(_) => {
+            Err(CriError::invalid(format!("unknown seccomp profile type {}", asked.profile_type)))
+        }
     }
+}
+
+/// Refuses a profile of a registry, which Kubernetes 1.38 can ask for and Cofferdam does not pull. `what` is the profile's kind.
+pub(crate) fn no_pulled(what: &str, asked: &SecurityProfile) -> Result<(), CriError> {
+    let named = !asked.oci_ref.is_empty() || asked.base_profile.is_some();
+    if named || asked.profile_type == i32::from(ProfileType::Oci) {
+        return Err(CriError::invalid(format!("{what} profiles from a registry (type OCI) are not supported")));
+    }
+    Ok(())
 }
 
 /// The deprecated string.
@@ -46,7 +58,7 @@ fn old_style(text: &str) -> Result<SecurityProfile, CriError> {
             }
         },
     };
-    Ok(SecurityProfile { profile_type: kind.into(), localhost_ref: path.to_owned() })
+    Ok(SecurityProfile { profile_type: kind.into(), localhost_ref: path.to_owned(), ..Default::default() })
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, CriError> {
@@ -73,7 +85,8 @@ mod tests {
     use super::*;
 
     fn context(kind: ProfileType, path: &str) -> LinuxContainerSecurityContext {
-        let seccomp = SecurityProfile { profile_type: kind.into(), localhost_ref: path.to_owned() };
+        let seccomp =
+            SecurityProfile { profile_type: kind.into(), localhost_ref: path.to_owned(), ..Default::default() };
         LinuxContainerSecurityContext { seccomp: Some(seccomp), ..Default::default() }
     }
 
@@ -128,5 +141,10 @@ mod tests {
         }
         assert_eq!(kind(&context(ProfileType::Localhost, "relative.json")), None);
         assert_eq!(kind(&context(ProfileType::Localhost, "/dev/zero")), None);
+        let mut pulled = context(ProfileType::RuntimeDefault, "");
+        pulled.seccomp.get_or_insert_default().oci_ref = "r.example/p@sha256:1".into();
+        for asked in [pulled, context(ProfileType::Oci, "")] {
+            assert!(profile(&asked).unwrap_err().to_string().contains("from a registry"), "{asked:?}");
+        }
     }
 }

@@ -1,9 +1,11 @@
 //! What the kubelet shows at `/metrics/cadvisor` when it takes statistics from CRI.
 //!
 //! A pod's series have the labels `container` and `image` empty, as those of cAdvisor's pod cgroups, so that sums over containers do
-//! not count a pod twice. CRI carries whole numbers: seconds are cut off.
+//! not count a pod twice. Seconds are told twice, whole and with their fraction: kubelets before 1.38 know whole numbers only.
 
 mod descriptors;
+
+use std::time::Duration;
 
 use cofferdam_proto::agent::{CgroupUsage, ContainerStatsReply, DeviceIo, Pressure};
 use cofferdam_proto::cri;
@@ -36,6 +38,15 @@ struct Series {
 
 impl Series {
     fn add(&mut self, name: &str, extra: &[&str], value: u64) {
+        self.push(name, extra, value, None);
+    }
+
+    fn seconds(&mut self, name: &str, extra: &[&str], nanos: u64) {
+        let exact = Duration::from_nanos(nanos).as_secs_f64();
+        self.push(name, extra, nanos / SECOND, Some(cri::DoubleValue { value: exact }));
+    }
+
+    fn push(&mut self, name: &str, extra: &[&str], value: u64, double_value: Option<cri::DoubleValue>) {
         let descriptor = named(name);
         debug_assert!(descriptor.is_some_and(|d| d.labels.len() == extra.len()), "{name} {extra:?}");
         let Some(descriptor) = descriptor else { return };
@@ -45,6 +56,7 @@ impl Series {
             metric_type: descriptor.kind.into(),
             label_values: self.base.iter().cloned().chain(extra.iter().map(|l| (*l).to_owned())).collect(),
             value: Some(cri::UInt64Value { value }),
+            double_value,
         });
     }
 
@@ -55,13 +67,13 @@ impl Series {
     }
 
     fn cgroup(&mut self, u: &CgroupUsage) {
-        self.add("container_cpu_usage_seconds_total", &["total"], u.cpu_nanos / SECOND);
+        self.seconds("container_cpu_usage_seconds_total", &["total"], u.cpu_nanos);
+        self.seconds("container_cpu_user_seconds_total", &[], u.cpu_user_nanos);
+        self.seconds("container_cpu_system_seconds_total", &[], u.cpu_system_nanos);
+        self.seconds("container_cpu_cfs_throttled_seconds_total", &[], u.cpu_throttled_nanos);
         self.plain(&[
-            ("container_cpu_user_seconds_total", u.cpu_user_nanos / SECOND),
-            ("container_cpu_system_seconds_total", u.cpu_system_nanos / SECOND),
             ("container_cpu_cfs_periods_total", u.cpu_periods),
             ("container_cpu_cfs_throttled_periods_total", u.cpu_throttled_periods),
-            ("container_cpu_cfs_throttled_seconds_total", u.cpu_throttled_nanos / SECOND),
             ("container_memory_cache", u.memory_file_bytes),
             ("container_memory_rss", u.memory_anon_bytes),
             ("container_memory_kernel_usage", u.memory_kernel_bytes),
@@ -109,7 +121,8 @@ impl Series {
     fn pressure(&mut self, of: &str, pressure: &Pressure) {
         for (kind, stall) in [("waiting", &pressure.some), ("stalled", &pressure.full)] {
             if let Some(stall) = stall {
-                self.add(&format!("container_pressure_{of}_{kind}_seconds_total"), &[], stall.total_micros / 1_000_000);
+                let nanos = stall.total_micros.saturating_mul(1000);
+                self.seconds(&format!("container_pressure_{of}_{kind}_seconds_total"), &[], nanos);
             }
         }
     }
@@ -128,8 +141,9 @@ impl Series {
     }
 
     fn times(&mut self, started: i64) {
-        let seconds = |nanos: i64| u64::try_from(nanos).unwrap_or(0) / SECOND;
-        self.plain(&[("container_start_time_seconds", seconds(started)), ("container_last_seen", seconds(self.at))]);
+        for (name, nanos) in [("container_start_time_seconds", started), ("container_last_seen", self.at)] {
+            self.seconds(name, &[], u64::try_from(nanos).unwrap_or(0));
+        }
     }
 
     fn spec(&mut self, r: &ContainerRecord) {

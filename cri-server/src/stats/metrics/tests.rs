@@ -102,6 +102,7 @@ fn labels_are_cadvisor_s() {
     let cpu = find(&shown.container_metrics[0].metrics, "container_cpu_usage_seconds_total");
     let labels = ["/kubepods/p/a", "a", "docker.io/library/busybox:1", "app", "web", "default", "total"];
     assert_eq!((cpu.label_values, cpu.value.unwrap().value), (labels.map(str::to_owned).to_vec(), 5));
+    assert_eq!(cpu.double_value.unwrap().value, 5.5, "kubelets of 1.38 read the fraction");
     let sent = find(&shown.metrics, "container_network_transmit_packets_dropped_total");
     let labels = ["/kubepods/p", "p", "", "", "web", "default", "eth0"];
     assert_eq!((sent.label_values, sent.value.unwrap().value), (labels.map(str::to_owned).to_vec(), 2));

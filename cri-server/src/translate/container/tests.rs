@@ -163,7 +163,7 @@ fn devices_are_for_host_pods() {
 #[test]
 fn crooked_containers_are_refused() {
     type Spoil = fn(&mut ContainerConfig);
-    let rows: [(&str, Spoil); 22] = [
+    let rows: [(&str, Spoil); 23] = [
         ("no metadata", |c| c.metadata = None),
         ("no name", |c| c.metadata.as_mut().unwrap().name.clear()),
         ("newline in the name", |c| c.metadata.as_mut().unwrap().name = "a\nb".into()),
@@ -181,8 +181,9 @@ fn crooked_containers_are_refused() {
         ("CDI", |c| c.cdi_devices.push(CdiDevice { name: "v/c=d".into() })),
         ("relative masked path", |c| context(c).masked_paths = vec!["proc".into()]),
         ("AppArmor profile", |c| {
-            let profile = SecurityProfile { profile_type: ProfileType::Localhost.into(), localhost_ref: "x".into() };
-            context(c).apparmor = Some(profile);
+            let kind = ProfileType::Localhost.into();
+            context(c).apparmor =
+                Some(SecurityProfile { profile_type: kind, localhost_ref: "x".into(), ..Default::default() });
         }),
         ("node's processes", |c| {
             context(c).namespace_options =
@@ -196,6 +197,7 @@ fn crooked_containers_are_refused() {
             context(c).namespace_options =
                 Some(NamespaceOption { userns_options: Some(UserNamespace::default()), ..Default::default() });
         }),
+        ("cgroups to write to", |c| context(c).cgroup_mount_mode = 2),
         ("unknown capability", |c| {
             context(c).capabilities = Some(Capability { add_capabilities: vec!["ROOT".into()], ..Default::default() });
         }),
