@@ -8,6 +8,50 @@ use std::{env, fs};
 const LISTS: [&str; 4] =
     ["ListPodSandboxResponse", "ListContainersResponse", "StreamPodSandboxesResponse", "StreamContainersResponse"];
 
+/// Messages of CRI that people are shown as JSON (the daemon's `translate::inspect`).
+const SHOWN: [&str; 33] = [
+    "CDIDevice",
+    "Capability",
+    "CgroupNamespace",
+    "ContainerConfig",
+    "ContainerMetadata",
+    "DNSConfig",
+    "Device",
+    "HugepageLimit",
+    "IDMapping",
+    "ImageSpec",
+    "Int64Value",
+    "KeyValue",
+    "LinuxContainerConfig",
+    "LinuxContainerResources",
+    "LinuxContainerSecurityContext",
+    "LinuxPodSandboxConfig",
+    "LinuxSandboxSecurityContext",
+    "Mount",
+    "NamespaceOption",
+    "PodSandboxConfig",
+    "PodSandboxMetadata",
+    "PortMapping",
+    "SELinuxOption",
+    "SecurityProfile",
+    "SecurityProfileBase",
+    "UserNamespace",
+    "WindowsContainerConfig",
+    "WindowsContainerResources",
+    "WindowsContainerSecurityContext",
+    "WindowsCpuGroupAffinity",
+    "WindowsNamespaceOption",
+    "WindowsPodSandboxConfig",
+    "WindowsSandboxSecurityContext",
+];
+/// Fields of them whose names or values are written otherwise than by default.
+const SHOWN_AS: [(&str, &str); 4] = [
+    ("KeyValue.value", "#[serde(serialize_with = \"crate::cri::as_text\")]"),
+    ("Mount.uidMappings", "#[serde(rename = \"uidMappings\")]"),
+    ("Mount.gidMappings", "#[serde(rename = \"gidMappings\")]"),
+    ("ContainerConfig.CDI_devices", "#[serde(rename = \"CDI_devices\")]"),
+];
+
 fn main() -> Result<(), Box<dyn Error>> {
     for (file, feature) in [("proto/agent.proto", "CARGO_FEATURE_AGENT"), ("proto/cri.proto", "CARGO_FEATURE_CRI")] {
         println!("cargo:rerun-if-changed={file}");
@@ -25,7 +69,14 @@ fn main() -> Result<(), Box<dyn Error>> {
                 .iter()
                 .fold(servers, |s, list| s.extern_path(format!(".runtime.v1.{list}"), "crate::cri::EncodedList"))
                 .compile_fds(files.clone())?;
-            tonic_prost_build::configure().build_server(false).compile_fds(files)?;
+            let mut messages = tonic_prost_build::configure().build_server(false);
+            for message in SHOWN {
+                messages = messages.type_attribute(format!(".runtime.v1.{message}"), "#[derive(serde::Serialize)]");
+            }
+            for (field, attribute) in SHOWN_AS {
+                messages = messages.field_attribute(format!(".runtime.v1.{field}"), attribute);
+            }
+            messages.compile_fds(files)?;
         } else {
             tonic_prost_build::configure().compile_fds(files)?;
         }

@@ -23,6 +23,11 @@ pub struct EncodedList {
     pub items: Vec<Bytes>,
 }
 
+/// Writes bytes that are text as a rule: the value of an environment variable.
+fn as_text<S: serde::Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&String::from_utf8_lossy(bytes))
+}
+
 /// An item of an [`EncodedList`].
 pub fn encoded(item: &impl Message) -> Bytes {
     item.encode_to_vec().into()

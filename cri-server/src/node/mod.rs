@@ -13,6 +13,7 @@ pub(crate) mod events;
 pub(crate) mod health;
 mod listed;
 pub(crate) mod names;
+pub(crate) mod pids;
 pub(crate) mod pod;
 pub(crate) mod restore;
 #[cfg(test)]

@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde::{Deserialize, Serialize};
 
+use super::Info;
+
 /// How far a container is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -94,6 +96,9 @@ pub(crate) struct ContainerRecord {
     /// The image by its registry's digest; empty when it has none, or in a record of an older version.
     #[serde(default)]
     pub(crate) image_digest: String,
+    /// The image as its status names it; empty in a record of an older version.
+    #[serde(default)]
+    pub(crate) image_name: String,
     /// Nanoseconds since the epoch, by the node's clock; 0: not yet.
     pub(crate) created_at: i64,
     #[serde(default)]
@@ -114,6 +119,9 @@ pub(crate) struct ContainerRecord {
     /// Below the pod's log directory; empty: no log.
     #[serde(default)]
     pub(crate) log_path: String,
+    /// The directory of `log_path`, as CreateContainer said; empty: the pod's.
+    #[serde(default)]
+    pub(crate) log_directory: String,
     #[serde(default)]
     pub(crate) resources: Option<ResourcesRecord>,
     #[serde(default)]
@@ -121,12 +129,29 @@ pub(crate) struct ContainerRecord {
     pub(crate) stop_signal: u32,
     #[serde(default)]
     pub(crate) terminal: bool,
+    /// Its first process as its agent numbers it; 0 in a record of an older version.
+    #[serde(default)]
+    pub(crate) agent_pid: u32,
+    /// For people who inspect it.
+    #[serde(default)]
+    pub(crate) info: Info,
     /// Why nobody knows what came of its start, which is then taken back. Empty: it is known.
     #[serde(default)]
     pub(crate) unanswered: String,
 }
 
 impl ContainerRecord {
+    /// The image's name for the status.
+    pub(crate) fn image_name(&self) -> &str {
+        [&self.image_name, &self.user_image].into_iter().find(|name| !name.is_empty()).unwrap_or(&self.image)
+    }
+
+    /// Where its log is, if it has one: a directory and a path below it. `of_pod` is the pod's log directory.
+    pub(crate) fn log<'a>(&'a self, of_pod: &'a str) -> Option<(&'a str, &'a str)> {
+        let directory = if self.log_directory.is_empty() { of_pod } else { &self.log_directory };
+        (!self.log_path.is_empty() && !directory.is_empty()).then_some((directory, &self.log_path))
+    }
+
     /// It was made and can be started.
     pub(crate) fn made(&mut self, user: UserRecord) -> bool {
         let creating = self.phase == ContainerPhase::Creating;

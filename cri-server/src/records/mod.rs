@@ -16,6 +16,7 @@
 //! newer version, is set aside: its pod is shown as not ready, and can be removed ([`salvage`]).
 
 mod container;
+mod info;
 mod kept;
 mod pod;
 pub(crate) mod salvage;
@@ -28,6 +29,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) use container::{
     ContainerPhase, ContainerRecord, ImageVolumeRecord, MountRecord, ResourcesRecord, UserRecord,
 };
+pub(crate) use info::Info;
 pub(crate) use kept::{Records, Unreadable};
 pub(crate) use pod::{NamespacesRecord, PodPhase, PodRecord};
 

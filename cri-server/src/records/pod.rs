@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use cofferdam_sandbox::{Kind, UserRange};
 use serde::{Deserialize, Serialize};
 
-use super::ResourcesRecord;
+use super::{Info, ResourcesRecord};
 
 /// How far a pod is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -70,6 +70,9 @@ pub(crate) struct PodRecord {
     /// Sums of its containers, as RunPodSandbox or UpdatePodSandboxResources said last.
     #[serde(default)]
     pub(crate) resources: Option<ResourcesRecord>,
+    /// For people who inspect it.
+    #[serde(default)]
+    pub(crate) info: Info,
     /// What it costs beside them.
     #[serde(default)]
     pub(crate) overhead: Option<ResourcesRecord>,

@@ -28,6 +28,7 @@ pub(crate) fn pod(id: &str) -> PodRecord {
         freed: false,
         ended: String::new(),
         resources: None,
+        info: Info::default(),
         overhead: Some(ResourcesRecord { memory_limit: 1 << 20, ..Default::default() }),
     }
 }
@@ -44,6 +45,7 @@ pub(crate) fn container(id: &str, phase: ContainerPhase) -> ContainerRecord {
         user_image: "docker.io/library/busybox:1".into(),
         image_id: "sha256:1".into(),
         image_digest: String::new(),
+        image_name: String::new(),
         created_at: 100,
         started_at: 0,
         finished_at: 0,
@@ -54,10 +56,13 @@ pub(crate) fn container(id: &str, phase: ContainerPhase) -> ContainerRecord {
         annotations: HashMap::from([("io.kubernetes.container.hash".into(), "5f\u{202e}".into())]),
         mounts: vec![MountRecord { container_path: "/a".into(), host_path: "/b".into(), ..Default::default() }],
         log_path: "app/1.log".into(),
+        log_directory: String::new(),
         resources: Some(ResourcesRecord { cpu_shares: 2, ..Default::default() }),
         user: UserRecord { uid: 5, gid: 6, groups: vec![6, 7] },
         stop_signal: 15,
         terminal: false,
+        agent_pid: 0,
+        info: Info::default(),
         unanswered: String::new(),
     }
 }

@@ -15,8 +15,10 @@ use crate::ids::{new_id, now_nanos};
 use crate::node::agent::WORK;
 use crate::node::names::Name;
 use crate::node::{Container, Node, Pod, shorten};
-use crate::records::UserRecord;
+use crate::records::{PodRecord, UserRecord};
 use crate::translate::container::{ContainerPlan, plan};
+use crate::translate::inspect;
+use crate::translate::pod::as_sent;
 
 pub(super) async fn call(
     node: &Arc<Node>,
@@ -27,8 +29,10 @@ pub(super) async fn call(
     pod.sandbox()?;
     let config = request.config.ok_or_else(|| CriError::invalid("there is no container config"))?;
     let id = new_id()?;
+    let config = Arc::new(config);
     let plan = {
-        let (node, pod, id) = (node.clone(), pod.clone(), id.clone());
+        let (node, id, config) = (node.clone(), id.clone(), config.clone());
+        let pod = as_sent(pod.record(), request.sandbox_config.as_ref())?;
         let planned = tokio::task::spawn_blocking(move || check(&node, &pod, &id, &config));
         planned.await.map_err(|e| CriError::internal("check a container's configuration", e))??
     };
@@ -44,19 +48,19 @@ pub(super) async fn call(
         }
         .boxed()
     };
-    let work = async move { create(&worker, pod, plan, began).await };
+    let work = async move { create(&worker, pod, plan, &config, began).await };
     let container = detached::run("create a container", work, undo).await?;
     Ok(cri::CreateContainerResponse { container_id: container.id.clone() })
 }
 
-fn check(node: &Node, pod: &Pod, id: &str, config: &cri::ContainerConfig) -> Result<ContainerPlan, CriError> {
+fn check(node: &Node, pod: &PodRecord, id: &str, config: &cri::ContainerConfig) -> Result<ContainerPlan, CriError> {
     let reference = config.image.as_ref().map(|i| i.image.as_str()).unwrap_or_default();
     if reference.is_empty() {
         return Err(CriError::invalid("container config names no image"));
     }
     let image =
         node.store.status(reference)?.ok_or_else(|| CriError::NotFound(format!("image {:?}", shorten(reference))))?;
-    let mut plan = plan(id, &pod.record(), config, &image, now_nanos())?;
+    let mut plan = plan(id, pod, config, &image, now_nanos())?;
     volumes::find_images(node, &mut plan)?;
     Ok(plan)
 }
@@ -65,6 +69,7 @@ async fn create(
     node: &Arc<Node>,
     pod: Arc<Pod>,
     plan: ContainerPlan,
+    asked: &cri::ContainerConfig,
     began: Instant,
 ) -> Result<Arc<Container>, CriError> {
     let _working = pod.work.lock().await;
@@ -83,7 +88,7 @@ async fn create(
     };
     // From here on the watcher and a removal of the pod find it; list calls leave it out while it is being made.
     node.add_container(container.clone());
-    match build(node, &container, &sandbox, plan, began).await {
+    match build(node, &container, &sandbox, plan, asked, began).await {
         Ok(()) => Ok(container),
         Err(error) => {
             match container.undo(node).await {
@@ -105,6 +110,7 @@ async fn build(
     container: &Arc<Container>,
     sandbox: &Sandbox,
     plan: ContainerPlan,
+    asked: &cri::ContainerConfig,
     began: Instant,
 ) -> Result<(), CriError> {
     let id = &container.id;
@@ -128,6 +134,7 @@ async fn build(
     }
     super::reopen_container_log::open(container, sandbox).await?;
     request.cgroup_parent = sandbox.container_cgroup_parent();
+    let info = inspect::container(asked, &request);
     let exported = began.elapsed();
     let reply = container
         .pod
@@ -137,7 +144,10 @@ async fn build(
         .await?;
     let user = reply.user.unwrap_or_default();
     let groups = user.groups.into_iter().take(65_536).collect();
-    container.change(|r| r.made(UserRecord { uid: user.uid, gid: user.gid, groups }));
+    container.change(|r| {
+        (r.agent_pid, r.info) = (reply.pid, info);
+        r.made(UserRecord { uid: user.uid, gid: user.gid, groups })
+    });
     // A pod that died before this line did not end a container that was only being made.
     container.pod.sandbox()?;
     container.save(node).await?;

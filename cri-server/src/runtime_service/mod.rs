@@ -149,7 +149,7 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<cri::ContainerStatusRequest>,
     ) -> Answer<cri::ContainerStatusResponse> {
-        answer(container_status::call(&self.0, request.get_ref()))
+        answer(container_status::call(&self.0, request.get_ref()).await)
     }
 
     async fn reopen_container_log(

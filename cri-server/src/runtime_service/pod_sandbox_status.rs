@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 
 use cofferdam_proto::cri;
-use serde_json::json;
 
 use crate::error::CriError;
 use crate::node::{Node, shorten};
 use crate::translate::filters::pod_status;
+use crate::translate::inspect::pod_info;
 
 pub(super) fn call(
     node: &Node,
@@ -19,8 +19,9 @@ pub(super) fn call(
         .ok_or_else(|| CriError::NotFound(format!("pod sandbox {:?}", shorten(&request.pod_sandbox_id))))?;
     let mut info = HashMap::new();
     if request.verbose {
-        let pid = pod.sandbox().ok().map(|s| s.pid());
-        info.insert("info".into(), json!({"kind": record.kind, "pid": pid, "ended": record.ended}).to_string());
+        let sandbox = pod.sandbox().ok();
+        let network = sandbox.as_ref().and_then(|s| s.network());
+        info.insert("info".into(), pod_info(&record, sandbox.as_ref().map(|s| s.pid()), network).to_string());
     }
     // `timestamp` and `containers_statuses` stay empty: Kubernetes 1.37 misreads them.
     Ok(cri::PodSandboxStatusResponse { status: Some(status), info, ..Default::default() })

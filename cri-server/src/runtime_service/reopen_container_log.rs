@@ -24,12 +24,11 @@ pub(super) async fn call(node: &Arc<Node>, id: &str) -> Result<cri::ReopenContai
 /// Opens the container's log file and hands it to the pod's log writer. Without a log path its output goes nowhere: it must
 /// not wait for a log, and clients that are attached see it.
 pub(super) async fn open(container: &Container, sandbox: &Sandbox) -> Result<(), CriError> {
-    let path = container.with(|r| r.log_path.clone());
-    let directory = container.pod.with(|r| r.log_directory.clone());
-    let none = path.is_empty() || directory.is_empty();
-    let opened = tokio::task::spawn_blocking(move || match none {
-        true => container_log::nowhere(),
-        false => container_log::open(&PathBuf::from(directory), &path),
+    let of_pod = container.pod.with(|r| r.log_directory.clone());
+    let log = container.with(|r| r.log(&of_pod).map(|(directory, path)| (PathBuf::from(directory), path.to_owned())));
+    let opened = tokio::task::spawn_blocking(move || match log {
+        None => container_log::nowhere(),
+        Some((directory, path)) => container_log::open(&directory, &path),
     })
     .await;
     let what = || format!("open the log of container {}", container.id);

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use cofferdam_image_store::Failing;
 use cofferdam_proto::cri;
+use cofferdam_sandbox::Kind;
 use serde_json::json;
 
 use crate::config::{CgroupDriver, HANDLERS};
@@ -36,10 +37,7 @@ pub(super) fn status(node: &Node, request: &cri::StatusRequest) -> cri::StatusRe
         ),
     ];
     let users = node.runtime.user_namespaces();
-    let features = cri::RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: users.is_none() };
-    let names = [""].into_iter().chain(HANDLERS.iter().map(|(name, _)| *name));
-    let runtime_handlers =
-        names.map(|name| cri::RuntimeHandler { name: name.into(), features: Some(features) }).collect();
+    let runtime_handlers = handlers(node.config.default_kind, |kind| node.unusable(kind).is_none(), users.is_none());
     let mut info = HashMap::new();
     if request.verbose {
         let kinds: serde_json::Map<_, _> =
@@ -81,6 +79,19 @@ fn runtime_ready(mut unusable: Vec<String>, disk: Option<Failing>) -> cri::Runti
     condition("RuntimeReady", !none && !failing, reason, unusable.join("; "))
 }
 
+/// Each handler with what it offers. The kubelet does not start a pod on one that lacks what the pod needs; one that this node cannot run
+/// offers nothing. Both keep read-only mounts whole and map owners of volumes, the guest's by the node's kernel too. Neither lets a
+/// container choose its cgroup namespace (`translate::cgroups`).
+fn handlers(default: Kind, usable: impl Fn(Kind) -> bool, users: bool) -> Vec<cri::RuntimeHandler> {
+    let features = |kind| cri::RuntimeHandlerFeatures {
+        recursive_read_only_mounts: usable(kind),
+        user_namespaces: usable(kind) && users,
+        cgroup_namespaces: false,
+    };
+    let all = [("", default)].into_iter().chain(HANDLERS);
+    all.map(|(name, kind)| cri::RuntimeHandler { name: name.into(), features: Some(features(kind)) }).collect()
+}
+
 fn condition(kind: &str, status: bool, reason: &str, message: String) -> cri::RuntimeCondition {
     cri::RuntimeCondition { r#type: kind.into(), status, reason: reason.into(), message }
 }
@@ -112,5 +123,25 @@ mod tests {
         assert_eq!(ready(&[], disk(false)), (false, "StateDirFailing".into(), told.clone()));
         assert_eq!(ready(&one, disk(true)), (true, "StateDirFull".into(), format!("{}; {told}", one[0])));
         assert!(!ready(&[one.clone(), one].concat(), disk(true)).0);
+    }
+
+    #[test]
+    fn a_handler_offers_what_this_node_can_do_with_it() {
+        let offered = |default, vm: bool, users| -> Vec<(String, bool, bool)> {
+            let all = handlers(default, |kind| kind == Kind::Host || vm, users).into_iter();
+            let each = all.map(|h| (h.name, h.features.unwrap()));
+            each.map(|(name, f)| (name, f.recursive_read_only_mounts, f.user_namespaces)).collect()
+        };
+        for (default, vm, users) in
+            [(Kind::Vm, true, true), (Kind::Vm, false, true), (Kind::Host, false, true), (Kind::Vm, true, false)]
+        {
+            let got = offered(default, vm, users);
+            assert_eq!(got.len(), 3, "{got:?}");
+            for (name, read_only, mapped) in got {
+                let kind = HANDLERS.iter().find(|(known, _)| *known == name).map_or(default, |(_, kind)| *kind);
+                let usable = kind == Kind::Host || vm;
+                assert_eq!((read_only, mapped), (usable, usable && users), "{name:?} of {default:?}, {vm}, {users}");
+            }
+        }
     }
 }

@@ -7,10 +7,10 @@ use cofferdam_proto::cri::{ContainerConfig, ImageSpec, LinuxContainerSecurityCon
 use cofferdam_sandbox::Kind;
 
 use super::mounts::Volume;
-use super::{apparmor, capabilities, cdi, cgroups, mounts, resources, seccomp, signal, text, user, users};
+use super::{apparmor, capabilities, cdi, cgroups, mounts, resources, seccomp, selinux, signal, text, user, users};
 use crate::apparmor::Kernel;
 use crate::error::CriError;
-use crate::records::{ContainerPhase, ContainerRecord, PodRecord, UserRecord};
+use crate::records::{ContainerPhase, ContainerRecord, Info, PodRecord, UserRecord};
 
 /// Most arguments, variables or paths of one container.
 const MAX_ITEMS: usize = 16_384;
@@ -29,7 +29,7 @@ pub(crate) struct ContainerPlan {
     pub(crate) volumes: Vec<Volume>,
 }
 
-/// Checks the configuration of a container that gets `id`. Blocks: a seccomp profile or CDI specifications may have to be read.
+/// Checks the configuration of a container that gets `id`, in a pod as [`super::pod::as_sent`] shows it. Blocks: a seccomp profile or CDI specifications may have to be read.
 pub(crate) fn plan(
     id: &str,
     pod: &PodRecord,
@@ -42,8 +42,12 @@ pub(crate) fn plan(
     let linux = asked.linux.clone().unwrap_or_default();
     let context = linux.security_context.clone().unwrap_or_default();
     if context.privileged && !pod.privileged {
-        return Err(CriError::invalid("a privileged container needs a privileged pod sandbox"));
+        return Err(CriError::invalid(
+            "a privileged container needs a privileged pod sandbox, and the sandbox_config of the request is not",
+        ));
     }
+    let selinux_kernel = selinux::Kernel::default();
+    selinux::check("the container", context.selinux_options.as_ref(), context.privileged, &selinux_kernel)?;
     cgroups::check(&context)?;
     if !asked.log_path.is_empty() {
         crate::container_log::check(&asked.log_path).map_err(|e| CriError::invalid(e.to_string()))?;
@@ -80,6 +84,7 @@ pub(crate) fn plan(
         attempt: metadata.attempt,
         phase: ContainerPhase::Creating,
         image_digest: image_digest(&spec, image),
+        image_name: image_name(&spec, image),
         user_image: spec.user_specified_image,
         image_annotations: spec.annotations,
         image: spec.image,
@@ -94,10 +99,13 @@ pub(crate) fn plan(
         annotations: asked.annotations.clone(),
         mounts: asked.mounts.iter().map(mounts::record).collect(),
         log_path: asked.log_path.clone(),
+        log_directory: pod.log_directory.clone(),
         resources: linux.resources.as_ref().map(resources::record),
         user: UserRecord::default(),
         stop_signal,
         terminal: asked.tty,
+        agent_pid: 0,
+        info: Info::default(),
         unanswered: String::new(),
     };
     Ok(ContainerPlan { record, request, volumes })
@@ -109,6 +117,20 @@ fn image_digest(spec: &ImageSpec, image: &Image) -> String {
     let repository = named.parse().map(|reference: Reference| reference.name() + "@").ok();
     let of_it = |digest: &&String| repository.as_ref().is_some_and(|name| digest.starts_with(name.as_str()));
     image.repo_digests.iter().find(of_it).or(image.repo_digests.first()).cloned().unwrap_or_default()
+}
+
+/// The image as people know it, for the status. The kubelet creates containers by the image's id: its author's name for it is shown then,
+/// whole where the image has it, or else the image's first tag.
+fn image_name(spec: &ImageSpec, image: &Image) -> String {
+    let named = if spec.user_specified_image.is_empty() { &spec.image } else { &spec.user_specified_image };
+    if let Some(whole) = named.parse().ok().map(|reference: Reference| reference.to_string())
+        && image.repo_tags.contains(&whole)
+    {
+        return whole;
+    }
+    let bare = |id: &str| id.strip_prefix("sha256:").unwrap_or(id).to_owned();
+    let by_id = spec.user_specified_image.is_empty() && bare(&image.id).starts_with(&bare(named));
+    image.repo_tags.first().filter(|_| by_id).unwrap_or(named).clone()
 }
 
 fn process(

@@ -11,9 +11,12 @@ use crate::error::CriError;
 /// Most servers, search domains or options: the kubelet's own limits are lower.
 const MAX_ITEMS: usize = 64;
 
-/// The file's text; `None` when there is no configuration, and the node's own file is meant.
+/// The file's text; `None` when there is no configuration or nothing in it, and the node's own file is meant.
 pub(crate) fn resolv_conf(config: Option<&DnsConfig>) -> Result<Option<String>, CriError> {
     let Some(config) = config else { return Ok(None) };
+    if config.servers.is_empty() && config.searches.is_empty() && config.options.is_empty() {
+        return Ok(None);
+    }
     if [config.servers.len(), config.searches.len(), config.options.len()].iter().any(|n| *n > MAX_ITEMS) {
         return Err(CriError::invalid(format!("dns_config has more than {MAX_ITEMS} entries of a kind")));
     }
@@ -60,6 +63,9 @@ mod tests {
         let file = resolv_conf(Some(&config(&["10.0.0.10", "fe80::1%eth0"], &["a.svc", "b"], &["ndots:5"]))).unwrap();
         assert_eq!(file.unwrap(), "search a.svc b\nnameserver 10.0.0.10\nnameserver fe80::1%eth0\noptions ndots:5\n");
         assert_eq!(resolv_conf(None).unwrap(), None);
+        assert_eq!(resolv_conf(Some(&DnsConfig::default())).unwrap(), None);
+        let file = resolv_conf(Some(&config(&[], &[], &["ndots:5"]))).unwrap();
+        assert_eq!(file.unwrap(), "options ndots:5\n");
     }
 
     #[test]

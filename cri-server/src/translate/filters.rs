@@ -133,17 +133,12 @@ pub(crate) fn pod_status(r: &PodRecord) -> Option<cri::PodSandboxStatus> {
 /// A container's status; `log_directory` is its pod's.
 pub(crate) fn container_status(r: &ContainerRecord, log_directory: &str) -> Option<cri::ContainerStatus> {
     let state = container_state(r)?;
-    let log = if r.log_path.is_empty() || log_directory.is_empty() {
-        String::new()
-    } else {
-        format!("{}/{}", log_directory.trim_end_matches('/'), r.log_path)
-    };
+    let log = r.log(log_directory).map(|(directory, path)| format!("{}/{path}", directory.trim_end_matches('/')));
     let user = cri::LinuxContainerUser {
         uid: r.user.uid.into(),
         gid: r.user.gid.into(),
         supplemental_groups: r.user.groups.iter().map(|g| i64::from(*g)).collect(),
     };
-    let shown = if r.user_image.is_empty() { r.image.clone() } else { r.user_image.clone() };
     Some(cri::ContainerStatus {
         id: r.id.clone(),
         metadata: Some(cri::ContainerMetadata { name: r.name.clone(), attempt: r.attempt }),
@@ -152,14 +147,14 @@ pub(crate) fn container_status(r: &ContainerRecord, log_directory: &str) -> Opti
         started_at: r.started_at,
         finished_at: r.finished_at,
         exit_code: r.exit_code,
-        image: Some(cri::ImageSpec { image: shown, ..image(r) }),
+        image: Some(cri::ImageSpec { image: r.image_name().to_owned(), ..image(r) }),
         image_ref: image_ref(r),
         reason: r.reason.clone(),
         message: r.message.clone(),
         labels: r.labels.clone(),
         annotations: r.annotations.clone(),
         mounts: r.mounts.iter().map(mounts::status).collect(),
-        log_path: log,
+        log_path: log.unwrap_or_default(),
         resources: Some(cri::ContainerResources {
             linux: Some(r.resources.as_ref().map(resources::status).unwrap_or_default()),
             windows: None,

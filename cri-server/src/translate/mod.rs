@@ -1,5 +1,5 @@
-//! CRI's messages, turned into what a sandbox and an agent are asked. No I/O but three: a seccomp profile is read by path, the kernel
-//! is asked which AppArmor profiles it has, and the node which CDI devices.
+//! CRI's messages, turned into what a sandbox and an agent are asked. No I/O but four: a seccomp profile is read by path, the kernel
+//! is asked which AppArmor profiles it has and whether SELinux is on, and the node which CDI devices.
 
 pub(crate) mod apparmor;
 pub(crate) mod bandwidth;
@@ -9,12 +9,14 @@ pub(crate) mod cgroups;
 pub(crate) mod container;
 pub(crate) mod dns;
 pub(crate) mod filters;
+pub(crate) mod inspect;
 pub(crate) mod memory_volume;
 pub(crate) mod mounts;
 pub(crate) mod namespaces;
 pub(crate) mod pod;
 pub(crate) mod resources;
 pub(crate) mod seccomp;
+pub(crate) mod selinux;
 pub(crate) mod signal;
 pub(crate) mod sysctls;
 pub(crate) mod text;

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use cofferdam_proto::cri::{PodSandboxConfig, PortMapping, Protocol};
 use cofferdam_sandbox::{Kind, NetworkSpec, PodSpec};
 
-use super::{bandwidth, dns, namespaces, resources, sysctls, text, users};
+use super::{bandwidth, dns, inspect, namespaces, resources, selinux, sysctls, text, users};
 use crate::config::{CgroupParent, Config, node_cpus};
 use crate::error::CriError;
 use crate::node::names::Name;
@@ -25,7 +25,7 @@ pub(crate) struct PodPlan {
     pub(crate) record: PodRecord,
     /// What the sandbox is asked. An empty `resolv_conf` with `node_dns` set means the node's own file.
     pub(crate) spec: PodSpec,
-    /// The kubelet sent no DNS configuration.
+    /// The request has no DNS configuration, or an empty one.
     pub(crate) node_dns: bool,
     /// It runs on the node because the configuration lets its Kubernetes namespace have the node's namespaces.
     pub(crate) moved: bool,
@@ -55,6 +55,8 @@ pub(crate) fn plan(
     let shared = namespaces::place(config, handler, &metadata.namespace, &options)?;
     let kind = shared.kind;
     let users = users::of_pod(options.userns_options.as_ref(), &shared)?;
+    let kernel = selinux::Kernel::default();
+    selinux::check("the pod sandbox", context.selinux_options.as_ref(), context.privileged, &kernel)?;
     hostname(&asked.hostname)?;
     log_directory(&asked.log_directory)?;
     let cgroup_parent = match linux.cgroup_parent.as_str() {
@@ -72,7 +74,7 @@ pub(crate) fn plan(
         hostname: asked.hostname.clone(),
         resolv_conf: resolv_conf.clone().unwrap_or_default(),
         network: if shared.node_network { None } else { Some(network(id, asked)?) },
-        sysctls: sysctls::check(&linux.sysctls, shared.node_ipc, shared.node_network)?,
+        sysctls: sysctls::of_pod(&linux.sysctls, &shared)?,
         users,
         node_pid: shared.node_pid && kind == Kind::Host,
         node_ipc: shared.node_ipc,
@@ -103,6 +105,7 @@ pub(crate) fn plan(
         freed: false,
         ended: String::new(),
         resources: linux.resources.as_ref().map(resources::record),
+        info: inspect::pod(asked, &spec.sysctls),
         overhead: linux.overhead.as_ref().map(resources::record),
     };
     let name = Name::Pod {
@@ -112,6 +115,19 @@ pub(crate) fn plan(
         attempt: metadata.attempt,
     };
     Ok(PodPlan { name, record, spec, node_dns: resolv_conf.is_none(), moved: shared.moved })
+}
+
+/// The pod as a container that is created now is to be judged: by the configuration that was sent with it, where one was. The kubelet
+/// computes it anew for each container: a pod becomes privileged when it gets a privileged ephemeral container (`kubectl debug`).
+pub(crate) fn as_sent(pod: PodRecord, sent: Option<&PodSandboxConfig>) -> Result<PodRecord, CriError> {
+    let Some(sent) = sent else { return Ok(pod) };
+    let context = sent.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
+    log_directory(&sent.log_directory)?;
+    Ok(PodRecord {
+        privileged: context.is_some_and(|context| context.privileged),
+        log_directory: if sent.log_directory.is_empty() { pod.log_directory } else { sent.log_directory.clone() },
+        ..pod
+    })
 }
 
 fn hostname(name: &str) -> Result<(), CriError> {

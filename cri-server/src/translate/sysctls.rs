@@ -2,7 +2,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use super::namespaces::Placement;
 use crate::error::CriError;
+
+/// What a pod's own network lets every user do, unless the pod's sysctls say otherwise: listen on ports below 1024, and send pings without
+/// a capability. containerd does so since 2.0, and images without root rely on it.
+const DEFAULTS: [(&str, &str); 2] =
+    [("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", "0 2147483647")];
 
 /// Names that belong to an ipc namespace; one ending in a dot covers what is below.
 const IPC: [&str; 9] = [
@@ -41,8 +47,22 @@ fn is_component(component: &str) -> bool {
     component.bytes().all(plain) && component.bytes().any(|b| b != b'/')
 }
 
+/// The sysctls of a pod: those that it asks for, and ours where it has a network of its own.
+pub(crate) fn of_pod(
+    asked: &HashMap<String, String>,
+    placement: &Placement,
+) -> Result<BTreeMap<String, String>, CriError> {
+    let mut sysctls = check(asked, placement.node_ipc, placement.node_network)?;
+    if !placement.node_network {
+        for (name, value) in DEFAULTS {
+            sysctls.entry(name.to_owned()).or_insert_with(|| value.to_owned());
+        }
+    }
+    Ok(sysctls)
+}
+
 /// Checks the sysctls of a pod that may share the node's ipc or network namespace.
-pub(crate) fn check(
+fn check(
     asked: &HashMap<String, String>,
     node_ipc: bool,
     node_network: bool,
@@ -110,6 +130,27 @@ mod tests {
         ] {
             assert!(one(slashed, "1", false, false).unwrap().contains_key(name), "{slashed}");
         }
+    }
+
+    #[test]
+    fn a_network_of_its_own_is_for_every_user() {
+        let placement = |node_network| Placement {
+            kind: cofferdam_sandbox::Kind::Host,
+            moved: false,
+            node_network,
+            node_pid: false,
+            node_ipc: false,
+        };
+        let own = of_pod(&HashMap::new(), &placement(false)).unwrap();
+        let expected = DEFAULTS.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        assert_eq!(own, BTreeMap::from(expected));
+        // In either spelling the pod's word is the last.
+        for name in ["net.ipv4.ip_unprivileged_port_start", "net/ipv4/ip_unprivileged_port_start"] {
+            let asked = HashMap::from([(name.to_owned(), "1024".to_owned())]);
+            let got = of_pod(&asked, &placement(false)).unwrap();
+            assert_eq!((got.len(), got[DEFAULTS[0].0].as_str()), (2, "1024"), "{name}");
+        }
+        assert!(of_pod(&HashMap::new(), &placement(true)).unwrap().is_empty(), "the node's network stays as it is");
     }
 
     #[test]

@@ -184,7 +184,7 @@ fn ooms(r: &ContainerRecord, usage: &CgroupUsage) -> u64 {
 /// A container's series. An ended one keeps what an alert may still ask for: that it was killed for want of memory.
 fn container(m: &Measured, container: &Container, reply: &ContainerStatsReply) -> cri::ContainerMetrics {
     let r = container.record();
-    let image = if r.user_image.is_empty() { r.image.clone() } else { r.user_image.clone() };
+    let image = r.image_name().to_owned();
     let base = [
         format!("{}/{}", m.cgroup, r.id),
         r.id.clone(),

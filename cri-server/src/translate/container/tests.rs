@@ -69,6 +69,36 @@ fn an_image_s_digest_is_that_of_the_repository_that_was_named() {
 }
 
 #[test]
+fn an_image_is_shown_by_a_tag_though_it_is_named_by_its_id() {
+    let id = format!("sha256:{}", "ab12".repeat(16));
+    let tags = ["docker.io/library/busybox:1", "docker.io/library/busybox:latest"].map(str::to_owned).to_vec();
+    let image = Image { id: id.clone(), repo_tags: tags, ..image() };
+    let bare = Image { repo_tags: vec![], ..image.clone() };
+    let digested = format!("busybox@{id}");
+    for (named, by_author, of, shown) in [
+        (id.as_str(), "", &image, "docker.io/library/busybox:1"),
+        (&id[7..20], "", &image, "docker.io/library/busybox:1"),
+        (&id, "busybox", &image, "docker.io/library/busybox:latest"),
+        (&id, "docker.io/library/busybox:latest", &image, "docker.io/library/busybox:latest"),
+        (&id, "b.example/moved:2", &image, "b.example/moved:2"),
+        ("busybox:1", "", &image, "docker.io/library/busybox:1"),
+        (&digested, "", &image, digested.as_str()),
+        (&id, "", &bare, id.as_str()),
+    ] {
+        let mut asked = asked();
+        let spec = asked.image.get_or_insert_default();
+        named.clone_into(&mut spec.image);
+        by_author.clone_into(&mut spec.user_specified_image);
+        let record = plan("id", &pod_record("p"), &asked, of, 7).unwrap().record;
+        let status = crate::translate::filters::container_status(
+            &ContainerRecord { phase: ContainerPhase::Created, ..record },
+            "",
+        );
+        assert_eq!(status.unwrap().image.unwrap().image, shown, "{named}, {by_author:?}");
+    }
+}
+
+#[test]
 fn commands_come_from_the_request_or_the_image() {
     for (command, args, wanted) in [
         (vec![], vec![], vec!["/entry", "default"]),

@@ -93,6 +93,8 @@ fn a_container_s_status_has_what_the_kubelet_checks() {
     assert_eq!(status.user.unwrap().linux.unwrap().supplemental_groups, [6, 7]);
     assert_eq!(status.annotations, c.annotations);
     assert_eq!(container_status(&c, "").unwrap().log_path, "");
+    c.log_directory = "/var/log/pods/y".into();
+    assert_eq!(container_status(&c, "/var/log/pods/x").unwrap().log_path, "/var/log/pods/y/app/1.log");
     c.image_digest = "docker.io/library/busybox@sha256:2".into();
     let status = container_status(&c, "").unwrap();
     assert_eq!((status.image_ref.as_str(), status.image_id.as_str()), (c.image_digest.as_str(), "sha256:1"));

@@ -65,6 +65,27 @@ fn an_ordinary_pod() {
 }
 
 #[test]
+fn a_container_s_pod_is_as_its_request_says() {
+    let kept = |privileged| PodRecord { privileged, ..crate::records::tests::pod("p") };
+    let sent = |privileged, directory: &str| {
+        let context = LinuxSandboxSecurityContext { privileged, ..Default::default() };
+        let linux = LinuxPodSandboxConfig { security_context: Some(context), ..Default::default() };
+        PodSandboxConfig { log_directory: directory.into(), linux: Some(linux), ..pod() }
+    };
+    for (before, sent, privileged, directory) in [
+        (false, None, false, "/var/log/pods/x"),
+        (true, None, true, "/var/log/pods/x"),
+        (false, Some(sent(true, "")), true, "/var/log/pods/x"),
+        (true, Some(sent(false, "/var/log/pods/y")), false, "/var/log/pods/y"),
+        (true, Some(PodSandboxConfig::default()), false, "/var/log/pods/x"),
+    ] {
+        let got = as_sent(kept(before), sent.as_ref()).unwrap();
+        assert_eq!((got.privileged, got.log_directory.as_str()), (privileged, directory), "{before} {sent:?}");
+    }
+    assert!(as_sent(kept(false), Some(&sent(false, "logs"))).is_err());
+}
+
+#[test]
 fn namespaces_of_the_node_are_for_host_pods() {
     let node = i32::from(NamespaceMode::Node);
     let mut asked = pod();
