@@ -74,6 +74,7 @@ pub(crate) fn plan(
         stdin: asked.stdin,
         stdin_once: asked.stdin_once,
         stop_signal,
+        image_volumes: image.config.volumes.clone(),
         ..Default::default()
     };
     edits.apply(&mut request);

@@ -181,6 +181,14 @@ fn privileged_lifts_the_limits_and_needs_a_privileged_pod() {
 }
 
 #[test]
+fn volumes_of_the_image_reach_the_agent() {
+    let mut image = image();
+    image.config.volumes = vec!["/data".into(), "/var/lib/db".into()];
+    let request = plan("id", &pod_record("p"), &asked(), &image, 7).unwrap().request;
+    assert_eq!(request.image_volumes, image.config.volumes);
+}
+
+#[test]
 fn devices_are_for_host_pods() {
     let device = Device { container_path: "/dev/a".into(), host_path: "/dev/b".into(), permissions: "rw".into() };
     let config = ContainerConfig { devices: vec![device], ..asked() };
