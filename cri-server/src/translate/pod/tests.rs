@@ -175,11 +175,14 @@ fn no_annotation_changes_what_is_run() {
         "run.oci.hooks.stdout",
         "dev.gvisor.spec.mount",
         "security.alpha.kubernetes.io/sysctls",
-        "kubernetes.io/ingress-bandwidth",
     ] {
         let mut asked = pod();
         asked.annotations.insert(key.into(), "/bin/evil".into());
         asked.labels.insert(key.into(), "/bin/evil".into());
-        assert_eq!(planned("vm", &asked).unwrap().spec, plain, "{key}");
+        let mut spec = planned("vm", &asked).unwrap().spec;
+        // Network plugins that want them are told all annotations, and nothing else is.
+        let told = spec.network.as_mut().map(|network| std::mem::take(&mut network.annotations));
+        assert_eq!(told.unwrap_or_default().into_iter().collect::<HashMap<_, _>>(), asked.annotations, "{key}");
+        assert_eq!(spec, plain, "{key}");
     }
 }
