@@ -2,6 +2,7 @@
 
 mod any_order;
 mod bad_input;
+mod bulk;
 mod config_volumes;
 mod containers;
 mod devices;
@@ -55,6 +56,7 @@ fn all() -> Vec<Test> {
         any_order::TESTS,
         soak::TESTS,
         bad_input::TESTS,
+        bulk::TESTS,
         security::TESTS,
         volumes::TESTS,
         config_volumes::TESTS,
