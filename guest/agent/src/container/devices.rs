@@ -44,6 +44,11 @@ const ALL: u32 = MKNOD | READ | WRITE;
 pub const STANDARD: [(&str, u32, u32); 6] =
     [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
 
+/// Major number of loop devices.
+const LOOP_MAJOR: u32 = 7;
+/// Loop devices of a privileged container, as many as distributions have.
+const LOOP_NODES: u32 = 8;
+
 /// Most nodes of one container.
 const MAX_NODES: usize = 4096;
 
@@ -76,6 +81,9 @@ impl Devices {
         let mut devices = Self { nodes: Vec::new(), rules: standard_rules(), everything: privileged };
         if privileged {
             devices.add_tree(Path::new("/dev"), Path::new("/dev"), ALL, 0)?;
+            if Path::new("/dev/loop-control").exists() {
+                devices.add_loop();
+            }
         }
         for device in requested {
             let path = check_absolute(&device.path)?;
@@ -135,6 +143,17 @@ impl Devices {
             }
         }
         Ok(())
+    }
+
+    /// Nodes of loop devices that the guest's kernel makes when they are opened: none at its boot, to save memory.
+    fn add_loop(&mut self) {
+        for number in 0..LOOP_NODES {
+            let path = PathBuf::from(format!("/dev/loop{number}"));
+            if self.nodes.iter().all(|node| node.path != path) {
+                let kind = FileType::BlockDevice;
+                self.nodes.push(Node { path, kind, number: (LOOP_MAJOR, number), mode: 0o660, owner: (0, 6) });
+            }
+        }
     }
 
     /// Makes the kernel enforce the list on `cgroup` and below.
@@ -256,6 +275,22 @@ mod tests {
         ] {
             assert_eq!(verdict(&code, kind, access, number), u32::from(allowed), "{kind} {access} {number:?}");
         }
+    }
+
+    #[test]
+    fn loop_devices_that_are_not_made_yet_have_nodes() {
+        let mut devices = Devices::default();
+        let there = Node {
+            path: "/dev/loop1".into(),
+            kind: FileType::BlockDevice,
+            number: (LOOP_MAJOR, 1),
+            mode: 0o600,
+            owner: (0, 0),
+        };
+        devices.nodes.push(there.clone());
+        devices.add_loop();
+        assert_eq!((devices.nodes.len(), &devices.nodes[0]), (8, &there));
+        assert!((0..8).all(|n| devices.nodes.iter().any(|node| node.number == (LOOP_MAJOR, n))));
     }
 
     #[test]

@@ -14,11 +14,11 @@ pub(crate) const MAX_CMDLINE: usize = 2047;
 /// - the TSC of a VM needs no watchdog (a timer that wakes an idle guest);
 /// - an idle guest is left alone: no look for memory to compact twice a second, no counting of pages every second;
 /// - memory that comes later is used at once, three quarters of it for what can be moved, so that most of it can go again;
-/// - nothing probes hardware that is not there, and nothing tests itself.
+/// - nothing probes hardware that is not there, nothing tests itself, and no driver makes interfaces beside the pod's.
 const BASE: &str = "console=ttyS0 quiet panic=-1 reboot=k acpi=off tsc=reliable no_timer_check 8250.nr_uarts=1 \
     i8042.noaux i8042.nomux i8042.dumbkbd cryptomgr.notests random.trust_cpu=on rcupdate.rcu_expedited=1 \
     rcupdate.rcu_normal_after_boot=1 sysctl.vm.compaction_proactiveness=0 sysctl.vm.stat_interval=600 \
-    memhp_default_state=online memory_hotplug.online_policy=auto-movable";
+    memhp_default_state=online memory_hotplug.online_policy=auto-movable ifb.numifbs=0";
 
 /// The whole command line; `more` is the launcher's part and comes last, so that it may override.
 ///
