@@ -30,6 +30,9 @@ pub const SHARE_NOTHING: &str = ".nothing";
 /// The name in [`SHARE_NOTHING`].
 pub const SHARE_NOTHING_LINK: &str = "link";
 
+/// Most network cards of a VM.
+pub const MAX_CARDS: usize = 8;
+
 /// Most vCPUs of a VM.
 pub const MAX_VCPUS: u8 = 32;
 
@@ -71,6 +74,9 @@ pub struct LaunchConfig {
     pub disk_fd: i32,
     /// virtio-net: a tap (`IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`), absent without network.
     pub tap_fd: Option<i32>,
+    /// Taps of further virtio-net devices, which the guest finds after the first, in order.
+    #[serde(default)]
+    pub more_tap_fds: Vec<i32>,
 }
 
 /// One control packet to the monitor.

@@ -1,100 +1,172 @@
-//! Joins the interface that CNI made to the pod's tap, and finds out what the guest has to know of it.
+//! Joins the interfaces that CNI made to the pod's taps, and finds out what the guest has to know of them.
 
-use std::net::IpAddr;
+mod settings;
+
+use std::collections::BTreeSet;
 use std::os::fd::BorrowedFd;
 
-use cofferdam_proto::agent::{Interface, Route};
+use cofferdam_proto::agent::Interface;
 use futures::TryStreamExt;
+use rtnetlink::Handle;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
-use rtnetlink::packet_route::link::LinkAttribute;
-use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteType,
-};
-use rtnetlink::{Handle, RouteMessageBuilder};
+use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage};
 
 use crate::cni::INTERFACE;
 use crate::error::{Doing, SandboxError};
-use crate::netns::{self, TAP};
+use crate::netns;
 
 /// What a guest has to know of its network.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct GuestNetwork {
+    /// One for each network card, in order.
     pub(crate) interfaces: Vec<Interface>,
-    pub(crate) routes: Vec<Route>,
+    /// Routes of all tables, as rtnetlink messages.
+    pub(crate) routes: Vec<Vec<u8>>,
+    /// Rules that are not the kernel's own.
+    pub(crate) rules: Vec<Vec<u8>>,
+    /// Permanent neighbours.
+    pub(crate) neighbours: Vec<Vec<u8>>,
+    /// What is in the namespace and does not reach the guest, for the log.
+    pub(crate) left: Vec<String>,
 }
 
-/// Every frame that comes in on CNI's interface goes out of the tap and the other way round, before the namespace's own stack sees it. The
-/// guest takes over addresses, routes and MAC. They stay on the interface too, where they do nothing: plugins look for
+/// How it went.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Joined {
+    /// Every interface has a tap.
+    Done(GuestNetwork),
+    /// Nothing was joined: it takes so many taps.
+    Needs(usize),
+}
+
+/// Every frame that comes in on an interface of CNI's goes out of its tap and the other way round, before the namespace's own stack sees
+/// it. The guest takes over addresses, routes, rules and MACs. They stay in the namespace too, where they do nothing: plugins look for
 /// them there when they take back their rules (bridge's masquerading). Blocks.
-pub(crate) fn join_to_tap(netns: BorrowedFd<'_>) -> Result<GuestNetwork, SandboxError> {
+pub(crate) fn join_to_taps(netns: BorrowedFd<'_>, taps: usize) -> Result<Joined, SandboxError> {
     netns::inside(netns, || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build();
         let runtime = runtime.doing(|| "speak to the kernel's network".into())?;
         runtime.block_on(async {
             let (connection, handle, _) = rtnetlink::new_connection().doing(|| "open a netlink socket".into())?;
             let connection = tokio::spawn(connection);
-            let outcome = join(&handle).await;
+            let outcome = join(&handle, taps).await;
             connection.abort();
             outcome
         })
     })
 }
 
+#[derive(Debug, Default)]
 struct Link {
     index: u32,
+    name: String,
     mac: String,
     mtu: u32,
+    up: bool,
+    ethernet: bool,
+    /// It lies on another interface of the same namespace, or belongs to one.
+    stacked: bool,
 }
 
-async fn link(handle: &Handle, name: &str) -> Result<Link, SandboxError> {
-    let step = || format!("find interface {name} in the pod's network namespace");
-    let found = handle.link().get().match_name(name).execute().try_next().await.doing(step)?;
-    let message = found.ok_or("it is not there").doing(step)?;
-    let mut link = Link { index: message.header.index, mac: String::new(), mtu: 0 };
-    for attribute in message.attributes {
-        match attribute {
-            LinkAttribute::Address(bytes) => {
-                link.mac = bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":");
+impl Link {
+    fn of(message: LinkMessage) -> Self {
+        let mut link = Self {
+            index: message.header.index,
+            up: message.header.flags.contains(LinkFlags::Up),
+            ethernet: message.header.link_layer_type == LinkLayerType::Ether,
+            ..Self::default()
+        };
+        let (mut below, mut elsewhere) = (false, false);
+        for attribute in message.attributes {
+            match attribute {
+                LinkAttribute::IfName(name) => link.name = name,
+                LinkAttribute::Address(bytes) => {
+                    link.mac = bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":");
+                }
+                LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+                LinkAttribute::Link(_) => below = true,
+                LinkAttribute::LinkNetNsId(_) => elsewhere = true,
+                LinkAttribute::Controller(_) => link.stacked = true,
+                _ => {}
             }
-            LinkAttribute::Mtu(mtu) => link.mtu = mtu,
-            _ => {}
         }
+        link.stacked |= below && !elsewhere;
+        link
     }
-    Ok(link)
 }
 
-async fn join(handle: &Handle) -> Result<GuestNetwork, SandboxError> {
-    let (inside, tap) = (link(handle, INTERFACE).await?, link(handle, TAP).await?);
-    let routes = routes(handle, inside.index).await?;
-    let interface = Interface {
-        name: INTERFACE.into(),
-        mac: inside.mac.clone(),
-        addresses: addresses(handle, inside.index).await?.iter().filter_map(with_prefix).collect(),
-        mtu: inside.mtu,
-    };
-    redirect(handle, inside.index, tap.index).await?;
-    redirect(handle, tap.index, inside.index).await?;
+/// The interfaces that the guest gets, the pod's own first, and those that it cannot get. What is down is nobody's.
+fn sort(links: Vec<Link>) -> (Vec<Link>, Vec<String>) {
+    let (mut taken, mut left) = (Vec::new(), Vec::new());
+    for link in links.into_iter().filter(|link| link.name != "lo" && !netns::is_tap(&link.name)) {
+        let why = match &link {
+            Link { up: false, .. } if link.name != INTERFACE => continue,
+            Link { ethernet: false, .. } => "is no Ethernet interface",
+            Link { stacked: true, .. } => "lies on another interface of the namespace",
+            _ => {
+                taken.push(link);
+                continue;
+            }
+        };
+        left.push(format!("interface {} {why}", link.name));
+    }
+    taken.sort_by_key(|link| (link.name != INTERFACE, link.index));
+    (taken, left)
+}
+
+async fn join(handle: &Handle, taps: usize) -> Result<Joined, SandboxError> {
+    let step = || "list the interfaces in the pod's network namespace".to_owned();
+    let all: Vec<LinkMessage> = handle.link().get().execute().try_collect().await.doing(step)?;
+    let links: Vec<Link> = all.into_iter().map(Link::of).collect();
+    let indexes: Vec<(String, u32)> = links.iter().map(|link| (link.name.clone(), link.index)).collect();
+    let (taken, left) = sort(links);
+    if taken.first().is_none_or(|link| link.name != INTERFACE) {
+        let step = format!("find interface {INTERFACE} in the pod's network namespace");
+        return Err(SandboxError::step(step, "it is not there, or no Ethernet interface of its own"));
+    }
+    if taken.len() > taps {
+        return Ok(Joined::Needs(taken.len()));
+    }
+    let mut network = GuestNetwork { left, ..GuestNetwork::default() };
+    // Read before frames go other ways.
+    let known: BTreeSet<u32> = taken.iter().map(|link| link.index).collect();
+    settings::read(handle, &known, &mut network).await?;
+    for (number, link) in taken.into_iter().enumerate() {
+        let tap = netns::tap_name(number);
+        let index = indexes.iter().find(|(name, _)| *name == tap).map(|(_, index)| *index);
+        let index = index.ok_or("it is not there").doing(|| format!("find {tap} in the pod's network namespace"))?;
+        network.interfaces.push(hand_over(handle, &link, &tap, index).await?);
+    }
+    Ok(Joined::Done(network))
+}
+
+/// Joins one interface to its tap.
+async fn hand_over(handle: &Handle, link: &Link, tap: &str, tap_index: u32) -> Result<Interface, SandboxError> {
+    let addresses = addresses(handle, link).await?.iter().filter_map(with_prefix).collect();
+    let step = || format!("join {} and {tap} (tc ingress, u32, mirred); does the kernel have act_mirred?", link.name);
+    redirect(handle, link.index, tap_index).await.doing(step)?;
+    redirect(handle, tap_index, link.index).await.doing(step)?;
     // The frames of the guest are as long as its MTU allows.
-    let longer = rtnetlink::LinkUnspec::new_with_index(tap.index).mtu(inside.mtu).build();
-    handle.link().set(longer).execute().await.doing(|| format!("set the MTU of {TAP}"))?;
-    Ok(GuestNetwork { interfaces: vec![interface], routes })
+    let longer = rtnetlink::LinkUnspec::new_with_index(tap_index).mtu(link.mtu).build();
+    handle.link().set(longer).execute().await.doing(|| format!("set the MTU of {tap}"))?;
+    let (name, mac) = (link.name.clone(), link.mac.clone());
+    Ok(Interface { name, mac, addresses, mtu: link.mtu, index: link.index })
 }
 
-async fn redirect(handle: &Handle, from: u32, to: u32) -> Result<(), SandboxError> {
-    let step = || format!("join {INTERFACE} and {TAP} (tc ingress, u32, mirred); does the kernel have act_mirred?");
+async fn redirect(handle: &Handle, from: u32, to: u32) -> Result<(), rtnetlink::Error> {
     let from = from.cast_signed();
-    handle.qdisc().add(from).ingress().execute().await.doing(step)?;
+    handle.qdisc().add(from).ingress().execute().await?;
     let all_protocols = 0x0003_u16.to_be();
     let filter = handle.traffic_filter(from).add().parent(0xffff_0000).protocol(all_protocols);
-    filter.redirect(to).doing(step)?.execute().await.doing(step)
+    filter.redirect(to)?.execute().await
 }
 
 /// Global addresses of the interface.
-async fn addresses(handle: &Handle, index: u32) -> Result<Vec<AddressMessage>, SandboxError> {
-    let all = handle.address().get().set_link_index_filter(index).execute();
-    let all: Vec<AddressMessage> = all.try_collect().await.doing(|| format!("list the addresses of {INTERFACE}"))?;
+async fn addresses(handle: &Handle, link: &Link) -> Result<Vec<AddressMessage>, SandboxError> {
+    let all = handle.address().get().set_link_index_filter(link.index).execute();
+    let all: Vec<AddressMessage> = all.try_collect().await.doing(|| format!("list the addresses of {}", link.name))?;
     let global = |address: &AddressMessage| {
-        address.header.index == index && !matches!(address.header.scope, AddressScope::Link | AddressScope::Host)
+        address.header.index == link.index && !matches!(address.header.scope, AddressScope::Link | AddressScope::Host)
     };
     Ok(all.into_iter().filter(global).collect())
 }
@@ -109,56 +181,6 @@ fn with_prefix(message: &AddressMessage) -> Option<String> {
     };
     // On point-to-point links the local address is the one that is ours.
     find(true).or_else(|| find(false)).map(|address| format!("{address}/{}", message.header.prefix_len))
-}
-
-/// Routes of the main table through the interface, those on the link first, since gateways are reached through them.
-async fn routes(handle: &Handle, index: u32) -> Result<Vec<Route>, SandboxError> {
-    let mut found = Vec::new();
-    let families = [
-        (RouteMessageBuilder::<std::net::Ipv4Addr>::new().build(), "0.0.0.0/0"),
-        (RouteMessageBuilder::<std::net::Ipv6Addr>::new().build(), "::/0"),
-    ];
-    for (family, default) in families {
-        let step = || format!("list the routes through {INTERFACE}");
-        let all: Vec<RouteMessage> = handle.route().get(family).execute().try_collect().await.doing(step)?;
-        found.extend(all.iter().filter_map(|message| route(message, index, default)));
-    }
-    found.sort_by_key(|route| !route.gateway.is_empty());
-    Ok(found)
-}
-
-fn route(message: &RouteMessage, index: u32, default: &str) -> Option<Route> {
-    let header = &message.header;
-    let ours =
-        message.attributes.iter().any(|attribute| matches!(attribute, RouteAttribute::Oif(oif) if *oif == index));
-    // What the kernel made itself for an address, the guest's makes too.
-    let own = header.protocol == RouteProtocol::Kernel;
-    if !ours || own || header.table != RouteHeader::RT_TABLE_MAIN || header.kind != RouteType::Unicast {
-        return None;
-    }
-    let (mut destination, mut gateway) = (default.to_owned(), String::new());
-    for attribute in &message.attributes {
-        match attribute {
-            RouteAttribute::Destination(to) => {
-                let to = address(to)?;
-                if matches!(to, IpAddr::V6(to) if to.is_unicast_link_local() || to.is_multicast()) {
-                    return None; // the guest's kernel makes its own
-                }
-                destination = format!("{to}/{}", header.destination_prefix_length);
-            }
-            RouteAttribute::Gateway(by) => gateway = address(by)?.to_string(),
-            _ => {}
-        }
-    }
-    Some(Route { destination, gateway, interface: INTERFACE.into() })
-}
-
-fn address(address: &RouteAddress) -> Option<IpAddr> {
-    match address {
-        RouteAddress::Inet(address) => Some((*address).into()),
-        RouteAddress::Inet6(address) => Some((*address).into()),
-        _ => None,
-    }
 }
 
 #[cfg(test)]

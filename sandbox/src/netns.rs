@@ -13,8 +13,18 @@ use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space,
 use crate::error::{Doing, SandboxError};
 use crate::share;
 
-/// Name of the tap in the pod's namespace.
-pub(crate) const TAP: &str = "tap0";
+/// What the names of the taps in a pod's namespace begin with; a number follows.
+const TAP: &str = "tap";
+
+/// Name of the tap of network card `number`.
+pub(crate) fn tap_name(number: usize) -> String {
+    format!("{TAP}{number}")
+}
+
+/// Whether an interface of a pod's namespace is one of our taps.
+pub(crate) fn is_tap(name: &str) -> bool {
+    name.strip_prefix(TAP).is_some_and(|number| number.parse::<u8>().is_ok())
+}
 
 /// What is done with a namespace's file, for errors.
 fn making(path: &Path) -> String {
@@ -45,8 +55,8 @@ pub(crate) fn remove(path: &Path) -> Result<(), SandboxError> {
 pub(crate) struct NetNs {
     /// Keeps it, with the mount at its path.
     pub(crate) fd: OwnedFd,
-    /// A tap in it, if it was asked for; gone when the last one closes it.
-    pub(crate) tap: Option<OwnedFd>,
+    /// Taps in it, as many as were asked for; each is gone when the last one closes it.
+    pub(crate) taps: Vec<OwnedFd>,
 }
 
 /// Mounts the namespace `fd` at `path` and brings `lo` up in it. Blocks for a moment.
@@ -55,11 +65,11 @@ pub(crate) fn adopt(path: &Path, fd: OwnedFd) -> Result<NetNs, SandboxError> {
     mount_point(path)?;
     mount_bind(format!("/proc/self/fd/{}", fd.as_raw_fd()), path).doing(step)?;
     inside(fd.as_fd(), || up("lo").doing(|| "bring up lo in the pod's network namespace".into()))?;
-    Ok(NetNs { fd, tap: None })
+    Ok(NetNs { fd, taps: Vec::new() })
 }
 
-/// Makes a namespace with `lo` up, bind-mounted at `path`, with a tap if `with_tap`. Blocks for a moment.
-pub(crate) fn create(path: &Path, with_tap: bool) -> Result<NetNs, SandboxError> {
+/// Makes a namespace with `lo` up, bind-mounted at `path`, with `taps` taps. Blocks for a moment.
+pub(crate) fn create(path: &Path, taps: usize) -> Result<NetNs, SandboxError> {
     let step = || making(path);
     mount_point(path)?;
     on_a_thread(|| {
@@ -69,11 +79,10 @@ pub(crate) fn create(path: &Path, with_tap: bool) -> Result<NetNs, SandboxError>
         mount_bind(own, path).doing(step)?;
         let fd = rustix::fs::open(own, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).doing(step)?;
         up("lo").doing(|| "bring up lo in the pod's network namespace".into())?;
-        let tap = with_tap
-            .then(tap)
-            .transpose()
-            .doing(|| "make a tap in the pod's network namespace; is the tun module there (/dev/net/tun)?".into())?;
-        Ok(NetNs { fd, tap })
+        let taps: io::Result<_> = (0..taps).map(|number| tap(&tap_name(number))).collect();
+        let taps =
+            taps.doing(|| "make a tap in the pod's network namespace; is the tun module there (/dev/net/tun)?".into())?;
+        Ok(NetNs { fd, taps })
     })
 }
 
@@ -137,14 +146,14 @@ pub(crate) fn up(name: &str) -> io::Result<()> {
     ioctl(socket.as_fd(), libc::SIOCSIFFLAGS, &mut request)
 }
 
-fn tap() -> io::Result<OwnedFd> {
+fn tap(name: &str) -> io::Result<OwnedFd> {
     let file = rustix::fs::open("/dev/net/tun", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
-    let mut request = request(TAP);
+    let mut request = request(name);
     let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
     request.ifr_ifru.ifru_flags = libc::c_short::try_from(flags).unwrap_or_default();
     ioctl(file.as_fd(), libc::TUNSETIFF, &mut request)?;
-    no_ipv6(TAP)?;
-    up(TAP)?;
+    no_ipv6(name)?;
+    up(name)?;
     Ok(file)
 }
 

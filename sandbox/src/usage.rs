@@ -74,7 +74,7 @@ fn interfaces(text: &str) -> Vec<InterfaceUsage> {
         let name = name.trim().to_owned();
         Some(InterfaceUsage { name, received: traffic(0)?, sent: traffic(8)? })
     });
-    counted.filter(|i| i.name != "lo" && i.name != netns::TAP).take(MAX_INTERFACES).collect()
+    counted.filter(|i| i.name != "lo" && !netns::is_tap(&i.name)).take(MAX_INTERFACES).collect()
 }
 
 #[cfg(test)]

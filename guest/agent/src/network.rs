@@ -1,18 +1,19 @@
 //! The guest's interfaces, with the MAC, addresses and routes that CNI gave.
 
+mod settings;
+
 use std::fs;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 
-use cofferdam_proto::agent::{Interface, Route};
+use cofferdam_proto::agent::{ConfigurePodRequest, Interface};
 use rtnetlink::packet_route::address::AddressHeaderFlags;
-use rtnetlink::packet_route::route::RouteMessage;
-use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
+use rtnetlink::{Handle, LinkUnspec};
 
 use crate::error::{Doing, Error, Kind, Result};
 
-/// Most interfaces, addresses and routes of a pod.
+/// Most interfaces of a pod, and addresses of an interface.
 const MAX_ITEMS: usize = 256;
 
 fn connect() -> Result<(Handle, tokio::task::JoinHandle<()>)> {
@@ -53,20 +54,25 @@ pub async fn hand_over(to: &OwnedFd) -> Result<()> {
     result
 }
 
-/// Sets interfaces and routes.
+/// Sets interfaces, then routes, rules and neighbours.
 ///
 /// # Errors
 /// Says which.
-pub async fn configure(interfaces: &[Interface], routes: &[Route]) -> Result<()> {
-    if interfaces.is_empty() && routes.is_empty() {
+pub async fn configure(request: &ConfigurePodRequest) -> Result<()> {
+    let interfaces = &request.interfaces;
+    if interfaces.is_empty() {
         return Ok(());
     }
-    if interfaces.len() > MAX_ITEMS || routes.len() > MAX_ITEMS {
-        return Err(Error::invalid(format!("more than {MAX_ITEMS} interfaces or routes")));
+    if interfaces.len() > MAX_ITEMS {
+        return Err(Error::invalid(format!("more than {MAX_ITEMS} interfaces")));
     }
     let checked: Vec<Checked> = interfaces.iter().map(Checked::parse).collect::<Result<_>>()?;
     let (handle, task) = connect()?;
-    let result = apply(&handle, &checked, routes).await;
+    let result = async {
+        apply(&handle, &checked).await?;
+        settings::apply(&handle, request).await
+    };
+    let result = result.await;
     task.abort();
     result
 }
@@ -136,7 +142,7 @@ fn index_of(name: &str) -> Result<u32> {
     index_at(&Path::new("/sys/class/net").join(name))
 }
 
-async fn apply(handle: &Handle, interfaces: &[Checked], routes: &[Route]) -> Result<()> {
+async fn apply(handle: &Handle, interfaces: &[Checked]) -> Result<()> {
     let cards = cards()?;
     if cards.len() < interfaces.len() {
         return Err(Error::new(
@@ -169,47 +175,19 @@ async fn apply(handle: &Handle, interfaces: &[Checked], routes: &[Route]) -> Res
             request.execute().await.asked(format!("add address {address}/{length} to {name}"))?;
         }
     }
-    // Routes to the gateways come first.
-    let mut sorted: Vec<&Route> = routes.iter().collect();
-    sorted.sort_by_key(|r| !r.gateway.is_empty());
-    for route in sorted {
-        let shown = format!("{} via {:?} on {}", route.destination, route.gateway, route.interface);
-        let message = route_message(route)?;
-        handle.route().add(message).replace().execute().await.asked(format!("add route {shown}"))?;
+    for (_, name) in cards.iter().skip(interfaces.len()) {
+        unbind(name)?;
     }
     Ok(())
 }
 
-fn route_message(route: &Route) -> Result<RouteMessage> {
-    let (destination, length) = prefix(&route.destination)?;
-    let gateway: Option<IpAddr> = match route.gateway.as_str() {
-        "" => None,
-        text => Some(text.parse().map_err(|_| Error::invalid(format!("{text:?} is not a gateway's address")))?),
-    };
-    let index = if route.interface.is_empty() { None } else { Some(index_of(&route.interface)?) };
-    macro_rules! build {
-        ($builder:expr, $destination:expr, $gateway:expr) => {{
-            let mut builder = $builder.destination_prefix($destination, length);
-            if let Some(index) = index {
-                builder = builder.output_interface(index);
-            }
-            if let Some(gateway) = $gateway {
-                builder = builder.gateway(gateway);
-                if index.is_some() {
-                    // The gateway need not be in the prefix of an address.
-                    builder = builder.onlink();
-                }
-            }
-            Ok(builder.build())
-        }};
-    }
-    match (destination, gateway) {
-        (IpAddr::V4(to), None) => build!(RouteMessageBuilder::<std::net::Ipv4Addr>::new(), to, None),
-        (IpAddr::V4(to), Some(IpAddr::V4(g))) => build!(RouteMessageBuilder::<std::net::Ipv4Addr>::new(), to, Some(g)),
-        (IpAddr::V6(to), None) => build!(RouteMessageBuilder::<std::net::Ipv6Addr>::new(), to, None),
-        (IpAddr::V6(to), Some(IpAddr::V6(g))) => build!(RouteMessageBuilder::<std::net::Ipv6Addr>::new(), to, Some(g)),
-        _ => Err(Error::invalid(format!("route {} has a gateway of the other family", route.destination))),
-    }
+/// Takes a card away that no interface needs.
+fn unbind(name: &str) -> Result<()> {
+    let device = Path::new("/sys/class/net").join(name).join("device");
+    let step = || format!("take away network card {name}");
+    let target = fs::read_link(&device).doing(step())?;
+    let id = target.file_name().unwrap_or_default().as_encoded_bytes();
+    fs::write(device.join("driver/unbind"), id).doing(step())
 }
 
 #[cfg(test)]

@@ -31,7 +31,7 @@ pub async fn configure(agent: &Arc<Agent>, request: ConfigurePodRequest) -> Resu
     let vm = agent.mode == Mode::Vm;
     if vm {
         set_clock_and_random(&request)?;
-    } else if !request.interfaces.is_empty() || !request.routes.is_empty() {
+    } else if !request.interfaces.is_empty() || !request.netlink_routes.is_empty() {
         return Err(Error::invalid("interfaces and routes of a host pod are set by CNI"));
     }
     if known.as_ref().is_some_and(|k| identity(k) == identity(&request)) {
@@ -57,7 +57,7 @@ pub async fn configure(agent: &Arc<Agent>, request: ConfigurePodRequest) -> Resu
     files(agent, &request)?;
     shm(agent, request.shm_size)?;
     if vm {
-        network::configure(&request.interfaces, &request.routes).await?;
+        network::configure(&request).await?;
     }
     // After the interfaces, whose settings some of them are.
     for sysctl in &sysctls {

@@ -5,6 +5,7 @@ mod network;
 mod vm;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use cofferdam_proto::agent::agent_client::AgentClient;
@@ -32,6 +33,8 @@ struct Launch {
     netns: Option<NetNs>,
     users: Option<Spaces>,
     clock: Clock,
+    /// How many network cards the guest must have, when it was started with too few.
+    needs_cards: Arc<AtomicUsize>,
     /// Set when the launch has failed, so that nothing waits for a boot in vain.
     failed: CancellationToken,
 }
@@ -48,9 +51,24 @@ pub(crate) async fn launch(shared: &Arc<Shared>, spec: &PodSpec) -> Result<Pod, 
     if dirs.run.exists() || dirs.state.exists() {
         return Err(SandboxError::Invalid(format!("something of a pod {} is there already: remove it first", spec.id)));
     }
-    let outcome = run(shared, spec, &dirs, cgroup, clock).await;
+    let needs_cards = Arc::new(AtomicUsize::new(0));
+    let outcome = run(shared, spec, &dirs, (cgroup, clock), &needs_cards).await;
+    let Err(error) = outcome else { return outcome };
+    if let Err(error) = teardown::remove(shared, &dirs, &spec.id).await {
+        tracing::error!(pod = %spec.id, %error, "cannot undo a launch");
+    } else if needs_cards.load(Ordering::Relaxed) > 0 {
+        tracing::info!(pod = %spec.id, cards = needs_cards.load(Ordering::Relaxed), "starting the microVM again: its network has more interfaces");
+        return again(shared, spec, &dirs).await;
+    }
+    Err(error)
+}
+
+/// The launch with the number of network cards that the first try has shown.
+async fn again(shared: &Arc<Shared>, spec: &PodSpec, dirs: &Dirs) -> Result<Pod, SandboxError> {
+    let cgroup = PodCgroup::new(&shared.config, &spec.cgroup_parent, &spec.id)?;
+    let outcome = run(shared, spec, dirs, (cgroup, Clock::new()), &Arc::default()).await;
     if outcome.is_err()
-        && let Err(error) = teardown::remove(shared, &dirs, &spec.id).await
+        && let Err(error) = teardown::remove(shared, dirs, &spec.id).await
     {
         tracing::error!(pod = %spec.id, %error, "cannot undo a launch");
     }
@@ -61,17 +79,20 @@ async fn run(
     shared: &Arc<Shared>,
     spec: &PodSpec,
     dirs: &Dirs,
-    cgroup: PodCgroup,
-    clock: Clock,
+    (cgroup, clock): (PodCgroup, Clock),
+    needs_cards: &Arc<AtomicUsize>,
 ) -> Result<Pod, SandboxError> {
     let (netns, users) = {
         let (spec, dirs) = (spec.clone(), dirs.clone());
-        blocking(move || prepare(&spec, &dirs)).await?
+        let cards = spec.network.as_ref().filter(|_| spec.kind == Kind::Vm).map_or(0, |net| shared.networks.cards(net));
+        blocking(move || prepare(&spec, &dirs, cards)).await?
     };
     clock.mark("prepared");
     let failed = CancellationToken::new();
     let (spec, dirs) = (spec.clone(), dirs.clone());
-    let launch = Arc::new(Launch { shared: Arc::clone(shared), spec, dirs, cgroup, netns, users, clock, failed });
+    let (shared_too, needs_cards) = (Arc::clone(shared), Arc::clone(needs_cards));
+    let launch = Launch { shared: shared_too, spec, dirs, cgroup, netns, users, clock, needs_cards, failed };
+    let launch = Arc::new(launch);
     let channel = connect::agent(&launch.dirs, launch.spec.kind);
     let (network, process) = tokio::join!(launch.network(), launch.process(&channel));
     let (status, guest) = network?;
@@ -106,7 +127,7 @@ fn check(spec: &PodSpec) -> Result<(), SandboxError> {
 }
 
 /// Directories, the specification for whoever cleans up, and the network namespace.
-fn prepare(spec: &PodSpec, dirs: &Dirs) -> Result<(Option<NetNs>, Option<Spaces>), SandboxError> {
+fn prepare(spec: &PodSpec, dirs: &Dirs, cards: usize) -> Result<(Option<NetNs>, Option<Spaces>), SandboxError> {
     dirs::make_private(&dirs.run)?;
     dirs::make_private(&dirs.state)?;
     dirs::write(&dirs.spec(), spec)?;
@@ -115,7 +136,7 @@ fn prepare(spec: &PodSpec, dirs: &Dirs) -> Result<(Option<NetNs>, Option<Spaces>
         let net = spaces.net.try_clone().doing(|| "copy a descriptor".into())?;
         return Ok((Some(netns::adopt(&dirs.netns(), net)?), Some(spaces)));
     }
-    let netns = spec.network.as_ref().map(|_| netns::create(&dirs.netns(), spec.kind == Kind::Vm)).transpose()?;
+    let netns = spec.network.as_ref().map(|_| netns::create(&dirs.netns(), cards)).transpose()?;
     Ok((netns, None))
 }
 
@@ -196,7 +217,9 @@ async fn configure(
         resolv_conf: spec.resolv_conf.clone(),
         hosts: hosts(&spec.hostname, network),
         interfaces: guest.interfaces,
-        routes: guest.routes,
+        netlink_routes: guest.routes,
+        netlink_rules: guest.rules,
+        netlink_neighbours: guest.neighbours,
         sysctls: spec.sysctls.clone().into_iter().collect(),
         clock_unix_nanos: if vm { i64::try_from(now.as_nanos()).unwrap_or(0) } else { 0 },
         random_seed,

@@ -2,13 +2,16 @@
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use cofferdam_proto::monitor::MAX_CARDS;
 
 use super::Launch;
 use crate::cni::{self, Attachment, NetworkList};
 use crate::dirs;
 use crate::error::{Doing, SandboxError, blocking};
-use crate::link::{self, GuestNetwork};
-use crate::spec::{Kind, NetworkStatus};
+use crate::link::{self, GuestNetwork, Joined};
+use crate::spec::{Kind, NetworkSpec, NetworkStatus};
 
 /// Runs the CNI chain, and hands its interface over to the guest if there is one.
 pub(super) async fn attach(launch: &Arc<Launch>) -> Result<(Option<NetworkStatus>, GuestNetwork), SandboxError> {
@@ -33,11 +36,37 @@ pub(super) async fn attach(launch: &Arc<Launch>) -> Result<(Option<NetworkStatus
         let step = format!("add the pod to network {}", attachment.network.name);
         return Err(SandboxError::step(step, "its plugins gave the pod no address"));
     }
-    let guest = if spec.kind == Kind::Vm {
-        let launch = Arc::clone(launch);
-        blocking(move || launch.netns.as_ref().map(|netns| link::join_to_tap(netns.fd.as_fd())).transpose()).await?
-    } else {
-        None
-    };
-    Ok((Some(status), guest.unwrap_or_default()))
+    let guest = if spec.kind == Kind::Vm { join(launch, network).await? } else { GuestNetwork::default() };
+    Ok((Some(status), guest))
+}
+
+/// Gives each interface that CNI made to a network card of the guest. When there are fewer cards, the launch fails with
+/// the number that it takes, and is tried again with it.
+async fn join(launch: &Arc<Launch>, network: &NetworkSpec) -> Result<GuestNetwork, SandboxError> {
+    let joining = Arc::clone(launch);
+    let joined = blocking(move || {
+        let Some(netns) = &joining.netns else { return Ok(Joined::Done(GuestNetwork::default())) };
+        link::join_to_taps(netns.fd.as_fd(), netns.taps.len())
+    });
+    match joined.await? {
+        Joined::Done(guest) => {
+            launch.shared.networks.learn(network, guest.interfaces.len().max(1));
+            for what in &guest.left {
+                tracing::warn!(pod = %launch.spec.id, what, "the pod's network namespace has what its microVM does not get");
+            }
+            Ok(guest)
+        }
+        Joined::Needs(cards) if cards <= MAX_CARDS => {
+            launch.shared.networks.learn(network, cards);
+            launch.needs_cards.store(cards, Ordering::Relaxed);
+            let have = launch.netns.as_ref().map_or(0, |netns| netns.taps.len());
+            Err(SandboxError::step(
+                "join the pod's interfaces to its microVM",
+                format!("it has {have} network cards for {cards}"),
+            ))
+        }
+        Joined::Needs(cards) => Err(SandboxError::Refused(format!(
+            "the pod's network has {cards} interfaces, and a microVM has at most {MAX_CARDS}: use the host handler"
+        ))),
+    }
 }

@@ -41,7 +41,7 @@ fn spawn(launch: &Launch) -> Result<process::Started, SandboxError> {
         (open(Path::new("/dev/kvm"), true)?, open(&config.kernel, false)?, open(&config.initramfs, false)?);
     let disk = disk::create(&config.disk_template, &dirs.disk())?;
     let exit = File::create_new(dirs.exit_report()).map(OwnedFd::from).doing(|| "make the exit report".into())?;
-    let tap = launch.netns.as_ref().and_then(|netns| netns.tap.as_ref());
+    let taps = launch.netns.as_ref().map(|netns| &netns.taps[..]).unwrap_or_default();
     let settings = process::config_fd(&LaunchConfig {
         api_version: API_VERSION,
         name: spec.id.clone(),
@@ -58,11 +58,12 @@ fn spawn(launch: &Launch) -> Result<process::Started, SandboxError> {
         kvm_fd: kvm.as_raw_fd(),
         share_fd: share.as_raw_fd(),
         disk_fd: disk.as_raw_fd(),
-        tap_fd: tap.map(AsRawFd::as_raw_fd),
+        tap_fd: taps.first().map(AsRawFd::as_raw_fd),
+        more_tap_fds: taps.iter().skip(1).map(AsRawFd::as_raw_fd).collect(),
     })?;
     let mut inherit: Vec<_> =
         [&settings, &kernel, &initrd, &control, &vsock, &exit, &kvm, &share, &disk].map(AsFd::as_fd).into();
-    inherit.extend(tap.map(AsFd::as_fd));
+    inherit.extend(taps.iter().map(AsFd::as_fd));
     let number = settings.as_raw_fd().to_string();
     let program = Program {
         path: &config.monitor,

@@ -83,6 +83,7 @@ fn run(dir: &Path, monitor: &str, files: [&str; 4], rest: &[&str]) -> Result<()>
         share_fd: inherited(rustix::fs::open(share, OFlags::PATH | OFlags::DIRECTORY, Mode::empty())?)?,
         disk_fd: inherited(OpenOptions::new().read(true).write(true).open(dir.join("disk"))?)?,
         tap_fd: std::env::var("TAP_FD").ok().map(|text| text.parse()).transpose()?,
+        more_tap_fds: Vec::new(),
     };
     let mut memory = File::from(rustix::fs::memfd_create("config", MemfdFlags::empty())?);
     memory.write_all(&serde_json::to_vec(&config)?)?;

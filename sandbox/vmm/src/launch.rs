@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{FromRawFd, OwnedFd};
 
-use cofferdam_proto::monitor::{API_VERSION, LaunchConfig, MAX_VCPUS};
+use cofferdam_proto::monitor::{API_VERSION, LaunchConfig, MAX_CARDS, MAX_VCPUS};
 
 use crate::memory::{MAX_MEMORY_MIB, MIN_MEMORY_MIB};
 
@@ -90,8 +90,8 @@ pub(crate) struct Handed {
     pub(crate) share: OwnedFd,
     /// The pod's disk.
     pub(crate) disk: OwnedFd,
-    /// The tap, if there is a network.
-    pub(crate) tap: Option<OwnedFd>,
+    /// The taps, none without a network.
+    pub(crate) taps: Vec<OwnedFd>,
 }
 
 /// What was read from `--config-fd`.
@@ -128,6 +128,8 @@ impl Launch {
         bounds("memory_mib", config.memory_mib, MIN_MEMORY_MIB, MAX_MEMORY_MIB)?;
         bounds("hotplug_mib", config.hotplug_mib, 0, MAX_MEMORY_MIB)?;
         bounds("hotplug_mib modulo 2", config.hotplug_mib % 2, 0, 0)?;
+        let cards = u32::try_from(config.more_tap_fds.len()).unwrap_or(u32::MAX);
+        bounds("more_tap_fds", cards, 0, MAX_CARDS as u32 - 1)?;
         if !config.cmdline.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
             return Err(LaunchError::Cmdline);
         }
@@ -140,7 +142,12 @@ impl Launch {
             vsock: take(config.vsock_fd, "the vsock socket")?,
             share: take(config.share_fd, "the share directory")?,
             disk: take(config.disk_fd, "the disk")?,
-            tap: config.tap_fd.map(|fd| take(fd, "the tap")).transpose()?,
+            taps: config
+                .tap_fd
+                .iter()
+                .chain(&config.more_tap_fds)
+                .map(|fd| take(*fd, "a tap"))
+                .collect::<Result<_, _>>()?,
         };
         let settings = Settings {
             name: config.name.clone(),
@@ -202,6 +209,7 @@ mod tests {
             share_fd: loose(),
             disk_fd: loose(),
             tap_fd: None,
+            more_tap_fds: Vec::new(),
         }
     }
 
@@ -216,7 +224,7 @@ mod tests {
     fn a_whole_configuration_is_taken() {
         let (settings, handed) = launch(&LaunchConfig { tap_fd: Some(loose()), ..config() }).ok().unwrap();
         assert_eq!((settings.vcpus, settings.memory_mib, settings.cmdline.as_str()), (2, 64, "a=b"));
-        assert!(handed.tap.is_some());
+        assert_eq!(handed.taps.len(), 1);
         assert_eq!(settings.vcpus_max, 4);
         let flags = rustix::io::fcntl_getfd(&handed.disk).unwrap();
         assert!(flags.contains(rustix::io::FdFlags::CLOEXEC));

@@ -115,7 +115,7 @@ impl Devices {
     /// All devices, in the order in which the guest finds them.
     fn add_all(&mut self, fds: DeviceFds, agent_listens: Arc<EventFd>) -> Result<Arc<Mutex<Vsock>>, VmError> {
         self.add(Arc::new(Mutex::new(Blk::new(fds.disk).map_err(step("open the pod's disk"))?)))?;
-        if let Some(tap) = fds.tap {
+        for tap in fds.taps {
             self.add_polled(Net::new(tap).map_err(step("take the tap over"))?)?;
         }
         self.add(Arc::new(Mutex::new(Fs::new(SHARE_TAG, fds.share).map_err(step("serve the share directory"))?)))?;
@@ -130,7 +130,7 @@ impl Devices {
 
 struct DeviceFds {
     disk: OwnedFd,
-    tap: Option<OwnedFd>,
+    taps: Vec<OwnedFd>,
     share: OwnedFd,
     vsock: OwnedFd,
 }
@@ -138,7 +138,7 @@ struct DeviceFds {
 impl Prepared {
     /// Builds the VM, up to but not including its first instruction.
     pub(crate) fn new(settings: &Settings, handed: Handed, timeline: Arc<Timeline>) -> Result<Self, VmError> {
-        let Handed { kvm, kernel, initrd, control, vsock, share, disk, tap } = handed;
+        let Handed { kvm, kernel, initrd, control, vsock, share, disk, taps } = handed;
         let memory = memory::map(settings.memory_mib).map_err(step("map the guest's memory"))?;
         let (ram, hotplug) = (memory.clone(), settings.hotplug_mib);
         let reserve = |mib| Region::reserve(&ram, mib).map_err(step("reserve memory for later"));
@@ -156,7 +156,7 @@ impl Prepared {
         let mut devices = Devices { memory: memory.clone(), events, transports: Vec::new() };
         let agent_listens = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(step("make an eventfd"))?;
         let agent_listens = Arc::new(agent_listens);
-        let vsock = devices.add_all(DeviceFds { disk, tap, share, vsock }, agent_listens.clone())?;
+        let vsock = devices.add_all(DeviceFds { disk, taps, share, vsock }, agent_listens.clone())?;
         let mem = region.map(|region| Arc::new(Mutex::new(Mem::new(region))));
         if let Some(mem) = &mem {
             devices.share_polled(mem.clone())?;
