@@ -5,6 +5,7 @@
 //! - [`agent`]: the daemon to the agent, gRPC (feature `agent`).
 //! - [`monitor`]: the daemon to the monitor, JSON over a unix seqpacket socket.
 //! - [`sink`]: the daemon to whatever writes container logs on the node.
+//! - [`unshared`]: file systems that no guest gets, for the daemon and the monitor.
 //! - [`supervisor`]: how a host pod's agent is started, JSON from a descriptor.
 //! - [`usage`]: what the files of a cgroup say (feature `agent`).
 //! - [`logline`]: the log file format that the kubelet reads.
@@ -22,5 +23,6 @@ pub mod monitor;
 pub mod packet;
 pub mod sink;
 pub mod supervisor;
+pub mod unshared;
 #[cfg(feature = "agent")]
 pub mod usage;

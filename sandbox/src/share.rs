@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use cofferdam_proto::agent::GUEST_SHARE;
+use cofferdam_proto::unshared;
 use rustix::fs::{FileType, Mode, OFlags, StatVfsMountFlags};
 use rustix::mount::{
     MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount_change, move_mount, open_tree, unmount,
@@ -25,8 +26,6 @@ use submounts::Submounts;
 
 /// Folder of the volumes; no container's id.
 const VOLUMES: &str = "volumes";
-/// `HUGETLBFS_MAGIC`
-const HUGETLBFS: i64 = 0x9584_58f6;
 
 /// What a container may do with an export.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -114,12 +113,15 @@ pub(crate) fn export(
     let (path, _) = export_mount(dirs, container, (&from, source), access, users, view)?;
     let access = Access { read_only: access.read_only && access.recursive, ..access };
     let mut submounts = Vec::new();
+    let mut left_out: Vec<PathBuf> = Vec::new();
     for (below, point, from) in below.open() {
-        // Nobody asked for this one by name: what is of no use to a guest is left out.
-        if check_kind(&from, point).is_ok() {
-            let (path, read_only) = export_mount(dirs, container, (&from, point), access, users, view)?;
-            submounts.push(Submount { below, path, read_only });
+        // Nobody asked for this one by name: what is of no use to a guest is left out, and so is what lies on it.
+        if left_out.iter().any(|above| below.starts_with(above)) || check_kind(&from, point).is_err() {
+            left_out.push(below);
+            continue;
         }
+        let (path, read_only) = export_mount(dirs, container, (&from, point), access, users, view)?;
+        submounts.push(Submount { below, path, read_only });
     }
     Ok(Exported { path, writable_below: Vec::new(), submounts })
 }
@@ -172,15 +174,14 @@ fn check_kind(from: &OwnedFd, source: &Path) -> Result<(), SandboxError> {
     let stat = rustix::fs::fstat(from).doing(step)?;
     let what = match FileType::from_raw_mode(stat.st_mode) {
         FileType::Directory | FileType::RegularFile => {
-            let on = rustix::fs::fstatfs(from).doing(step)?;
-            if on.f_type != HUGETLBFS {
-                return Ok(());
+            match unshared::name(rustix::fs::fstatfs(from).doing(step)?.f_type) {
+                None => return Ok(()),
+                Some(name) => format!("lies on {name}, a file system of the node's kernel itself"),
             }
-            "lies on hugetlbfs, whose pages are the node's"
         }
-        FileType::Socket => "is a unix socket, which only processes on the same kernel can connect to",
-        FileType::Fifo => "is a named pipe, which only processes on the same kernel can share",
-        _ => "is a device of the node",
+        FileType::Socket => "is a unix socket, which only processes on the same kernel can connect to".to_owned(),
+        FileType::Fifo => "is a named pipe, which only processes on the same kernel can share".to_owned(),
+        _ => "is a device of the node".to_owned(),
     };
     Err(SandboxError::Invalid(format!(
         "{} {what}: it cannot be a volume of a microVM; use the runtime handler \"host\"",

@@ -181,7 +181,8 @@ fn owners_are_mapped_where_it_is_asked_for() {
         assert_eq!(owners(source.join("root")), (9, 10));
         assert!(fs::write(layer.join("new"), "x").is_err(), "a layer is read-only, mapped or not");
 
-        rustix::mount::mount("proc", source.join("below"), "proc", rustix::mount::MountFlags::empty(), None).unwrap();
+        // A file system that cannot show owners mapped.
+        rustix::mount::mount("ramfs", source.join("below"), "ramfs", rustix::mount::MountFlags::empty(), None).unwrap();
         let access = Access { mapped: true, ..Access::default() };
         let error = export(&dirs, &container, &source, access, Some(&own)).unwrap_err();
         assert!(matches!(&error, SandboxError::Invalid(text) if text.contains("owned")), "{error}");
@@ -322,6 +323,40 @@ fn sockets_pipes_and_devices_are_refused() {
             );
         }
         export(&dirs, &container, &folder, Access::default(), None).unwrap();
+        unmount_below(&dirs.run).unwrap();
+        crate::dirs::delete(&dirs.run).unwrap();
+    });
+}
+
+#[test]
+fn file_systems_of_the_kernel_s_own_are_not_exported() {
+    on_a_node(|node| async move {
+        let dirs = Dirs::of(&node.config, &new_id()).unwrap();
+        make_private(&dirs.run).unwrap();
+        create(&dirs).unwrap();
+        let container = new_id();
+        let export = |source: &Path| export(&dirs, &container, source, Access::default(), None);
+        for (path, name) in [("/proc", "proc"), ("/proc/self/status", "proc"), ("/proc/self/ns/net", "nsfs")] {
+            let error = export(&fs::canonicalize(path).unwrap_or_else(|_| path.into())).unwrap_err();
+            let wanted = format!("lies on {name},");
+            assert!(
+                matches!(&error, SandboxError::Invalid(text) if text.contains(&wanted) && text.contains("\"host\"")),
+                "{error}"
+            );
+        }
+        // Below a volume it is left out, with all that lies on it; the rest is there.
+        let source = node.folder.path().join("volume");
+        for name in ["proc", "kept"] {
+            fs::create_dir_all(source.join(name)).unwrap();
+        }
+        rustix::mount::mount_bind("/proc", source.join("proc")).unwrap();
+        let none = rustix::mount::MountFlags::empty();
+        rustix::mount::mount("tmpfs", source.join("proc/sys"), "tmpfs", none, None).unwrap();
+        rustix::mount::mount("tmpfs", source.join("kept"), "tmpfs", none, None).unwrap();
+        let exported = export(&source).unwrap();
+        let below: Vec<&Path> = exported.submounts.iter().map(|submount| &*submount.below).collect();
+        assert_eq!(below, [Path::new("kept")]);
+        unmount_below(&source).unwrap();
         unmount_below(&dirs.run).unwrap();
         crate::dirs::delete(&dirs.run).unwrap();
     });

@@ -3,15 +3,16 @@
 use std::collections::HashMap;
 use std::ffi::CStr;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use cofferdam_proto::unshared;
 use fuse_backend_rs::api::filesystem::{Entry, ROOT_ID};
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Statx, StatxFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, StatVfsMountFlags, Statx, StatxFlags};
 
 use super::descriptors::{Descriptors, Held};
-use super::{errno, sys};
+use super::errno;
 use crate::devices::virtio::fs::places::Place;
 use crate::event_loop::lock;
 
@@ -313,9 +314,14 @@ fn identity(stat: &Statx, class: Class) -> Identity {
     Identity { class, mount, device: (stat.stx_dev_major, stat.stx_dev_minor), inode: stat.stx_ino }
 }
 
-/// Whether the mount of an open file may be written.
+/// Whether the mount of an open file of a volume may be written. A file of the node's kernel's own file systems is refused: the
+/// daemon exports none, but one may be mounted below a volume that follows the node's mounts.
 fn is_writable(file: &OwnedFd) -> io::Result<bool> {
-    Ok(sys::statvfs(file.as_fd())?.f_flag & libc::ST_RDONLY == 0)
+    let file_system = rustix::fs::fstatfs(file)?;
+    if unshared::name(file_system.f_type).is_some() {
+        return Err(errno(libc::EACCES));
+    }
+    Ok(!StatVfsMountFlags::from_bits_retain(file_system.f_flags as u64).contains(StatVfsMountFlags::RDONLY))
 }
 
 /// A name in a directory: one component, and none that leads elsewhere.

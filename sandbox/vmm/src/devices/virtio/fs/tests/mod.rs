@@ -1,6 +1,7 @@
 mod client;
 mod hanging;
 mod nothing;
+mod unshared;
 
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 
