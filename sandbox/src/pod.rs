@@ -84,11 +84,11 @@ impl Watched {
         let pid = started.record.pid;
         tokio::spawn(async move {
             let stderr = dirs.stderr();
-            tokio::select! {
-                () = process::wait(started.pidfd) => {}
-                () = process::keep_short(&stderr, &watches) => {}
-            }
-            let end = End::read(&dirs, kind);
+            let signal = tokio::select! {
+                signal = process::wait(started.pidfd) => signal,
+                () = process::keep_short(&stderr, &watches) => None,
+            };
+            let end = End::read(&dirs, kind).by_signal(signal);
             tracing::debug!(pod = %dirs.run.display(), clean = end.clean, detail = %end.detail, "pod ended");
             let _ = sender.send(Some(end));
         });
@@ -134,6 +134,18 @@ impl End {
         };
         let detail = if more.is_empty() { what.to_owned() } else { format!("{what}: {more}") };
         Self { clean, detail, at_unix_nanos }
+    }
+
+    /// Adds what the signal says that ended the process.
+    fn by_signal(mut self, signal: Option<i32>) -> Self {
+        if signal == Some(libc::SIGSYS) {
+            self.detail = format!(
+                "the monitor made a system call that it is not allowed, and the node's kernel killed it (a guest broke into it, or \
+                 this is a bug; `journalctl -k` names the call in a line with type=1326 and sig=31): {}",
+                self.detail
+            );
+        }
+        self
     }
 }
 
@@ -363,6 +375,22 @@ impl Pod {
         };
         if tokio::time::timeout(SHUTDOWN_LIMIT, polite).await.is_err() {
             tracing::warn!(pod = self.id(), seconds = SHUTDOWN_LIMIT.as_secs(), "pod does not end, killing it");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_system_call_is_named() {
+        let end = || End { clean: false, detail: "the monitor died".into(), at_unix_nanos: 0 };
+        let detail = end().by_signal(Some(libc::SIGSYS)).detail;
+        assert!(detail.starts_with("the monitor made a system call that it is not allowed"), "{detail}");
+        assert!(detail.ends_with(": the monitor died"), "{detail}");
+        for other in [None, Some(libc::SIGKILL)] {
+            assert_eq!(end().by_signal(other), end());
         }
     }
 }

@@ -149,8 +149,9 @@ fn state(pid: u32) -> Option<(char, u64)> {
     Some((state, fields.nth(18)?.parse().ok()?))
 }
 
-/// Waits for the end of the process, and reaps it if it is our child.
-pub(crate) async fn wait(pidfd: OwnedFd) {
+/// Waits for the end of the process, and reaps it if it is our child. Answers the signal that ended it, as far as that is known:
+/// the kernel tells it to the parent only, which a restarted daemon is not.
+pub(crate) async fn wait(pidfd: OwnedFd) -> Option<i32> {
     let pidfd = Arc::new(pidfd);
     let ended = async {
         // SAFETY: the Arc keeps one OwnedFd open, which is the same descriptor for all its life.
@@ -167,12 +168,13 @@ pub(crate) async fn wait(pidfd: OwnedFd) {
         let _ = waited.await;
     };
     ended.await;
-    reap(pidfd.as_fd());
+    reap(pidfd.as_fd())
 }
 
-/// Reaps a dead child; anything else is left alone.
-fn reap(pidfd: BorrowedFd<'_>) {
-    let _ = waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
+/// Reaps a dead child; anything else is left alone. Answers the signal that ended it.
+fn reap(pidfd: BorrowedFd<'_>) -> Option<i32> {
+    let ended = waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
+    ended.ok().flatten()?.terminating_signal()
 }
 
 /// Keeps the file with a process's standard error short, for ever: a guest may make its monitor complain as often as it likes.

@@ -60,7 +60,7 @@ fn a_program_gets_what_it_needs_and_its_end_is_seen() {
             let cgroup = cgroup.clone();
             tokio::task::spawn_blocking(move || cgroup.destroy())
         };
-        watch.await.unwrap();
+        assert_eq!(watch.await.unwrap(), Some(libc::SIGKILL));
         killed.await.unwrap().unwrap();
         assert!(find(started.record).is_none());
         let stat = Path::new("/proc").join(started.record.pid.to_string());

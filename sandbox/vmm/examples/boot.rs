@@ -1,3 +1,4 @@
+#![allow(clippy::disallowed_methods)] // an example, not the monitor
 //! Starts a monitor by hand and talks to it: a tool for those who work on the monitor.
 //!
 //! ```text

@@ -11,6 +11,7 @@ use cofferdam_proto::monitor::ExitReason;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::event_loop::{EventFlags, EventHandler, Flow, Poller, event_fd, lock};
+use crate::lock_in::{ThreadKind, start_thread};
 
 /// Stack of the thread that ends the process; writing the exit report is the deepest that it goes.
 const STACK: usize = 128 << 10;
@@ -78,7 +79,7 @@ impl Guard {
             }
             (self.overdue)(&end);
         };
-        if let Err(error) = std::thread::Builder::new().name("end".into()).stack_size(STACK).spawn(body) {
+        if let Err(error) = start_thread(ThreadKind::End, "end", STACK, body) {
             complain!("cannot start the thread that limits how long the end takes: {error}");
         }
     }

@@ -110,9 +110,12 @@ impl EventLoop {
     /// Serves what there is without waiting; answers whether there was something.
     #[cfg(test)]
     pub(crate) fn turn_now(&self) -> bool {
-        let mut batch = Vec::with_capacity(BATCH);
-        self.serve(&mut batch, Some(&rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap();
-        !batch.is_empty()
+        use crate::lock_in::{ThreadKind, run_as};
+        run_as(ThreadKind::Main, || {
+            let mut batch = Vec::with_capacity(BATCH);
+            self.serve(&mut batch, Some(&rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap();
+            !batch.is_empty()
+        })
     }
 
     /// Waits once and serves what came.

@@ -3,6 +3,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, 
 use super::*;
 use crate::ending::EndWatcher;
 use crate::event_loop::EventLoop;
+use crate::lock_in::{ThreadKind, run_as};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 struct Bench {
@@ -32,7 +33,8 @@ impl Bench {
         let control = Control::new(listener, parts, timeline, ending.clone()).unwrap();
         events.add(Arc::new(Mutex::new(control))).unwrap();
         events.add(Arc::new(Mutex::new(EndWatcher(ending.clone())))).unwrap();
-        let thread = Some(std::thread::spawn(move || events.run().unwrap()));
+        let serve = move || run_as(ThreadKind::Main, || events.run().unwrap());
+        let thread = Some(std::thread::spawn(serve));
         Self { address, ending, serial, thread }
     }
 

@@ -11,6 +11,7 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 use super::Vcpu;
 use crate::bus::Bus;
 use crate::ending::Ending;
+use crate::lock_in::{ThreadKind, start_thread};
 
 /// Stack of the thread; the deepest it goes is the activation of a device.
 const STACK: usize = 256 << 10;
@@ -35,11 +36,11 @@ impl VcpuThread {
     /// Lets `vcpu` run.
     pub(crate) fn start(mut vcpu: Vcpu, bus: Arc<Bus>, ending: Arc<Ending>) -> io::Result<Self> {
         let immediate_exit = AtomicPtr::new(&raw mut vcpu.fd.get_kvm_run().immediate_exit);
-        let thread =
-            std::thread::Builder::new().name(format!("vcpu{}", vcpu.id())).stack_size(STACK).spawn(move || {
-                vcpu.run(&bus, &ending);
-                vcpu
-            })?;
+        let name = format!("vcpu{}", vcpu.id());
+        let thread = start_thread(ThreadKind::Vcpu, name, STACK, move || {
+            vcpu.run(&bus, &ending);
+            vcpu
+        })?;
         Ok(Self { immediate_exit, thread })
     }
 

@@ -1,13 +1,15 @@
 //! The monitor locks itself in: once everything is open and before the first instruction of the guest.
 //!
 //! From here on, the process and all threads that it starts can open files below the share only (Landlock), have no capabilities
-//! beyond what acting for a guest's users needs, and can make only the system calls listed in [`seccomp`]. Nothing of this can be taken
-//! back.
+//! beyond what acting for a guest's users needs, and each thread can make only the system calls that [`calls`] lists for its kind.
+//! Nothing of this can be taken back.
 
+mod calls;
 mod landlock;
 mod seccomp;
 #[cfg(test)]
 mod tests;
+mod threads;
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -17,6 +19,11 @@ use rustix::thread::{
     CapabilitySet, CapabilitySets, capabilities, remove_capability_from_bounding_set, set_capabilities,
     set_no_new_privs,
 };
+
+pub(crate) use calls::ThreadKind;
+#[cfg(test)]
+pub(crate) use threads::run_as;
+pub(crate) use threads::start as start_thread;
 
 /// What the file server needs to make files for any user and to pass the checks that the guest's kernel made. Not among
 /// them: making devices, mounting, tracing, signalling, the network.
@@ -42,7 +49,7 @@ fn step<E: Into<io::Error>>(step: &'static str) -> impl Fn(E) -> LockInError {
     move |source| LockInError { step, source: source.into() }
 }
 
-/// Locks the calling thread in, and every thread that it starts; `share` is what may be opened below.
+/// Locks the calling thread, the main one, in, and every thread that is started later; `share` is what may be opened below.
 pub(crate) fn lock_in(share: BorrowedFd<'_>) -> Result<(), LockInError> {
     // A guest may know as many files as its memory holds; a crash's core would be the guest's memory.
     let files = getrlimit(Resource::Nofile);
@@ -51,10 +58,12 @@ pub(crate) fn lock_in(share: BorrowedFd<'_>) -> Result<(), LockInError> {
     setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) }).map_err(step("forbid core dumps"))?;
     set_no_new_privs(true).map_err(step("give up new privileges"))?;
     drop_capabilities().map_err(step("drop capabilities"))?;
-    if !landlock::restrict(share).map_err(step("restrict what it may open"))? {
-        eprintln!("this kernel has no Landlock: what the monitor may open is not restricted");
+    let missing = landlock::restrict(share).map_err(io::Error::other).map_err(step("restrict what it may open"))?;
+    if let Some(missing) = missing {
+        eprintln!("{missing}");
     }
-    seccomp::restrict().map_err(step("restrict its system calls"))
+    seccomp::restrict_process().map_err(step("restrict its system calls"))?;
+    threads::divide().map_err(step("restrict the system calls of its main thread"))
 }
 
 fn drop_capabilities() -> rustix::io::Result<()> {

@@ -1,4 +1,7 @@
-//! The system calls that a running monitor makes. Any other answers ENOSYS.
+//! The filters of system calls, made from the table in [`super::calls`].
+//!
+//! The first one is for the whole process and allows what any thread needs. Each thread then puts the filter of its kind on
+//! top of it: the kernel takes the stricter answer of the two. A call that is not allowed ends the process with SIGSYS.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -7,114 +10,99 @@ use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
 };
 
-/// Whatever their arguments.
-const ALLOWED: &[libc::c_long] = &[
-    // vCPUs, devices: KVM, the tap, eventfds, sockets that are open or were accepted
-    libc::SYS_ioctl,
-    libc::SYS_read,
-    libc::SYS_readv,
-    libc::SYS_pread64,
-    libc::SYS_preadv,
-    libc::SYS_preadv2,
-    libc::SYS_write,
-    libc::SYS_writev,
-    libc::SYS_pwrite64,
-    libc::SYS_pwritev,
-    libc::SYS_pwritev2,
-    libc::SYS_close,
-    libc::SYS_fcntl,
-    libc::SYS_eventfd2,
-    libc::SYS_epoll_ctl,
-    libc::SYS_epoll_wait,
-    libc::SYS_epoll_pwait,
-    libc::SYS_epoll_pwait2,
-    libc::SYS_poll,
-    libc::SYS_ppoll,
-    libc::SYS_accept4,
-    libc::SYS_recvfrom,
-    libc::SYS_recvmsg,
-    libc::SYS_sendto,
-    libc::SYS_sendmsg,
-    libc::SYS_shutdown,
-    libc::SYS_getrandom,
-    // files: the disk, logs, the exit report, the share
-    libc::SYS_openat,
-    libc::SYS_lseek,
-    libc::SYS_fstat,
-    libc::SYS_newfstatat,
-    libc::SYS_statx,
-    libc::SYS_fstatfs,
-    libc::SYS_fsync,
-    libc::SYS_fdatasync,
-    libc::SYS_ftruncate,
-    libc::SYS_fallocate,
-    libc::SYS_getdents64,
-    libc::SYS_readlinkat,
-    libc::SYS_mkdirat,
-    libc::SYS_mknodat,
-    libc::SYS_symlinkat,
-    libc::SYS_linkat,
-    libc::SYS_unlinkat,
-    libc::SYS_renameat2,
-    libc::SYS_fchmod,
-    libc::SYS_fchmodat,
-    libc::SYS_fchown,
-    libc::SYS_fchownat,
-    libc::SYS_utimensat,
-    libc::SYS_getxattr,
-    libc::SYS_setxattr,
-    libc::SYS_listxattr,
-    libc::SYS_removexattr,
-    // for whom the file server acts
-    libc::SYS_setresuid,
-    libc::SYS_setresgid,
-    libc::SYS_capget,
-    libc::SYS_capset,
-    libc::SYS_fchdir,
-    libc::SYS_umask,
-    // memory, threads, time, the end
-    libc::SYS_brk,
-    libc::SYS_munmap,
-    libc::SYS_mremap,
-    libc::SYS_madvise,
-    libc::SYS_futex,
-    libc::SYS_sched_yield,
-    libc::SYS_sched_getaffinity,
-    libc::SYS_set_robust_list,
-    libc::SYS_rseq,
-    libc::SYS_sigaltstack,
-    libc::SYS_rt_sigaction,
-    libc::SYS_rt_sigprocmask,
-    libc::SYS_rt_sigreturn,
-    libc::SYS_restart_syscall,
-    libc::SYS_getpid,
-    libc::SYS_gettid,
-    libc::SYS_tgkill,
-    libc::SYS_clock_gettime,
-    libc::SYS_exit,
-    libc::SYS_exit_group,
-];
+use super::calls::{Arguments, REFUSED, ROWS, Refused, ThreadKind};
 
-/// Restricts the calling thread, and what it starts.
-pub(super) fn restrict() -> io::Result<()> {
-    let program = program().map_err(io::Error::other)?;
-    seccompiler::apply_filter(&program).map_err(io::Error::other)
+/// Restricts the calling thread, and what it starts, to what any thread needs.
+pub(super) fn restrict_process() -> io::Result<()> {
+    restrict_thread(ThreadKind::Starter)
 }
 
-fn program() -> Result<BpfProgram, seccompiler::BackendError> {
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = ALLOWED.iter().map(|call| (*call, Vec::new())).collect();
-    let masked = |argument, mask: i32, value: i32| {
-        let operator = SeccompCmpOp::MaskedEq(mask as u64);
-        let condition = SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value as u64)?;
-        Ok::<_, seccompiler::BackendError>(vec![SeccompRule::new(vec![condition])?])
-    };
-    // Threads, not processes. clone3's flags cannot be seen; the C library goes on with clone when there is none.
-    rules.insert(libc::SYS_clone, masked(0, libc::CLONE_THREAD, libc::CLONE_THREAD)?);
-    rules.insert(libc::SYS_unshare, masked(0, -1, libc::CLONE_FS)?);
-    rules.insert(libc::SYS_prctl, masked(0, -1, libc::PR_SET_NAME)?);
-    // No memory of this process becomes code.
-    rules.insert(libc::SYS_mmap, masked(2, libc::PROT_EXEC, 0)?);
-    rules.insert(libc::SYS_mprotect, masked(2, libc::PROT_EXEC, 0)?);
+/// Restricts the calling thread, and what it starts, to what threads of `kind` need.
+pub(super) fn restrict_thread(kind: ThreadKind) -> io::Result<()> {
+    // An error is stricter than leave. The filter that gives leave comes last, since it takes away the leave to add filters.
+    for refused in REFUSED.iter().filter(|refused| refused.is_for(kind)) {
+        apply(&fails(refused).map_err(io::Error::other)?)?;
+    }
+    apply(&allowed(kind).map_err(io::Error::other)?)
+}
+
+fn apply(program: &BpfProgram) -> io::Result<()> {
+    seccompiler::apply_filter(program).map_err(io::Error::other)
+}
+
+/// Allows what `kind` needs; anything else ends the process.
+fn allowed(kind: ThreadKind) -> Result<BpfProgram, seccompiler::BackendError> {
+    // A call without rules is allowed whatever its arguments, and so must not also have rules.
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
+    for row in ROWS.iter().filter(|row| row.is_for(kind)) {
+        rules.entry(row.call).or_default().extend(conditions(row.arguments)?);
+    }
+    for refused in REFUSED.iter().filter(|refused| refused.is_for(kind)) {
+        rules.entry(refused.call).or_default();
+    }
+    compile(rules, SeccompAction::KillProcess, SeccompAction::Allow)
+}
+
+/// Lets one call fail, and gives leave to all others.
+fn fails(refused: &Refused) -> Result<BpfProgram, seccompiler::BackendError> {
+    let error = SeccompAction::Errno(refused.errno.cast_unsigned());
+    compile([(refused.call, Vec::new())].into(), SeccompAction::Allow, error)
+}
+
+fn compile(
+    rules: BTreeMap<i64, Vec<SeccompRule>>,
+    otherwise: SeccompAction,
+    matched: SeccompAction,
+) -> Result<BpfProgram, seccompiler::BackendError> {
     let architecture = TargetArch::try_from(std::env::consts::ARCH)?;
-    SeccompFilter::new(rules, SeccompAction::Errno(libc::ENOSYS as u32), SeccompAction::Allow, architecture)?.try_into()
+    SeccompFilter::new(rules, otherwise, matched, architecture)?.try_into()
+}
+
+/// One rule for each way in which the arguments may be right; none when they may be anything.
+fn conditions(arguments: Arguments) -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
+    let rule = |argument, operator, value: u32| {
+        let condition = SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value.into())?;
+        SeccompRule::new(vec![condition])
+    };
+    match arguments {
+        Arguments::Any => Ok(Vec::new()),
+        Arguments::OneOf(argument, values) => {
+            values.iter().map(|value| rule(argument, SeccompCmpOp::Eq, *value)).collect()
+        }
+        Arguments::With(argument, bits) => Ok(vec![rule(argument, SeccompCmpOp::MaskedEq(bits.into()), bits)?]),
+        Arguments::Without(argument, bits) => Ok(vec![rule(argument, SeccompCmpOp::MaskedEq(bits.into()), 0)?]),
+        Arguments::OwnProcess => Ok(vec![rule(0, SeccompCmpOp::Eq, std::process::id())?]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// An unconditional row beside a conditional one of the same call would be read as conditional.
+    #[test]
+    fn no_call_is_both_free_and_conditional() {
+        let calls = |free: bool| -> BTreeSet<i64> {
+            let rows = ROWS.iter().filter(|row| matches!(row.arguments, Arguments::Any) == free);
+            rows.map(|row| row.call).collect()
+        };
+        assert_eq!(calls(true).intersection(&calls(false)).collect::<Vec<_>>(), Vec::<&i64>::new());
+    }
+
+    #[test]
+    fn every_kind_has_a_filter_of_its_own() {
+        let kinds = [
+            ThreadKind::Main,
+            ThreadKind::Vcpu,
+            ThreadKind::Block,
+            ThreadKind::Files,
+            ThreadKind::End,
+            ThreadKind::Starter,
+        ];
+        let lengths: Vec<usize> = kinds.iter().map(|kind| allowed(*kind).unwrap().len()).collect();
+        let starter = lengths[5];
+        assert!(lengths[..5].iter().all(|length| *length < starter), "{lengths:?}");
+    }
 }

@@ -12,6 +12,7 @@ use super::request::Disk;
 use super::state::BlkState;
 use crate::devices::virtio::{Activation, Buffers};
 use crate::event_loop::event_fd;
+use crate::lock_in::{ThreadKind, start_thread};
 
 /// Stack of the thread; a request needs a few KiB.
 const STACK: usize = 128 << 10;
@@ -27,10 +28,8 @@ impl Worker {
     pub(super) fn start(active: Activation, file: Arc<File>, state: BlkState) -> io::Result<Self> {
         let stop = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
         let stopped = stop.try_clone()?;
-        let thread = std::thread::Builder::new()
-            .name("blk".into())
-            .stack_size(STACK)
-            .spawn(move || run(active, &Disk::new(&file, &state), &stopped))?;
+        let body = move || run(active, &Disk::new(&file, &state), &stopped);
+        let thread = start_thread(ThreadKind::Block, "blk", STACK, body)?;
         Ok(Self { stop, thread })
     }
 

@@ -23,6 +23,7 @@ use super::request::{self, MAX_REQUEST};
 use super::share::Share;
 use crate::devices::virtio::{Activation, Buffers, Interrupt, QueueLine};
 use crate::event_loop::{event_fd, lock};
+use crate::lock_in::{ThreadKind, start_thread};
 
 /// Stack of a thread; the deepest request needs some 20 KiB.
 const STACK: usize = 256 << 10;
@@ -169,7 +170,7 @@ impl Shared {
             }
         };
         state.threads.retain(|thread| !thread.is_finished());
-        state.threads.push(std::thread::Builder::new().name("fs".into()).stack_size(STACK).spawn(body)?);
+        state.threads.push(start_thread(ThreadKind::Files, "fs", STACK, body)?);
         state.count += 1;
         state.starting += 1;
         Ok(())
