@@ -190,6 +190,24 @@ impl Pod {
         self.inner.pid
     }
 
+    /// Changes how the node's kernel rates a microVM's monitor when memory is short; nothing is done for [`Kind::Host`], where each
+    /// container has a score of its own.
+    ///
+    /// # Errors
+    /// When the monitor has ended.
+    pub async fn set_oom_score_adj(&self, score: i16) -> Result<(), SandboxError> {
+        if self.kind() == Kind::Host {
+            return Ok(());
+        }
+        self.must_run()?;
+        let dirs = self.inner.dirs.clone();
+        blocking(move || match dirs::read(&dirs.process())? {
+            Some(record) => process::rate(record, score),
+            None => Err(SandboxError::step("set the monitor's oom_score_adj", "its process is not recorded")),
+        })
+        .await
+    }
+
     /// The agent. One connection, made once, that connects again by itself.
     pub fn agent(&self) -> AgentClient<Channel> {
         AgentClient::new(self.inner.channel.clone())

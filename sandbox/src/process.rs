@@ -21,9 +21,6 @@ use crate::dirs::ProcessRecord;
 use crate::error::{Doing, SandboxError};
 use crate::watches::Watches;
 
-/// How the kernel should rate the process when memory is short: as any other. (The daemon's own score must not be inherited.)
-const OOM_SCORE_ADJ: &[u8] = b"0";
-
 /// Longest file of a process's standard error; a little more for a moment.
 const MAX_STDERR: u64 = 256 << 10;
 
@@ -43,6 +40,8 @@ pub(crate) struct Program<'a> {
     pub(crate) netns: Option<BorrowedFd<'a>>,
     /// Gets its standard error.
     pub(crate) stderr: &'a Path,
+    /// How the kernel rates it when memory is short; the daemon's own score must not be inherited.
+    pub(crate) oom_score_adj: i16,
 }
 
 /// A started program.
@@ -81,6 +80,7 @@ impl Program<'_> {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(stderr);
+        let score_text = self.oom_score_adj.to_string();
         let child_side = move || {
             // SAFETY: system calls only, on descriptors that the parent keeps open until the exec, and literals.
             unsafe {
@@ -88,7 +88,7 @@ impl Program<'_> {
                 check(libc::setsid() as isize)?;
                 let score = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
                 if score >= 0 {
-                    libc::write(score, OOM_SCORE_ADJ.as_ptr().cast(), OOM_SCORE_ADJ.len());
+                    libc::write(score, score_text.as_ptr().cast(), score_text.len());
                     libc::close(score);
                 }
                 if let Some(netns) = netns {
@@ -125,6 +125,21 @@ pub(crate) fn find(record: ProcessRecord) -> Option<OwnedFd> {
     let pidfd = open(record.pid).ok()?;
     // Compared with the pidfd open: afterwards the id can only be this process's.
     (start_time(record.pid) == Some(record.start_time)).then_some(pidfd)
+}
+
+/// Changes how the kernel rates a process when memory is short.
+///
+/// # Errors
+/// When the process has ended, or the kernel refuses.
+pub(crate) fn rate(record: ProcessRecord, oom_score_adj: i16) -> Result<(), SandboxError> {
+    let step = || format!("set the oom_score_adj of process {} to {oom_score_adj}", record.pid);
+    let path = format!("/proc/{}/oom_score_adj", record.pid);
+    let mut file = File::options().write(true).open(path).doing(step)?;
+    // The open file belongs to one process for good, so it is enough to see now that it is the right one.
+    if start_time(record.pid) != Some(record.start_time) {
+        return Err("it has ended").doing(step);
+    }
+    file.write_all(oom_score_adj.to_string().as_bytes()).doing(step)
 }
 
 /// The record of a running process.

@@ -93,6 +93,10 @@ pub struct PodSpec {
     /// What it can grow to while it runs; what is less than in `vm` means no more than that.
     #[serde(default)]
     pub vm_max: VmSize,
+    /// How the node's kernel rates the monitor when memory is short (`/proc/<pid>/oom_score_adj`), for [`Kind::Vm`]: all memory of the pod
+    /// is the monitor's.
+    #[serde(default)]
+    pub oom_score_adj: i16,
     /// Parent cgroup below the root (`/kubepods/...`), where the pod's is `<cgroup_parent>/<id>`; or a slice of systemd's
     /// (`kubepods-pod1.slice`), where it is the scope `cofferdam-<id>.scope`.
     pub cgroup_parent: String,

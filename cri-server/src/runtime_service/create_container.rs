@@ -10,15 +10,15 @@ use cofferdam_sandbox::{Kind, Pod as Sandbox};
 use futures::FutureExt;
 
 use super::detached;
-use crate::error::{CriError, During, message};
+use crate::error::{CriError, During, chain, message};
 use crate::ids::{new_id, now_nanos};
 use crate::node::agent::WORK;
 use crate::node::names::Name;
 use crate::node::{Container, Node, Pod, shorten};
 use crate::records::{PodRecord, UserRecord};
 use crate::translate::container::{ContainerPlan, plan};
-use crate::translate::inspect;
 use crate::translate::pod::as_sent;
+use crate::translate::{inspect, oom};
 
 pub(super) async fn call(
     node: &Arc<Node>,
@@ -105,6 +105,16 @@ async fn create(
     }
 }
 
+/// Has a microVM's monitor rated as its containers are: what the kubelet says of them tells more than the name of the pod's cgroup did.
+async fn rate(node: &Node, pod: &Pod, sandbox: &Sandbox) {
+    let live = node.containers_of(&pod.id).into_iter().filter(|c| c.with(|r| r.is_live()));
+    let scores = live.map(|c| c.with(|r| r.resources.as_ref().map_or(0, |r| r.oom_score_adj)));
+    let Some(score) = oom::of_containers(scores) else { return };
+    if let Err(error) = sandbox.set_oom_score_adj(score).await {
+        tracing::warn!(pod = %pod.id, score, error = chain(&error), "the monitor keeps its oom_score_adj");
+    }
+}
+
 async fn build(
     node: &Arc<Node>,
     container: &Arc<Container>,
@@ -152,6 +162,7 @@ async fn build(
     container.pod.sandbox()?;
     container.save(node).await?;
     container.follow_volumes(node, swapped);
+    rate(node, &container.pod, sandbox).await;
     let handler = if container.pod.with(|r| r.kind) == Kind::Vm { "vm" } else { "host" };
     let ms = |d: std::time::Duration| d.as_micros() as f64 / 1000.0;
     tracing::info!(

@@ -13,6 +13,7 @@ pub(crate) mod inspect;
 pub(crate) mod memory_volume;
 pub(crate) mod mounts;
 pub(crate) mod namespaces;
+pub(crate) mod oom;
 pub(crate) mod pod;
 pub(crate) mod resources;
 pub(crate) mod seccomp;

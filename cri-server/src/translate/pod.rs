@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use cofferdam_proto::cri::{PodSandboxConfig, PortMapping, Protocol};
 use cofferdam_sandbox::{Kind, NetworkSpec, PodSpec};
 
-use super::{bandwidth, dns, inspect, namespaces, resources, selinux, sysctls, text, users};
+use super::{bandwidth, dns, inspect, namespaces, oom, resources, selinux, sysctls, text, users};
 use crate::config::{CgroupParent, Config, node_cpus};
 use crate::error::CriError;
 use crate::node::names::Name;
@@ -70,6 +70,7 @@ pub(crate) fn plan(
         kind,
         vm: resources::vm_size(config.vm_size, linux.resources.as_ref(), linux.overhead.as_ref(), node_cpus()),
         vm_max: config.vm_max,
+        oom_score_adj: oom::by_class(cgroup_parent.as_str()),
         cgroup_parent: cgroup_parent.as_str().to_owned(),
         hostname: asked.hostname.clone(),
         resolv_conf: resolv_conf.clone().unwrap_or_default(),

@@ -216,11 +216,6 @@ impl Agent {
         }
     }
 
-    /// oom_score_adj of a container for which nothing was asked: the guest's agent is exempt, they are not.
-    pub fn children_oom_score(&self) -> Option<i32> {
-        (self.mode == Mode::Vm).then_some(0)
-    }
-
     /// A quota project that was not used before.
     pub fn next_project(&self) -> u32 {
         self.projects.fetch_add(1, std::sync::atomic::Ordering::Relaxed)

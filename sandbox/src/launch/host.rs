@@ -18,6 +18,10 @@ use crate::pod::Watched;
 use crate::process::{self, Program, Started};
 use crate::spec::Kind;
 
+/// The supervisor is a member of the pod's cgroup and small. When memory is short there, a container has to go and not the supervisor,
+/// with which all of the pod would go: so it is rated below the containers of Guaranteed pods, which have -997.
+const SUPERVISOR_OOM_SCORE_ADJ: i16 = -998;
+
 /// Starts it and waits until it serves.
 pub(super) async fn start(launch: &Arc<Launch>) -> Result<Watched, SandboxError> {
     let (starter, ready) = {
@@ -114,6 +118,7 @@ fn spawn(launch: &Launch) -> Result<(Started, OwnedFd), SandboxError> {
         cgroup: &cgroup.procs,
         netns: None,
         stderr: &dirs.stderr(),
+        oom_score_adj: SUPERVISOR_OOM_SCORE_ADJ,
     };
     let started = program.start()?;
     launch.clock.mark("supervisor_spawned");

@@ -16,6 +16,7 @@ fn spec(kind: Kind) -> PodSpec {
         kind,
         vm: VmSize { vcpus: 1, memory_mib: 128 },
         vm_max: VmSize { vcpus: 2, memory_mib: 2048 },
+        oom_score_adj: 0,
         cgroup_parent: "/cofferdam-test".into(),
         hostname: "web".into(),
         resolv_conf: "nameserver 10.99.0.1\n".into(),

@@ -73,6 +73,7 @@ fn spawn(launch: &Launch) -> Result<process::Started, SandboxError> {
         cgroup: &cgroup.procs,
         netns: launch.netns.as_ref().map(|netns| netns.fd.as_fd()),
         stderr: &dirs.stderr(),
+        oom_score_adj: spec.oom_score_adj,
     };
     let started = program.start()?;
     launch.clock.mark("monitor_spawned");

@@ -27,6 +27,7 @@ fn start(config: &Config, folder: &Path, text: &str) -> (Started, PodCgroup) {
         cgroup: &procs.procs,
         netns: None,
         stderr: &folder.join("stderr"),
+        oom_score_adj: 7,
     };
     (program.start().unwrap(), cgroup)
 }
@@ -53,7 +54,13 @@ fn a_program_gets_what_it_needs_and_its_end_is_seen() {
         // Of all that this process has open (at least the runtime's poller), nothing else came along.
         let leaked = ["eventpoll", "eventfd", "pidfd", "socket"].iter().find(|kind| lines[1].contains(**kind));
         assert_eq!(leaked, None, "{words}");
-        assert!(lines[1].ends_with(" 0") && lines[2].ends_with(&format!("{}/leaf", cgroup.name())), "{words}");
+        assert!(lines[1].ends_with(" 7") && lines[2].ends_with(&format!("{}/leaf", cgroup.name())), "{words}");
+
+        let score = || fs::read_to_string(format!("/proc/{}/oom_score_adj", started.record.pid)).unwrap();
+        rate(started.record, 12).unwrap();
+        assert_eq!(score().trim(), "12");
+        assert!(rate(later, 13).is_err(), "another process with the same id was rated");
+        assert_eq!(score().trim(), "12");
 
         let watch = tokio::spawn(wait(started.pidfd));
         let killed = {

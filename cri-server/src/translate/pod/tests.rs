@@ -49,6 +49,7 @@ fn an_ordinary_pod() {
     assert_eq!((plan.spec.kind, plan.record.handler.as_str()), (Kind::Vm, ""));
     assert_eq!(plan.spec.vm, VmSize { vcpus: 1, memory_mib: 1024 });
     assert_eq!(plan.spec.vm_max, config().vm_max);
+    assert_eq!(plan.spec.oom_score_adj, -997);
     assert_eq!(
         (plan.spec.cgroup_parent.as_str(), plan.spec.resolv_conf.as_str()),
         ("/kubepods/pod1", "nameserver 10.0.0.10\n")

@@ -120,7 +120,7 @@ fn become_program(
 ) -> Result<std::convert::Infallible> {
     rustix::process::setsid().doing("start a session")?;
     crate::sys::default_signals();
-    process::early(spec, agent.children_oom_score())?;
+    process::early(spec)?;
     let spaces = ThreadNameSpaceType::MOUNT | ThreadNameSpaceType::CONTROL_GROUP;
     move_into_thread_name_spaces(container.pidfd.as_fd(), spaces).doing("enter the container")?;
     let launch = Launch::new(agent, spec, &container.user, channel);

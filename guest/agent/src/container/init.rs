@@ -46,7 +46,7 @@ fn set_up(
     rustix::process::setsid().doing("start a session")?;
     crate::sys::default_signals();
     rustix::process::umask(rustix::fs::Mode::empty());
-    process::early(&spec.process, agent.children_oom_score())?;
+    process::early(&spec.process)?;
 
     let mut trees = take_trees(agent, spec)?;
 

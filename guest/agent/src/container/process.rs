@@ -45,10 +45,10 @@ pub struct Launch<'a> {
 ///
 /// # Errors
 /// When the kernel refuses.
-pub fn early(spec: &ProcessSpec, agent_oom_score: Option<i32>) -> Result<()> {
-    if let Some(score) = spec.oom_score_adj.or(agent_oom_score) {
-        sys::write_knob(Path::new("/proc/self/oom_score_adj"), score.to_string()).doing("set oom_score_adj")?;
-    }
+pub fn early(spec: &ProcessSpec) -> Result<()> {
+    // Always set: the agent's own score protects it from the kernel, and must not be inherited.
+    let score = spec.oom_score_adj.unwrap_or(0);
+    sys::write_knob(Path::new("/proc/self/oom_score_adj"), score.to_string()).doing("set oom_score_adj")?;
     if !spec.apparmor.is_empty() {
         let knob = Path::new("/proc/self/attr/apparmor/exec");
         let knob = if knob.exists() { knob } else { Path::new("/proc/self/attr/exec") };
