@@ -73,6 +73,31 @@ impl PodCgroup {
         self.root.join(&self.name[1..])
     }
 
+    /// The cgroup above it, unless that is the root.
+    pub(crate) fn parent(&self) -> Option<PathBuf> {
+        self.path().parent().filter(|parent| *parent != self.root).map(Path::to_owned)
+    }
+
+    /// The memory, in bytes, that everything in it may use: the least of its parents' limits. Nothing where there is none.
+    pub(crate) fn memory_limit(&self) -> Option<u64> {
+        let mut at = self.root.clone();
+        let mut least: Option<u64> = None;
+        for part in self.name[1..].split('/') {
+            at.push(part);
+            let text = fs::read_to_string(at.join("memory.max")).unwrap_or_default();
+            let limit = text.trim().parse().ok(); // "max", or it is not there
+            least = least.into_iter().chain(limit).min();
+        }
+        least
+    }
+
+    /// How many processes in it the kernel killed because memory was short there or on the node.
+    pub(crate) fn oom_kills(&self) -> u64 {
+        let text = fs::read_to_string(self.path().join("memory.events")).unwrap_or_default();
+        let line = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
+        line.and_then(|number| number.trim().parse().ok()).unwrap_or(0)
+    }
+
     /// Makes it and its parents with all controllers that can be had, and `leaf` in it, where the pod's process is to start while the
     /// answer is held. What is made in the pod's cgroup later has controllers too if `divided`: each switch costs the kernel a grace
     /// period, and a VM needs none. Blocks.
@@ -212,6 +237,35 @@ fn remove(path: &Path) -> io::Result<()> {
 mod tests {
     use super::*;
     use crate::testing::{new_id, on_a_node};
+
+    #[test]
+    fn the_least_limit_of_all_parents_counts() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = Config { cgroup_root: folder.path().into(), ..crate::testing::config_below(folder.path()) };
+        let cgroup = PodCgroup::new(&config, "/kubepods/pod1", &new_id()).unwrap();
+        let limit = |at: &str, text: &str| {
+            fs::create_dir_all(folder.path().join(at)).unwrap();
+            fs::write(folder.path().join(at).join("memory.max"), text).unwrap();
+        };
+        assert_eq!(cgroup.memory_limit(), None);
+        limit("kubepods/pod1", "max\n");
+        assert_eq!(cgroup.memory_limit(), None);
+        limit("kubepods", "8192\n");
+        assert_eq!(cgroup.memory_limit(), Some(8192));
+        limit("kubepods/pod1", "4096\n");
+        assert_eq!(cgroup.memory_limit(), Some(4096));
+    }
+
+    #[test]
+    fn kills_for_want_of_memory_are_counted() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = Config { cgroup_root: folder.path().into(), ..crate::testing::config_below(folder.path()) };
+        let cgroup = PodCgroup::new(&config, "/p", &new_id()).unwrap();
+        assert_eq!(cgroup.oom_kills(), 0);
+        fs::create_dir_all(cgroup.path()).unwrap();
+        fs::write(cgroup.path().join("memory.events"), "low 0\nmax 9\noom 2\noom_kill 3\noom_group_kill 0\n").unwrap();
+        assert_eq!(cgroup.oom_kills(), 3);
+    }
 
     #[test]
     fn controllers_are_handed_down_and_nothing_is_left() {

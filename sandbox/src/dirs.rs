@@ -7,6 +7,7 @@
 //!     ready.json                  the launch is done: what CNI answered
 //!     network.json                what each plugin answered: what CNI wants back while the node runs
 //!     stopping                    the end was asked for
+//!     quota.json                  the CPU quota of the pod's cgroup, while it is lifted
 //!     netns                       the network namespace, bind-mounted (pods of older daemons only)
 //!     control.sock vsock.sock exit.json           vm
 //!     tree/<container>/<n>        vm: mount points
@@ -85,6 +86,9 @@ impl Dirs {
     }
     pub(crate) fn stopping(&self) -> PathBuf {
         self.run.join("stopping")
+    }
+    pub(crate) fn lifted_quota(&self) -> PathBuf {
+        self.run.join("quota.json")
     }
     /// The network namespace: where it is now, if a daemon before the names in `netns_dir` made it.
     pub(crate) fn netns(&self) -> PathBuf {

@@ -24,10 +24,12 @@ mod netns;
 mod pod;
 mod probe;
 mod process;
+mod quota;
 mod resize;
 mod runtime;
 mod sealed;
 mod share;
+mod size;
 mod spec;
 mod teardown;
 #[cfg(test)]
@@ -38,8 +40,10 @@ mod watches;
 
 pub use error::SandboxError;
 pub use pod::{End, Pod};
+pub use quota::LiftedQuota;
 pub use runtime::{Adopted, Runtime, Timeline};
 pub use share::{Access, Exported, Submount};
+pub use size::{SMALLEST_GUEST_MIB, guest_mib};
 pub use spec::{
     Bandwidth, CniConfig, Config, Kind, NetworkSpec, NetworkStatus, PodSpec, PortMapping, Protocol, UserRange,
     VmConfig, VmSize,

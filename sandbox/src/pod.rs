@@ -16,6 +16,7 @@ use crate::cgroup::PodCgroup;
 use crate::dirs::{self, Dirs};
 use crate::error::{SandboxError, blocking};
 use crate::process::{self, Started};
+use crate::quota::{self, LiftedQuota};
 use crate::runtime::{Shared, Timeline};
 use crate::share::{Access, Exported};
 use crate::spec::{Kind, NetworkStatus, PodSpec, VmSize};
@@ -66,6 +67,8 @@ pub struct End {
     pub clean: bool,
     /// For people: `the guest's kernel panicked: ...`.
     pub detail: String,
+    /// The node's kernel killed it because memory was short, in the pod's cgroup or on the node.
+    pub out_of_memory: bool,
     /// Nanoseconds since the epoch.
     pub at_unix_nanos: i64,
 }
@@ -78,9 +81,9 @@ pub(crate) struct Watched {
 
 impl Watched {
     /// Watches a started process from now on, whoever holds the pod.
-    pub(crate) fn new(started: Started, dirs: &Dirs, kind: Kind, watches: &Watches) -> Self {
+    pub(crate) fn new(started: Started, dirs: &Dirs, kind: Kind, cgroup: &PodCgroup, watches: &Watches) -> Self {
         let (sender, ended) = watch::channel(None);
-        let (dirs, watches) = (dirs.clone(), watches.clone());
+        let (dirs, cgroup, watches) = (dirs.clone(), cgroup.clone(), watches.clone());
         let pid = started.record.pid;
         tokio::spawn(async move {
             let stderr = dirs.stderr();
@@ -88,7 +91,7 @@ impl Watched {
                 signal = process::wait(started.pidfd) => signal,
                 () = process::keep_short(&stderr, &watches) => None,
             };
-            let end = End::read(&dirs, kind).by_signal(signal);
+            let end = End::read(&dirs, kind, &cgroup).by_signal(signal);
             tracing::debug!(pod = %dirs.run.display(), clean = end.clean, detail = %end.detail, "pod ended");
             let _ = sender.send(Some(end));
         });
@@ -112,12 +115,14 @@ async fn ended(mut receiver: watch::Receiver<Option<End>>) -> End {
 
 impl End {
     /// What is known of a pod whose process has ended.
-    pub(crate) fn read(dirs: &Dirs, kind: Kind) -> Self {
+    pub(crate) fn read(dirs: &Dirs, kind: Kind, cgroup: &PodCgroup) -> Self {
         let clean = dirs.stopping().exists();
         let report: Option<ExitReport> = dirs::read(&dirs.exit_report()).ok().flatten();
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let at_unix_nanos =
             report.as_ref().map_or(i64::try_from(now.as_nanos()).unwrap_or(i64::MAX), |report| report.at_unix_nanos);
+        // Only the monitor is in a vm pod's cgroup; in a host pod's a container may have been the one that was killed.
+        let out_of_memory = kind == Kind::Vm && report.is_none() && !clean && cgroup.oom_kills() > 0;
         let what = match (kind, report.as_ref().map(|report| report.reason)) {
             (Kind::Host, _) if clean => "the pod's supervisor ended as asked",
             (Kind::Host, _) => "the pod's supervisor died",
@@ -126,6 +131,10 @@ impl End {
             (Kind::Vm, Some(ExitReason::TripleFault)) => "the guest's kernel crashed with a triple fault",
             (Kind::Vm, Some(ExitReason::Killed)) => "the monitor was told to kill the VM",
             (Kind::Vm, Some(ExitReason::MonitorError)) => "the monitor failed",
+            (Kind::Vm, None) if out_of_memory => {
+                "the pod ran out of memory: the node's kernel killed its monitor (raise the containers' memory limits, or \
+                 overhead.podFixed.memory of the RuntimeClass; or the node itself is short of memory)"
+            }
             (Kind::Vm, None) => "the monitor died",
         };
         let more = match report {
@@ -133,7 +142,7 @@ impl End {
             _ => process::last_words(&dirs.stderr()),
         };
         let detail = if more.is_empty() { what.to_owned() } else { format!("{what}: {more}") };
-        Self { clean, detail, at_unix_nanos }
+        Self { clean, detail, out_of_memory, at_unix_nanos }
     }
 
     /// Adds what the signal says that ended the process.
@@ -206,6 +215,17 @@ impl Pod {
             None => Err(SandboxError::step("set the monitor's oom_score_adj", "its process is not recorded")),
         })
         .await
+    }
+
+    /// Lifts the CPU quota of the cgroup above the pod's until the answer is dropped, if it has one and only this pod is below it. For
+    /// while none of the pod's containers runs: what is done then is done for the node.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn lift_quota(&self) -> Result<Option<LiftedQuota>, SandboxError> {
+        let inner = Arc::clone(&self.inner);
+        let cgroup = PodCgroup::new(&inner.shared.config, &inner.spec.cgroup_parent, &inner.spec.id)?;
+        blocking(move || quota::lift(&cgroup, &inner.dirs)).await
     }
 
     /// The agent. One connection, made once, that connects again by itself.

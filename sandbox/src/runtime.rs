@@ -17,7 +17,7 @@ use crate::process::{self, Started};
 use crate::sealed::Sealed;
 use crate::spec::{Config, Kind, PodSpec};
 use crate::watches::Watches;
-use crate::{connect, launch, probe, teardown, users};
+use crate::{connect, launch, probe, quota, teardown, users};
 
 /// Launches pods and finds them again. Cheap to clone.
 #[derive(Clone)]
@@ -159,9 +159,13 @@ impl Runtime {
                 "its launch was not finished, or the node was rebooted",
             ));
         };
-        let Some(pidfd) = process::find(process) else { return Ok(Adopted::Ended(End::read(&dirs, spec.kind))) };
-        let watched = Watched::new(Started { record: process, pidfd }, &dirs, spec.kind, &shared.watches);
-        let cgroup = PodCgroup::new(&shared.config, &spec.cgroup_parent, id)?.name().to_owned();
+        quota::put_back(&dirs);
+        let cgroup = PodCgroup::new(&shared.config, &spec.cgroup_parent, id)?;
+        let Some(pidfd) = process::find(process) else {
+            return Ok(Adopted::Ended(End::read(&dirs, spec.kind, &cgroup)));
+        };
+        let watched = Watched::new(Started { record: process, pidfd }, &dirs, spec.kind, &cgroup, &shared.watches);
+        let cgroup = cgroup.name().to_owned();
         let channel = connect::agent(&dirs, spec.kind);
         let parts = (ready.network, BTreeMap::new());
         let pod = Pod::new(Arc::clone(shared), spec, dirs, cgroup, parts, channel, watched);

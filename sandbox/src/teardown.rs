@@ -10,6 +10,7 @@ use crate::dirs::{self, Dirs};
 use crate::error::{Doing, SandboxError, blocking};
 use crate::netns;
 use crate::runtime::Shared;
+use crate::quota;
 use crate::share;
 use crate::spec::PodSpec;
 
@@ -27,6 +28,12 @@ pub(crate) async fn free(
     gone: impl FnOnce(),
 ) -> Result<(), SandboxError> {
     say_stopping(dirs).await?;
+    let lifted = dirs.clone();
+    blocking(move || {
+        quota::put_back(&lifted);
+        Ok(())
+    })
+    .await?;
     let end = async {
         shutdown.await;
         end(shared, dirs, id).await.map(|()| gone())

@@ -4,15 +4,15 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use bytes::Bytes;
 use cofferdam_proto::cri;
-use cofferdam_sandbox::{Pod as Sandbox, SandboxError};
+use cofferdam_sandbox::{LiftedQuota, Pod as Sandbox, SandboxError};
 use tokio_util::sync::CancellationToken;
 
 use super::events::{Told, pod_stage};
 use super::listed::Listed;
-use super::{Node, lock};
+use super::{Container, Node, lock};
 use crate::error::{CriError, During};
 use crate::ids::now_nanos;
-use crate::records::{self, PODS, PodPhase, PodRecord, RecordError};
+use crate::records::{self, ContainerPhase, PODS, PodPhase, PodRecord, RecordError};
 use crate::stats::Sampler;
 use crate::translate::filters;
 
@@ -89,6 +89,19 @@ impl Pod {
         lock(&self.sandbox).clone()
     }
 
+    /// Lifts the pod's CPU quota while the answer is held, unless a program of one of its containers runs. Best effort: with the quota, a
+    /// start is slow.
+    pub(crate) async fn without_quota(&self, node: &Node, sandbox: &Sandbox) -> Option<LiftedQuota> {
+        let busy = |c: &Arc<Container>| c.with(|r| r.phase == ContainerPhase::Running);
+        if node.containers_of(&self.id).iter().any(busy) {
+            return None;
+        }
+        sandbox.lift_quota().await.unwrap_or_else(|error| {
+            tracing::warn!(pod = %self.id, error = crate::error::chain(&error), "CPU quota not lifted");
+            None
+        })
+    }
+
     pub(crate) fn attach(&self, sandbox: Sandbox) {
         *lock(&self.sandbox) = Some(sandbox);
     }
@@ -137,18 +150,23 @@ impl Pod {
 
     /// The pod's process ended without having been asked to.
     pub(crate) async fn died(self: &Arc<Self>, node: &Node, detail: &str, at: i64) {
+        self.died_of(node, "Error", detail, at).await;
+    }
+
+    /// [`Pod::died`], with the reason that its containers get.
+    pub(crate) async fn died_of(self: &Arc<Self>, node: &Node, reason: &str, detail: &str, at: i64) {
         if self.change(|r| r.not_ready(detail)) {
             tracing::warn!(pod = %self.id, detail, "pod died");
         }
-        self.end_containers(node, detail, at).await;
+        self.end_containers(node, reason, detail, at).await;
         self.save_or_later(node).await;
     }
 
-    async fn end_containers(&self, node: &Node, detail: &str, at: i64) {
+    async fn end_containers(&self, node: &Node, reason: &str, detail: &str, at: i64) {
         for container in node.containers_of(&self.id) {
             let changed = container.change(|r| {
                 if r.is_live() {
-                    r.end(KILLED, "Error", detail, at);
+                    r.end(KILLED, reason, detail, at);
                     return true;
                 }
                 false
@@ -178,7 +196,7 @@ impl Pod {
             // Nothing of it was found at start-up, or it was dead: its network may still be there.
             None => node.runtime.remove(&self.id).await.during(|| format!("stop pod {}", self.id))?,
         }
-        self.end_containers(node, STOPPED, now_nanos()).await;
+        self.end_containers(node, "Error", STOPPED, now_nanos()).await;
         *lock(&self.sandbox) = None;
         self.change(|r| r.freed = true);
         self.save_or_later(node).await;
@@ -189,7 +207,7 @@ impl Pod {
     async fn stop_sandbox(&self, node: &Node, sandbox: &Sandbox) -> Result<(), SandboxError> {
         let told = async {
             sandbox.gone().await;
-            self.end_containers(node, STOPPED, now_nanos()).await;
+            self.end_containers(node, "Error", STOPPED, now_nanos()).await;
             std::future::pending().await
         };
         let stopped = tokio::select! {
@@ -197,7 +215,7 @@ impl Pod {
             never = told => never,
         };
         if sandbox.is_gone() {
-            self.end_containers(node, STOPPED, now_nanos()).await;
+            self.end_containers(node, "Error", STOPPED, now_nanos()).await;
         }
         stopped
     }

@@ -158,7 +158,8 @@ async fn adopt(node: &Arc<Node>, pod: &Arc<Pod>) {
             tracing::info!(pod = %pod.id, "pod found running");
         }
         Ok(Adopted::Ended(end)) => {
-            pod.died(node, &end.detail, end.at_unix_nanos).await;
+            let reason = if end.out_of_memory { "OOMKilled" } else { "Error" };
+            pod.died_of(node, reason, &end.detail, end.at_unix_nanos).await;
             half_done(node, pod).await.ok();
         }
         Err(error) => {

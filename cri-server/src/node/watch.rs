@@ -26,7 +26,8 @@ pub(crate) fn start(node: Arc<Node>, pod: Arc<Pod>, sandbox: Sandbox) {
             return;
         }
         let why = pod.condemned.get().unwrap_or(&end.detail);
-        pod.died(&node, why, end.at_unix_nanos).await;
+        let reason = if end.out_of_memory { "OOMKilled" } else { "Error" };
+        pod.died_of(&node, reason, why, end.at_unix_nanos).await;
     });
 }
 

@@ -88,6 +88,7 @@ async fn create(
     };
     // From here on the watcher and a removal of the pod find it; list calls leave it out while it is being made.
     node.add_container(container.clone());
+    let _quota = pod.without_quota(node, &sandbox).await;
     match build(node, &container, &sandbox, plan, asked, began).await {
         Ok(()) => Ok(container),
         Err(error) => {

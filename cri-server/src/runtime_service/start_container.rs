@@ -27,7 +27,8 @@ pub(super) async fn call(node: &Arc<Node>, id: &str) -> Result<cri::StartContain
 async fn start(node: &Arc<Node>, container: &Arc<Container>) -> Result<(), CriError> {
     let began = Instant::now();
     let _working = container.pod.work.lock().await;
-    container.pod.sandbox()?;
+    let sandbox = container.pod.sandbox()?;
+    let _quota = container.pod.without_quota(node, &sandbox).await;
     if !container.change(ContainerRecord::begin_start) {
         let phase = container.with(|r| r.phase);
         return Err(CriError::State(format!("container {} is {phase:?}, not Created", container.id)));

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use cofferdam_proto::cri;
-use cofferdam_sandbox::{Pod as Sandbox, VmSize};
+use cofferdam_sandbox::{Pod as Sandbox, VmSize, guest_mib};
 use futures::FutureExt;
 
 use super::detached;
@@ -13,7 +13,7 @@ use crate::config::node_cpus;
 use crate::error::{CriError, During};
 use crate::node::{Node, Pod};
 use crate::records::ResourcesRecord;
-use crate::translate::resources;
+use crate::translate::resources::{self, pod_memory_mib, status, vm_size};
 
 pub(super) async fn call(
     node: &Arc<Node>,
@@ -39,15 +39,15 @@ async fn update(
         None => before,
     };
     let before = pod.with(|r| (r.resources.clone(), r.overhead.clone()));
-    let (limits, overhead) = (new(&request.resources, before.0), new(&request.overhead, before.1));
+    let after = (new(&request.resources, before.0.clone()), new(&request.overhead, before.1.clone()));
     if let Some(started) = sandbox.vm_size() {
-        let size = size(node.config.vm_size, started, limits.as_ref(), overhead.as_ref(), node_cpus());
+        let size = size(node.config.vm_size, started, &before, &after, node_cpus());
         tokio::select! {
             done = sandbox.resize(size) => done.during(|| title(&sandbox))?,
             () = pod.stopping.cancelled() => return Err(CriError::State(format!("pod {} is being stopped", pod.id))),
         }
     }
-    pod.change(|r| (r.resources, r.overhead) = (limits, overhead));
+    pod.change(|r| (r.resources, r.overhead) = after);
     pod.save_or_later(node).await;
     Ok(())
 }
@@ -56,18 +56,27 @@ fn title(sandbox: &Sandbox) -> String {
     format!("change the size of pod {}", sandbox.id())
 }
 
+/// What a pod's containers may use together, and its overhead.
+type Limits = (Option<ResourcesRecord>, Option<ResourcesRecord>);
+
 /// The size that a guest which `started` so is to have now. Whether it can, the sandbox knows.
-fn size(
-    least: VmSize,
-    started: VmSize,
-    limits: Option<&ResourcesRecord>,
-    overhead: Option<&ResourcesRecord>,
-    node_cpus: u8,
-) -> VmSize {
+fn size(least: VmSize, started: VmSize, before: &Limits, after: &Limits, node_cpus: u8) -> VmSize {
+    let limits = |(limits, overhead): &Limits| (limits.as_ref().map(status), overhead.as_ref().map(status));
+    let pod_mib = |(limits, overhead): &Limits| {
+        let (limits, overhead) = (limits.as_ref().map(status), overhead.as_ref().map(status));
+        pod_memory_mib(limits.as_ref(), overhead.as_ref())
+    };
     // The configuration's least may have been another when the pod started.
     let least = VmSize { vcpus: least.vcpus.min(started.vcpus), memory_mib: least.memory_mib.min(started.memory_mib) };
-    let (limits, overhead) = (limits.map(resources::status), overhead.map(resources::status));
-    resources::vm_size(least, limits.as_ref(), overhead.as_ref(), node_cpus)
+    let (resources, overhead) = limits(after);
+    let size = vm_size(least, resources.as_ref(), overhead.as_ref(), node_cpus);
+    match (pod_mib(before), pod_mib(after)) {
+        // The pod's cgroup is about to become smaller than the guest would be with the configured least: that has to be refused.
+        (before, Some(now)) if before.is_none_or(|before| now < before) => {
+            VmSize { memory_mib: guest_mib(now), ..size }
+        }
+        _ => size,
+    }
 }
 
 #[cfg(test)]
@@ -85,20 +94,32 @@ mod tests {
         let least = VmSize { vcpus: 1, memory_mib: 256 };
         let started = VmSize { vcpus: 2, memory_mib: 512 };
         let size = |limits: ResourcesRecord, overhead: Option<ResourcesRecord>| {
-            let VmSize { vcpus, memory_mib } = size(least, started, Some(&limits), overhead.as_ref(), 4);
+            let before = (Some(limits.clone()), None);
+            let VmSize { vcpus, memory_mib } = size(least, started, &before, &(Some(limits), overhead), 4);
             (vcpus, memory_mib)
         };
-        assert_eq!(size(limits(1024, 200_000), None), (2, 1024));
-        assert_eq!(size(limits(1024, 250_000), None), (3, 1024));
-        assert_eq!(size(limits(300, 50_000), None), (1, 300), "fewer than it started with");
-        assert_eq!(size(limits(1024, 200_000), Some(limits(64, 100_000))), (3, 1088));
-        assert_eq!(size(limits(1024, 900_000), None), (4, 1024), "no more than the node has");
+        assert_eq!(size(limits(1024, 200_000), None), (2, 1004));
+        assert_eq!(size(limits(1024, 250_000), None), (3, 1004));
+        assert_eq!(size(limits(300, 50_000), None), (1, 285), "fewer than it started with");
+        assert_eq!(size(limits(1024, 200_000), Some(limits(64, 100_000))), (3, 1067));
+        assert_eq!(size(limits(1024, 900_000), None), (4, 1004), "no more than the node has");
         assert_eq!(size(limits(0, -1), None), (1, 256), "no limits any more");
+    }
+
+    #[test]
+    fn a_limit_that_becomes_less_than_the_guest_is_not_hidden_by_the_configured_least() {
+        let limits = |mib: i64| (Some(ResourcesRecord { memory_limit: mib << 20, ..Default::default() }), None);
+        let started = VmSize { vcpus: 1, memory_mib: 256 };
+        let memory = |before, after| size(started, started, &before, &after, 1).memory_mib;
+        assert_eq!(memory((None, None), limits(128)), 115);
+        assert_eq!(memory(limits(512), limits(128)), 115);
+        assert_eq!(memory(limits(64), limits(128)), 256, "a pod that grows keeps at least what it has");
+        assert_eq!(memory(limits(512), limits(1024)), 1004);
     }
 
     #[test]
     fn a_least_that_was_raised_since_the_start_grows_nothing() {
         let (least, started) = (VmSize { vcpus: 4, memory_mib: 4096 }, VmSize { vcpus: 1, memory_mib: 256 });
-        assert_eq!(size(least, started, None, None, 8), started);
+        assert_eq!(size(least, started, &(None, None), &(None, None), 8), started);
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use cofferdam_proto::agent::Resources;
 use cofferdam_proto::cri::LinuxContainerResources;
 use cofferdam_proto::monitor::MAX_VCPUS;
-use cofferdam_sandbox::{Kind, VmSize};
+use cofferdam_sandbox::{Kind, VmSize, guest_mib};
 
 use crate::error::CriError;
 use crate::records::ResourcesRecord;
@@ -14,8 +14,19 @@ const MIB: i64 = 1 << 20;
 /// No pod gets more, whatever it asks: 1 TiB.
 const MAX_MEMORY_MIB: i64 = 1 << 20;
 
+/// What a pod may use on the node, MiB: the sum of its containers' limits and its overhead, where each container has a limit.
+pub(crate) fn pod_memory_mib(
+    resources: Option<&LinuxContainerResources>,
+    overhead: Option<&LinuxContainerResources>,
+) -> Option<u32> {
+    let limit = resources?.memory_limit_in_bytes;
+    let overhead = overhead.map_or(0, |o| o.memory_limit_in_bytes.max(0));
+    let mib = limit.saturating_add(overhead).div_euclid(MIB).min(MAX_MEMORY_MIB);
+    (limit > 0).then_some(u32::try_from(mib).unwrap_or(0))
+}
+
 /// The size of a pod's microVM: the configured one, or more where the sums of its containers (`resources`) with the pod's `overhead`
-/// ask for it; never more vCPUs than the node has, or a VM can have.
+/// ask for it, less what the node needs beside the guest; never more vCPUs than the node has, or a VM can have.
 pub(crate) fn vm_size(
     least: VmSize,
     resources: Option<&LinuxContainerResources>,
@@ -25,8 +36,7 @@ pub(crate) fn vm_size(
     let sum = |pick: fn(&LinuxContainerResources) -> i64| -> i64 {
         [resources, overhead].into_iter().flatten().map(pick).map(|v| v.max(0)).fold(0, i64::saturating_add)
     };
-    let limited = resources.is_some_and(|r| r.memory_limit_in_bytes > 0);
-    let memory = if limited { sum(|r| r.memory_limit_in_bytes).div_euclid(MIB) } else { 0 };
+    let memory = pod_memory_mib(resources, overhead).map_or(0, guest_mib);
     let millis = |r: &LinuxContainerResources| {
         if r.cpu_quota > 0 && r.cpu_period > 0 { r.cpu_quota.saturating_mul(1000) / r.cpu_period } else { 0 }
     };
@@ -38,7 +48,7 @@ pub(crate) fn vm_size(
     let vcpus = cpus.min(node_cpus.min(MAX_VCPUS).into()).max(least.vcpus.into());
     VmSize {
         vcpus: u8::try_from(vcpus).unwrap_or(least.vcpus),
-        memory_mib: u32::try_from(memory.min(MAX_MEMORY_MIB)).unwrap_or(0).max(least.memory_mib),
+        memory_mib: memory.max(least.memory_mib),
     }
 }
 
@@ -201,13 +211,13 @@ mod tests {
         assert_eq!(size(None, None), (1, 256));
         assert_eq!(size(Some(limits(0, 0)), None), (1, 256));
         assert_eq!(size(Some(limits(128, 50_000)), None), (1, 256));
-        assert_eq!(size(Some(limits(1024, 150_000)), None), (2, 1024));
-        assert_eq!(size(Some(limits(1024, 200_000)), Some(limits(64, 10_000))), (3, 1088));
+        assert_eq!(size(Some(limits(1024, 150_000)), None), (2, 1004), "less what the monitor needs");
+        assert_eq!(size(Some(limits(1024, 200_000)), Some(limits(64, 10_000))), (3, 1067));
         assert_eq!(size(None, Some(limits(512, 300_000))), (1, 256), "overhead alone limits nothing");
         assert_eq!(size(Some(limits(0, 9_000_000)), None), (4, 256), "no more than the node has");
         let huge = vm_size(LEAST, Some(&limits(0, 9_000_000)), None, 200);
         assert_eq!(huge.vcpus, MAX_VCPUS, "no more than a VM can have");
-        assert_eq!(size(Some(limits(i64::MAX / MIB, i64::MAX)), Some(limits(1 << 40, 1))).1, 1 << 20);
+        assert_eq!(size(Some(limits(i64::MAX / MIB, i64::MAX)), Some(limits(1 << 40, 1))).1, 1_040_435);
         assert_eq!(size(Some(limits(-5, -1)), None), (1, 256));
     }
 

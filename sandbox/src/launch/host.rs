@@ -44,7 +44,7 @@ pub(super) async fn start(launch: &Arc<Launch>) -> Result<Watched, SandboxError>
     let started = process::identify(ready.pid).map_err(|_| SandboxError::step(step(), why(&launch.dirs.stderr())))?;
     dirs::write(&launch.dirs.process(), &started.record)?;
     launch.clock.mark("supervisor_started");
-    Ok(Watched::new(started, &launch.dirs, Kind::Host, &launch.shared.watches))
+    Ok(Watched::new(started, &launch.dirs, Kind::Host, &launch.cgroup, &launch.shared.watches))
 }
 
 /// Reads the one message; nothing when there will be none.

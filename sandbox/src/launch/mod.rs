@@ -22,7 +22,7 @@ use crate::pod::{Pod, Watched};
 use crate::runtime::{Shared, Timeline};
 use crate::spec::{Kind, NetworkStatus, PodSpec};
 use crate::users::{self, Spaces};
-use crate::{clock, connect, teardown};
+use crate::{clock, connect, quota, size, teardown};
 
 /// What the steps of one launch share.
 struct Launch {
@@ -51,14 +51,18 @@ pub(crate) async fn launch(shared: &Arc<Shared>, spec: &PodSpec) -> Result<Pod, 
     if dirs.run.exists() || dirs.state.exists() {
         return Err(SandboxError::Invalid(format!("something of a pod {} is there already: remove it first", spec.id)));
     }
+    let mut spec = spec.clone();
+    if spec.kind == Kind::Vm {
+        spec.vm = size::fit(spec.vm, cgroup.memory_limit())?;
+    }
     let needs_cards = Arc::new(AtomicUsize::new(0));
-    let outcome = run(shared, spec, &dirs, (cgroup, clock), &needs_cards).await;
+    let outcome = run(shared, &spec, &dirs, (cgroup, clock), &needs_cards).await;
     let Err(error) = outcome else { return outcome };
     if let Err(error) = teardown::remove(shared, &dirs, &spec.id).await {
         tracing::error!(pod = %spec.id, %error, "cannot undo a launch");
     } else if needs_cards.load(Ordering::Relaxed) > 0 {
         tracing::info!(pod = %spec.id, cards = needs_cards.load(Ordering::Relaxed), "starting the microVM again: its network has more interfaces");
-        return again(shared, spec, &dirs).await;
+        return again(shared, &spec, &dirs).await;
     }
     Err(error)
 }
@@ -86,6 +90,10 @@ async fn run(
         let (spec, dirs) = (spec.clone(), dirs.clone());
         let cards = spec.network.as_ref().filter(|_| spec.kind == Kind::Vm).map_or(0, |net| shared.networks.cards(net));
         blocking(move || prepare(&spec, &dirs, cards)).await?
+    };
+    let _quota = {
+        let (cgroup, dirs) = (cgroup.clone(), dirs.clone());
+        blocking(move || quota::lift(&cgroup, &dirs)).await?
     };
     clock.mark("prepared");
     let failed = CancellationToken::new();

@@ -23,7 +23,7 @@ pub(super) async fn start(launch: &Arc<Launch>) -> Result<Watched, SandboxError>
         let launch = Arc::clone(launch);
         blocking(move || spawn(&launch)).await?
     };
-    Ok(Watched::new(started, &launch.dirs, Kind::Vm, &launch.shared.watches))
+    Ok(Watched::new(started, &launch.dirs, Kind::Vm, &launch.cgroup, &launch.shared.watches))
 }
 
 fn open(path: &Path, write: bool) -> Result<OwnedFd, SandboxError> {

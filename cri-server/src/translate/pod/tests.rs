@@ -47,7 +47,7 @@ fn an_ordinary_pod() {
     linux.resources = Some(LinuxContainerResources { memory_limit_in_bytes: 1 << 30, ..Default::default() });
     let plan = planned("", &asked).unwrap();
     assert_eq!((plan.spec.kind, plan.record.handler.as_str()), (Kind::Vm, ""));
-    assert_eq!(plan.spec.vm, VmSize { vcpus: 1, memory_mib: 1024 });
+    assert_eq!(plan.spec.vm, VmSize { vcpus: 1, memory_mib: 1004 });
     assert_eq!(plan.spec.vm_max, config().vm_max);
     assert_eq!(plan.spec.oom_score_adj, -997);
     assert_eq!(

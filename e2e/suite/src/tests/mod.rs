@@ -12,6 +12,7 @@ mod guests;
 mod huge_pages;
 mod images;
 mod logs;
+mod memory;
 mod metrics;
 mod network;
 mod records;
@@ -48,6 +49,7 @@ fn all() -> Vec<Test> {
         logs::TESTS,
         records::TESTS,
         resources::TESTS,
+        memory::TESTS,
         starts::TESTS,
         streaming::TESTS,
         statistics::TESTS,
