@@ -19,7 +19,7 @@ use crate::process::{self, Started};
 use crate::quota::{self, LiftedQuota};
 use crate::runtime::{Shared, Timeline};
 use crate::share::{Access, Exported};
-use crate::spec::{Kind, NetworkStatus, PodSpec, VmSize};
+use crate::spec::{Config, Kind, NetworkStatus, PodSpec, VmSize};
 use crate::usage::{self, PodUsage};
 use crate::watches::Watches;
 use crate::{connect, share, teardown, users};
@@ -50,6 +50,10 @@ pub(crate) struct Inner {
 }
 
 impl Inner {
+    pub(crate) fn config(&self) -> &Config {
+        &self.shared.config
+    }
+
     /// Users of the pod's own. Blocks for a moment the first time.
     fn mapping(&self) -> Result<Option<&OwnedFd>, SandboxError> {
         let Some(range) = self.spec.users else { return Ok(None) };

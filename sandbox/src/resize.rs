@@ -9,10 +9,11 @@ use cofferdam_proto::agent::{ResizeGuestReply, ResizeGuestRequest};
 use cofferdam_proto::monitor::{Memory, Request, Status, Vcpus};
 use tonic::Code;
 
-use crate::connect;
+use crate::cgroup::PodCgroup;
 use crate::error::{SandboxError, blocking};
 use crate::pod::Pod;
 use crate::spec::{Kind, VmSize};
+use crate::{connect, size};
 
 /// How long the guest may plug or unplug nothing before it is taken to be at its end: pages in use are moved away first.
 const STALLED: Duration = Duration::from_secs(10);
@@ -50,6 +51,40 @@ impl Pod {
             tracing::error!(pod = self.id(), vcpus = before, %error, "vCPUs not put back");
         }
         done
+    }
+
+    /// Has the guest grow to `least` of each, as far as it can have so much; nothing ever shrinks.
+    ///
+    /// # Errors
+    /// As [`Pod::resize`].
+    pub async fn grow(&self, least: VmSize) -> Result<(), SandboxError> {
+        let Some(started) = self.vm_size() else { return Ok(()) };
+        if least.vcpus <= started.vcpus && least.memory_mib <= started.memory_mib {
+            return Ok(());
+        }
+        let now = self.status().await?;
+        let has = VmSize {
+            vcpus: now.vcpus.map_or(started.vcpus, |now| now.made),
+            memory_mib: started.memory_mib + now.memory.map_or(0, |now| now.requested_mib),
+        };
+        let most = self.most();
+        let most = VmSize {
+            vcpus: now.vcpus.map_or(started.vcpus, |now| now.most),
+            memory_mib: self.room_mib().await?.map_or(most.memory_mib, |room| room.min(most.memory_mib)),
+        };
+        let wanted = VmSize { vcpus: least.vcpus.min(most.vcpus), memory_mib: least.memory_mib.min(most.memory_mib) };
+        let wanted = wanted.at_least(has);
+        if wanted == has { Ok(()) } else { self.resize(wanted).await }
+    }
+
+    /// The largest guest that the pod's cgroup has room for.
+    async fn room_mib(&self) -> Result<Option<u32>, SandboxError> {
+        let inner = Arc::clone(&self.inner);
+        blocking(move || {
+            let cgroup = PodCgroup::new(inner.config(), &inner.spec.cgroup_parent, &inner.spec.id)?;
+            Ok(cgroup.memory_limit().map(|limit| size::guest_mib(u32::try_from(limit >> 20).unwrap_or(u32::MAX))))
+        })
+        .await
     }
 
     /// Has the first `count` of the guest's vCPUs online; answers how many were before.

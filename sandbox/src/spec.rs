@@ -76,7 +76,7 @@ pub struct VmSize {
 
 impl VmSize {
     /// The larger of each.
-    pub(crate) fn at_least(self, other: Self) -> Self {
+    pub fn at_least(self, other: Self) -> Self {
         Self { vcpus: self.vcpus.max(other.vcpus), memory_mib: self.memory_mib.max(other.memory_mib) }
     }
 }

@@ -9,8 +9,8 @@ use crate::cni::{self, Attachment, NetworkList};
 use crate::dirs::{self, Dirs};
 use crate::error::{Doing, SandboxError, blocking};
 use crate::netns;
-use crate::runtime::Shared;
 use crate::quota;
+use crate::runtime::Shared;
 use crate::share;
 use crate::spec::PodSpec;
 

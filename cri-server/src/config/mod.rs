@@ -51,6 +51,8 @@ pub(crate) struct Config {
     pub(crate) vm_size: VmSize,
     /// What a microVM can grow to.
     pub(crate) vm_max: VmSize,
+    /// What a container without a memory limit counts as, in percent of the node's memory.
+    pub(crate) unlimited_memory_percent: u8,
     /// Agent of host pods.
     pub(crate) agent: PathBuf,
     /// CNI.
@@ -206,6 +208,14 @@ pub(crate) enum ConfigError {
 
 fn from(path: Option<&Path>) -> String {
     path.map(|p| format!(" (set in {})", p.display())).unwrap_or_default()
+}
+
+/// Memory of this node, MiB.
+pub(crate) fn node_memory_mib() -> u32 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let kib = line.and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().ok()).unwrap_or(0);
+    u32::try_from(kib >> 10).unwrap_or(u32::MAX)
 }
 
 /// Processors of this node.

@@ -10,6 +10,7 @@
 pub(crate) mod agent;
 pub(crate) mod container;
 pub(crate) mod events;
+mod growth;
 pub(crate) mod health;
 mod listed;
 pub(crate) mod names;

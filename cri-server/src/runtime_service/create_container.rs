@@ -126,6 +126,7 @@ async fn build(
 ) -> Result<(), CriError> {
     let id = &container.id;
     let mut request = plan.request;
+    container.pod.grow(node, sandbox).await;
     let image = plan.record.image_id.clone();
     let (store, holder) = (node.store.clone(), id.clone());
     let leased = tokio::task::spawn_blocking(move || store.lease(&image, &holder)).await;

@@ -54,5 +54,8 @@ async fn update(
         true
     });
     container.save_or_later(node).await;
+    if let Ok(sandbox) = container.pod.sandbox() {
+        container.pod.grow(node, &sandbox).await;
+    }
     Ok(())
 }

@@ -42,6 +42,8 @@ async fn update(
     let after = (new(&request.resources, before.0.clone()), new(&request.overhead, before.1.clone()));
     if let Some(started) = sandbox.vm_size() {
         let size = size(node.config.vm_size, started, &before, &after, node_cpus());
+        // What the limits of the whole pod leave open, those of its containers say.
+        let size = size.at_least(pod.least_for_containers(node, &sandbox, after.0.as_ref()));
         tokio::select! {
             done = sandbox.resize(size) => done.during(|| title(&sandbox))?,
             () = pod.stopping.cancelled() => return Err(CriError::State(format!("pod {} is being stopped", pod.id))),

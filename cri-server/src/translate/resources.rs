@@ -25,6 +25,11 @@ pub(crate) fn pod_memory_mib(
     (limit > 0).then_some(u32::try_from(mib).unwrap_or(0))
 }
 
+/// Thousandths of a processor that a limit is; nothing where there is none.
+pub(crate) fn cpu_millis(r: &LinuxContainerResources) -> Option<i64> {
+    (r.cpu_quota > 0 && r.cpu_period > 0).then(|| r.cpu_quota.saturating_mul(1000) / r.cpu_period)
+}
+
 /// The size of a pod's microVM: the configured one, or more where the sums of its containers (`resources`) with the pod's `overhead`
 /// ask for it, less what the node needs beside the guest; never more vCPUs than the node has, or a VM can have.
 pub(crate) fn vm_size(
@@ -33,23 +38,12 @@ pub(crate) fn vm_size(
     overhead: Option<&LinuxContainerResources>,
     node_cpus: u8,
 ) -> VmSize {
-    let sum = |pick: fn(&LinuxContainerResources) -> i64| -> i64 {
-        [resources, overhead].into_iter().flatten().map(pick).map(|v| v.max(0)).fold(0, i64::saturating_add)
-    };
     let memory = pod_memory_mib(resources, overhead).map_or(0, guest_mib);
-    let millis = |r: &LinuxContainerResources| {
-        if r.cpu_quota > 0 && r.cpu_period > 0 { r.cpu_quota.saturating_mul(1000) / r.cpu_period } else { 0 }
-    };
-    let cpus = if resources.is_some_and(|r| r.cpu_quota > 0) {
-        sum(millis).div_euclid(1000) + i64::from(sum(millis) % 1000 != 0)
-    } else {
-        0
-    };
+    let millis = resources.and_then(cpu_millis);
+    let millis = millis.map_or(0, |millis| millis.saturating_add(overhead.and_then(cpu_millis).unwrap_or(0)));
+    let cpus = millis.div_euclid(1000) + i64::from(millis % 1000 != 0);
     let vcpus = cpus.min(node_cpus.min(MAX_VCPUS).into()).max(least.vcpus.into());
-    VmSize {
-        vcpus: u8::try_from(vcpus).unwrap_or(least.vcpus),
-        memory_mib: memory.max(least.memory_mib),
-    }
+    VmSize { vcpus: u8::try_from(vcpus).unwrap_or(least.vcpus), memory_mib: memory.max(least.memory_mib) }
 }
 
 /// What is echoed in a container's status.

@@ -25,7 +25,7 @@ use crate::container::create::GUEST_PARENT;
 use crate::container::rootfs::new_mount;
 use crate::error::{Doing, Result};
 use crate::logs::Logs;
-use crate::{network, service, sys};
+use crate::{network, reclaim, service, sys};
 
 /// The pod's disk for writable layers.
 const DISK: &str = "/run/cofferdam/disk";
@@ -68,6 +68,7 @@ fn serve() -> Result<()> {
         let cgroups = agent.cgroup_root.clone();
         sys::fork(0, None, || u8::from(cgroup::prepare(&cgroups, Path::new(GUEST_PARENT)).is_err()))
             .doing("start a process")?;
+        tokio::spawn(reclaim::run(agent.clone(), agent.cgroup_root.join(GUEST_PARENT)));
         // Only the node may call, not what runs in the guest.
         let incoming = listener.incoming().filter_map(|stream| async {
             match stream.map(|s| (s.peer_addr(), s)) {

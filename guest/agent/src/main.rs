@@ -12,6 +12,7 @@ mod network;
 mod pod;
 mod port_forward;
 mod reaper;
+mod reclaim;
 mod service;
 mod supervise;
 mod sys;
