@@ -21,6 +21,7 @@ mod ids;
 mod image_service;
 mod journal;
 mod node;
+mod panics;
 mod records;
 mod runtime_service;
 mod stats;

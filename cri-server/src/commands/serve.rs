@@ -24,6 +24,7 @@ use crate::error::{CriError, message};
 use crate::image_service::Images;
 use crate::journal;
 use crate::node::{Node, health, restore};
+use crate::panics::{self, CatchPanics};
 use crate::records::Records;
 use crate::runtime_service;
 use crate::streaming::StreamingServer;
@@ -39,6 +40,7 @@ const WORKERS: usize = 4;
 pub(crate) fn run(path: Option<&Path>) -> Outcome {
     let (_, config) = load(path)?;
     journal::start(config.log_level);
+    panics::watch();
     let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(cpus.clamp(2, WORKERS))
@@ -76,6 +78,7 @@ async fn serve(config: Config) -> Result<(), Box<dyn std::error::Error>> {
     let server = tonic::transport::Server::builder()
         .layer(MeasureCalls(node.telemetry.clone()))
         .layer(KeepDeadlines)
+        .layer(CatchPanics)
         .add_service(
             RuntimeServiceServer::new(runtime_service::Runtime(node.clone()))
                 .max_decoding_message_size(MAX_MESSAGE)

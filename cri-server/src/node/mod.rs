@@ -57,7 +57,7 @@ pub(crate) struct Node {
     unusable: Mutex<HashMap<Kind, String>>,
 }
 
-/// A panic elsewhere ends the daemon in release builds; in tests the data is whole all the same, as each change is one assignment.
+/// A panic of another holder leaves the data whole, as each change is one assignment.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

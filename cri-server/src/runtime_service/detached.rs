@@ -37,7 +37,8 @@ pub(super) async fn run<T: Send + 'static>(
             }
         }
     });
-    let mut done = receive.await.map_err(|e| CriError::internal(what, e))??;
+    let panicked = "its task panicked: a bug of the daemon, which its journal has in full";
+    let mut done = receive.await.map_err(|_| CriError::internal(what, panicked))??;
     done.result.take().ok_or_else(|| CriError::State(format!("{what}: there is no result")))
 }
 
@@ -72,6 +73,15 @@ mod tests {
         }
         tokio::time::sleep(Duration::from_secs(10)).await;
         undone.load(Ordering::SeqCst)
+    }
+
+    #[tokio::test]
+    async fn work_that_panics_is_an_answer() {
+        let work = async { if true { panic!("a bug") } else { Ok(()) } };
+        let error = run("do a thing", work, |()| async {}.boxed()).await.unwrap_err();
+        assert_eq!(crate::error::code(&error), tonic::Code::Internal);
+        assert!(message(&error).contains("cannot do a thing: its task panicked"), "{error:?}");
+        assert_eq!(run("do a thing", async { Ok(5) }, |_| async {}.boxed()).await.unwrap(), 5);
     }
 
     #[tokio::test(start_paused = true)]

@@ -55,6 +55,7 @@ pub(crate) struct Telemetry {
     received: Counter,
     behind: Gauge,
     trouble: Gauge,
+    panics: Counter,
 }
 
 fn name_of(kind: Kind) -> &'static str {
@@ -111,7 +112,9 @@ impl Default for Telemetry {
             "1 while the file system of state_dir is full or fails, which Status tells in words",
             trouble.clone(),
         );
-        Self { registry, calls, boots, failed_boots, failures, pods, received, behind, trouble }
+        let panics = Counter::default();
+        registry.register("panics", "Panics: each is a bug of the daemon, and cost one call or task", panics.clone());
+        Self { registry, calls, boots, failed_boots, failures, pods, received, behind, trouble, panics }
     }
 }
 
@@ -146,6 +149,7 @@ impl Telemetry {
         self.count_pods(&pods);
         self.behind.set(i64::try_from(node.records.behind()).unwrap_or(i64::MAX));
         self.trouble.set(node.health.trouble().is_some().into());
+        self.panics.inner().store(crate::panics::count(), Relaxed);
         self.received.inner().store(node.store.received_bytes(), Relaxed);
         self.encoded()
     }

@@ -39,7 +39,17 @@ fn start_log() {
         .init();
 }
 
+/// A program that serves one pod does not go on after a panic: the message first, then the end.
+fn abort_on_panic() {
+    let say = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        say(panic);
+        std::process::abort()
+    }));
+}
+
 fn main() -> ExitCode {
+    abort_on_panic();
     if rustix::process::getpid().as_raw_nonzero().get() == 1 && std::env::args_os().len() <= 1 {
         guest::run();
     }

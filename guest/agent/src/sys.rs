@@ -53,6 +53,7 @@ pub fn fork(flags: libc::c_int, cgroup: Option<BorrowedFd<'_>>, run: impl FnOnce
     // no lock of the allocator or of libc can be held by another one.
     let pid = check(unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<libc::clone_args>()) })?;
     if pid == 0 {
+        // The agent aborts on a panic; a test does not, and its child must not go on as a second test runner.
         let status = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).unwrap_or(255);
         exit_now(status);
     }

@@ -41,6 +41,7 @@ use crate::timeline::Timeline;
 use crate::vm::Prepared;
 
 fn main() -> ExitCode {
+    abort_on_panic();
     let timeline = Arc::new(Timeline::new());
     process::prepare();
     let mut launch = match Launch::read(std::env::args().skip(1)) {
@@ -65,6 +66,15 @@ fn main() -> ExitCode {
 }
 
 /// Runs the VM; answers how it ended, and whether the exit report was written.
+/// A program that serves one pod does not go on after a panic: the message first, then the end.
+fn abort_on_panic() {
+    let say = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        say(panic);
+        std::process::abort()
+    }));
+}
+
 fn run(launch: &mut Launch, timeline: Arc<Timeline>) -> Result<(End, bool), Box<dyn Error>> {
     let (settings, handed) = launch.check()?;
     process::name(&settings.name);
