@@ -427,7 +427,7 @@ mod tests {
 
     #[test]
     fn a_refused_system_call_is_named() {
-        let end = || End { clean: false, detail: "the monitor died".into(), at_unix_nanos: 0 };
+        let end = || End { clean: false, detail: "the monitor died".into(), out_of_memory: false, at_unix_nanos: 0 };
         let detail = end().by_signal(Some(libc::SIGSYS)).detail;
         assert!(detail.starts_with("the monitor made a system call that it is not allowed"), "{detail}");
         assert!(detail.ends_with(": the monitor died"), "{detail}");
