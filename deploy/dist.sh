@@ -17,7 +17,9 @@ RUSTFLAGS='-C target-feature=+crt-static' cargo build --quiet --release --locked
 rm -rf "$out.new"
 mkdir -p "$out.new"
 new_lib=$out.new/usr/lib/cofferdam
-install -D -m 755 "$target/release/cofferdam" "$out.new/usr/bin/cofferdam"
+mkdir -p "$out.new/usr/bin"
+# The daemon keeps the line tables of its backtraces, compressed.
+objcopy --compress-debug-sections=zlib "$target/release/cofferdam" "$out.new/usr/bin/cofferdam"
 install -D -m 755 "$target/release/cofferdam-vmm" "$new_lib/cofferdam-vmm"
 install -D -m 755 "$target/$triple/release/cofferdam-agent" "$new_lib/cofferdam-agent"
 install -D -m 644 deploy/cofferdam.service "$out.new/usr/lib/systemd/system/cofferdam.service"
