@@ -8,7 +8,7 @@ use std::{env, fs};
 const LISTS: [&str; 4] =
     ["ListPodSandboxResponse", "ListContainersResponse", "StreamPodSandboxesResponse", "StreamContainersResponse"];
 
-/// Messages of CRI that people are shown as JSON (the daemon's `translate::inspect`).
+/// Messages of CRI that people are shown as JSON (the daemon's `translate::inspect`), and write as JSON (for crictl).
 const SHOWN: [&str; 33] = [
     "CDIDevice",
     "Capability",
@@ -44,9 +44,10 @@ const SHOWN: [&str; 33] = [
     "WindowsPodSandboxConfig",
     "WindowsSandboxSecurityContext",
 ];
+const AS_JSON: &str = "#[derive(serde::Serialize, serde::Deserialize)]";
 /// Fields of them whose names or values are written otherwise than by default.
 const SHOWN_AS: [(&str, &str); 4] = [
-    ("KeyValue.value", "#[serde(serialize_with = \"crate::cri::as_text\")]"),
+    ("KeyValue.value", "#[serde(with = \"crate::cri::as_text\")]"),
     ("Mount.uidMappings", "#[serde(rename = \"uidMappings\")]"),
     ("Mount.gidMappings", "#[serde(rename = \"gidMappings\")]"),
     ("ContainerConfig.CDI_devices", "#[serde(rename = \"CDI_devices\")]"),
@@ -71,7 +72,8 @@ fn main() -> Result<(), Box<dyn Error>> {
                 .compile_fds(files.clone())?;
             let mut messages = tonic_prost_build::configure().build_server(false);
             for message in SHOWN {
-                messages = messages.type_attribute(format!(".runtime.v1.{message}"), "#[derive(serde::Serialize)]");
+                let message = format!(".runtime.v1.{message}");
+                messages = messages.type_attribute(&message, AS_JSON).message_attribute(&message, "#[serde(default)]");
             }
             for (field, attribute) in SHOWN_AS {
                 messages = messages.field_attribute(format!(".runtime.v1.{field}"), attribute);

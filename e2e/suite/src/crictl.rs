@@ -1,13 +1,16 @@
-//! The real crictl, and the JSON files that it wants.
+//! The real crictl, and the JSON files that it wants. Calls of which tests make hundreds are made by [`direct`], in its words.
 
 use std::fmt::Write as _;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use cofferdam_proto::cri;
 use serde_json::{Value, json};
 
+use crate::direct;
 use crate::failure::{Doing, Failure, Outcome, ensure};
 
 /// The daemon's socket.
@@ -36,7 +39,9 @@ pub(crate) struct Output {
 /// A crictl that talks to one endpoint.
 #[derive(Clone, Debug)]
 pub(crate) struct Crictl {
-    endpoint: String,
+    socket: PathBuf,
+    /// Whether every call is made by a process of crictl.
+    real: bool,
 }
 
 impl Default for Crictl {
@@ -48,19 +53,34 @@ impl Default for Crictl {
 impl Crictl {
     /// The crictl for the daemon that listens on `socket`.
     pub(crate) fn on(socket: &Path) -> Self {
-        Self { endpoint: format!("unix://{}", socket.display()) }
+        Self { socket: socket.to_owned(), real: false }
+    }
+
+    /// One that makes no call by itself: where crictl's own part matters, or people look on.
+    pub(crate) fn real() -> Self {
+        Self { real: true, ..Self::default() }
     }
 
     /// A crictl that the caller starts and talks to.
     pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new("crictl");
-        command.args(["--runtime-endpoint", &self.endpoint, "--image-endpoint", &self.endpoint, "--timeout", "300s"]);
+        let endpoint = format!("unix://{}", self.socket.display());
+        command.args(["--runtime-endpoint", &endpoint, "--image-endpoint", &endpoint, "--timeout", "300s"]);
         command.args(args);
         command
     }
 
-    /// Runs crictl, whatever comes of it.
+    /// Makes a call, whatever comes of it.
     pub(crate) fn attempt(&self, args: &[&str]) -> Outcome<Output> {
+        if !self.real
+            && let Some(output) = direct::call(&self.socket, args)?
+        {
+            return Ok(output);
+        }
+        self.process(args)
+    }
+
+    fn process(&self, args: &[&str]) -> Outcome<Output> {
         let command = self.command(args);
         run(command, &format!("crictl {}", args.join(" ")))
     }
@@ -79,9 +99,9 @@ impl Crictl {
         Ok(output.stdout.trim().to_owned())
     }
 
-    /// Runs crictl, which must fail with a message that contains each of `wanted`.
+    /// Runs the real crictl, which must fail with a message that contains each of `wanted`.
     pub(crate) fn refused(&self, args: &[&str], wanted: &[&str]) -> Outcome {
-        let output = self.attempt(args)?;
+        let output = self.process(args)?;
         ensure!(output.code != 0, "crictl {} should fail and printed: {}", args.join(" "), output.stdout);
         for text in wanted {
             ensure!(
@@ -120,6 +140,11 @@ impl Crictl {
 
     /// One string field of a container's status, such as `/status/state`.
     pub(crate) fn container_field(&self, id: &str, pointer: &str) -> Outcome<String> {
+        if !self.real
+            && let Some(text) = status_field(&direct::container_status(&self.socket, id)?, pointer)
+        {
+            return Ok(text);
+        }
         let status = self.json(&["inspect", "-o", "json", id])?;
         let value =
             status.pointer(pointer).ok_or_else(|| Failure(format!("status of {id} has no {pointer}: {status}")))?;
@@ -131,16 +156,48 @@ impl Crictl {
         wait_for(&format!("container {id} to be {state}"), || Ok(self.container_field(id, "/status/state")? == state))
     }
 
+    /// What a container has said so far, on both streams.
+    pub(crate) fn log(&self, id: &str) -> Outcome<String> {
+        let path = self.container_field(id, "/status/logPath")?;
+        Ok(lines(&fs::read_to_string(&path).doing(&format!("read the log {path}"))?))
+    }
+
     /// Waits until a container's log contains `text`.
     pub(crate) fn wait_log(&self, id: &str, text: &str) -> Outcome<String> {
+        let path = self.container_field(id, "/status/logPath")?;
         let mut log = String::new();
         wait_for(&format!("{text:?} in the log of {id}"), || {
-            let output = self.attempt(&["logs", id])?;
-            log = output.stdout + &output.stderr;
+            log = fs::read_to_string(&path).map(|records| lines(&records)).unwrap_or_default();
             Ok(log.contains(text))
         })?;
         Ok(log)
     }
+}
+
+/// What crictl shows at `pointer`, of the fields that tests ask for.
+fn status_field(status: &cri::ContainerStatus, pointer: &str) -> Option<String> {
+    Some(match pointer {
+        "/status/state" => status.state().as_str_name().to_owned(),
+        "/status/exitCode" => status.exit_code.to_string(),
+        "/status/reason" => status.reason.clone(),
+        "/status/message" => status.message.clone(),
+        "/status/logPath" => status.log_path.clone(),
+        _ => return None,
+    })
+}
+
+/// What the records of a log in CRI's format say: `TIME STREAM TAG TEXT`, where a line's last record is tagged `F`.
+fn lines(records: &str) -> String {
+    let mut text = String::new();
+    for record in records.lines() {
+        let mut fields = record.splitn(4, ' ').skip(2);
+        let (tag, part) = (fields.next().unwrap_or_default(), fields.next().unwrap_or_default());
+        text.push_str(part);
+        if tag == "F" {
+            text.push('\n');
+        }
+    }
+    text
 }
 
 /// Waits for a condition with a limit that suits an emulated node.
@@ -189,10 +246,10 @@ pub(crate) fn run(mut command: Command, shown: &str) -> Outcome<Output> {
 
 fn write_config(kind: &str, value: &Value) -> Outcome<String> {
     let folder = PathBuf::from("/run/cofferdam-e2e");
-    std::fs::create_dir_all(&folder).doing("make /run/cofferdam-e2e")?;
+    fs::create_dir_all(&folder).doing("make /run/cofferdam-e2e")?;
     let name = value.pointer("/metadata/name").and_then(Value::as_str).unwrap_or("unnamed");
     let path = folder.join(format!("{name}.{kind}.json"));
-    std::fs::write(&path, value.to_string()).doing("write a crictl configuration")?;
+    fs::write(&path, value.to_string()).doing("write a crictl configuration")?;
     Ok(path.display().to_string())
 }
 

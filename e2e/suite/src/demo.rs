@@ -57,7 +57,7 @@ pub(crate) fn show() -> Outcome {
 impl Tour {
     /// A tour that starts from the node as it is.
     pub(crate) fn new() -> Outcome<Self> {
-        Ok(Self { baseline: Some(Census::take()?), ..Self::default() })
+        Ok(Self { crictl: Crictl::real(), baseline: Some(Census::take()?), ..Self::default() })
     }
 
     fn vm(&self) -> Outcome<&(String, Pod)> {

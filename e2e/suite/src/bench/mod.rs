@@ -1,5 +1,6 @@
 //! Cofferdam beside containerd + runc, in one run, alternating.
 
+mod limits;
 mod lists;
 pub(crate) mod memory;
 mod report;
@@ -97,6 +98,7 @@ async fn measure(options: &Options) -> Outcome {
         }
     }
     memory_and_idle(&mut ours, &mut peer, options, &mut samples, &mut notes).await?;
+    limits::measure(&mut ours, &mut samples).await?;
     lists::measure(&mut ours, options.list_pods, &mut samples).await?;
     let step = |number: usize| pods.iter().filter_map(|pod| pod[number]).collect::<Vec<f64>>();
     step(CNI).into_iter().for_each(|ms| samples.add("cni_add", "ours", ms));
@@ -120,6 +122,7 @@ fn rows(samples: &Samples) -> Vec<Row> {
         ["run_pod_sandbox", "create_start", "pod_to_running", "exec_sync"].into_iter().flat_map(both).collect();
     rows.extend([samples.row("pod_to_running_no_cni", Some("host"), "ms"), samples.row("cni_add", None, "ms")]);
     rows.extend(lists::rows(samples));
+    rows.extend(limits::rows(samples));
     rows.extend([
         samples.row("pull", None, "ms"),
         samples.row("vm_boot_ms", Some("vm"), "ms"),

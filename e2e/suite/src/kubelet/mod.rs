@@ -41,7 +41,7 @@ const STEPS: &[Step] = &[
 /// Runs the smoke.
 pub(crate) fn run() -> Outcome {
     daemon::wait_ready(&Crictl::default())?;
-    let mut smoke = Smoke { crictl: Crictl::default(), before: Census::take()?, guest_kernel: String::new() };
+    let mut smoke = Smoke { crictl: Crictl::real(), before: Census::take()?, guest_kernel: String::new() };
     let started = Instant::now();
     for (number, (title, step)) in STEPS.iter().enumerate() {
         let began = Instant::now();

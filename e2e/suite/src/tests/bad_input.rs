@@ -4,22 +4,19 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use super::{Test, with_both};
+use super::Test;
 use crate::bad_registry;
-use crate::crictl::{BUSYBOX, Container, Crictl, Pod};
+use crate::crictl::{Crictl, Pod};
 use crate::daemon;
 use crate::failure::{Doing, Outcome, ensure};
 
 pub(super) const TESTS: &[Test] = &[
     ("bad_input_unknown_handler", unknown_handler),
-    ("bad_input_unknown_image", || with_both(unknown_image)),
     ("bad_input_wrong_digest_from_the_registry", || refused_pull("corrupt/cofferdam/victim:1", &["digest"])),
     ("bad_input_registry_down_in_mid_blob", || {
         refused_pull("cut/cofferdam/victim:1", &["RegistryUnavailable: registry"])
     }),
     ("bad_input_tar_entry_that_climbs_out", climbing),
-    ("bad_input_second_sandbox_of_the_same_name", || with_both(same_name)),
-    ("bad_input_command_that_does_not_exist", || with_both(no_command)),
     ("bad_input_vm_where_kvm_does_not_work", no_kvm),
     ("bad_input_host_namespaces_in_a_vm_pod", host_namespaces),
 ];
@@ -28,19 +25,6 @@ fn unknown_handler() -> Outcome {
     let pod = Pod::new("nohandler").file()?;
     Crictl::default()
         .refused(&["runp", "--runtime", "no-such-handler", &pod], &["code = InvalidArgument", "no-such-handler"])
-}
-
-fn unknown_image(handler: &'static str) -> Outcome {
-    let crictl = Crictl::default();
-    let missing = "registry.k8s.io/cofferdam/no-such-image:1";
-    crictl.refused(&["pull", missing], &["code = NotFound", "no-such-image"])?;
-    let pod = Pod::new("noimage");
-    let id = crictl.run_pod(handler, &pod)?;
-    let container = Container::new("noimage", missing, &["true"]);
-    crictl.refused(&["create", &id, &container.file()?, &pod.file()?], &["code = NotFound", "no-such-image"])?;
-    let listed = crictl.run(&["ps", "-aq", "--pod", &id])?;
-    ensure!(listed.is_empty(), "a refused container is listed: {listed}");
-    crictl.remove_pod(&id)
 }
 
 /// Files of the image store.
@@ -73,32 +57,6 @@ fn climbing() -> Outcome {
         ensure!(!Path::new(folder).join("climbed-out").exists(), "the entry climbed out into {folder}");
     }
     Ok(())
-}
-
-fn same_name(handler: &'static str) -> Outcome {
-    let crictl = Crictl::default();
-    let pod = Pod::new("twin");
-    let id = crictl.run_pod(handler, &pod)?;
-    crictl.refused(&["runp", "--runtime", handler, &pod.file()?], &["code = AlreadyExists", "twin"])?;
-    let listed = crictl.run(&["pods", "-q", "--no-trunc"])?;
-    ensure!(listed == id, "pods after a refused twin: {listed}");
-    crictl.remove_pod(&id)
-}
-
-fn no_command(handler: &'static str) -> Outcome {
-    let crictl = Crictl::default();
-    let pod = Pod::new("nocommand");
-    let id = crictl.run_pod(handler, &pod)?;
-    let container = Container::new("nocommand", BUSYBOX, &["no-such-command"]);
-    let container = crictl.run(&["create", &id, &container.file()?, &pod.file()?])?;
-    crictl.refused(&["start", &container], &["no-such-command", "not found"])?;
-    for (pointer, wanted) in
-        [("/status/state", "CONTAINER_EXITED"), ("/status/exitCode", "128"), ("/status/reason", "StartError")]
-    {
-        let got = crictl.container_field(&container, pointer)?;
-        ensure!(got == wanted, "{pointer} is {got}, not {wanted}");
-    }
-    crictl.remove_pod(&id)
 }
 
 /// A second daemon that sees a /dev/kvm which is none.

@@ -79,7 +79,7 @@ impl Watchers {
     /// Waits until both were told of the `number`th change, and looks whether what they find then is `version`.
     fn heard(&self, number: usize, version: &str) -> Outcome {
         let told = |container: &str, line: &str| -> Outcome<usize> {
-            Ok(self.crictl.attempt(&["logs", container])?.stdout.lines().filter(|l| *l == line).count())
+            Ok(self.crictl.log(container)?.lines().filter(|l| *l == line).count())
         };
         wait_for(&format!("change {number} to be told"), || Ok(told(&self.folder, "y\t/config\t..data")? >= number))?;
         for key in ["key", "sub/key"] {

@@ -6,20 +6,27 @@ use std::path::Path;
 
 use serde_json::json;
 
-use super::{Test, with_both};
+use super::{Check, Test, in_one_pod, with_both};
 use crate::crictl::{BUSYBOX, Container, Crictl, LOGS, Pod};
 use crate::failure::{Doing, Outcome, ensure};
 
 pub(super) const TESTS: &[Test] = &[
     ("exit_codes_and_reasons", || with_both(exit_codes)),
-    ("container_sees_only_its_three_descriptors", || with_both(descriptors)),
-    ("environment_users_and_capabilities", || with_both(identity)),
-    ("limits_are_the_kernel_s", || with_both(limits)),
-    ("log_of_both_streams_in_order", || with_both(logs)),
-    ("exec_timeout_leaves_no_process", || with_both(exec_timeout)),
-    ("zombies_are_reaped", || with_both(zombies)),
-    ("stop_honours_the_grace_period", || with_both(stop)),
+    ("containers_of_one_pod", || with_both(|handler| in_one_pod(handler, &Pod::new("shared"), CHECKS))),
+];
+
+const CHECKS: &[Check] = &[
+    ("container_sees_only_its_three_descriptors", descriptors),
+    ("environment_users_and_capabilities", identity),
+    ("limits_are_the_kernel_s", limits),
+    ("log_of_both_streams_in_order", logs),
+    ("exec_timeout_leaves_no_process", exec_timeout),
+    ("zombies_are_reaped", zombies),
+    ("stop_honours_the_grace_period", stop),
     ("state_is_closed_to_others", closed_to_others),
+    ("unknown_image", unknown_image),
+    ("command_that_does_not_exist", no_command),
+    ("second_sandbox_of_the_same_name", same_name),
 ];
 
 fn exit_codes(handler: &'static str) -> Outcome {
@@ -56,27 +63,23 @@ fn exit_codes(handler: &'static str) -> Outcome {
     crictl.remove_pod(&id)
 }
 
-/// Runs a script to its end in a pod of its own and returns its log.
-fn output(handler: &str, container: &Container) -> Outcome<String> {
+/// Runs a script to its end and returns its log.
+fn output(id: &str, pod: &Pod, container: &Container) -> Outcome<String> {
     let crictl = Crictl::default();
-    let pod = Pod::new("output");
-    let id = crictl.run_pod(handler, &pod)?;
-    let container = crictl.run_container(&id, &pod, container)?;
+    let container = crictl.run_container(id, pod, container)?;
     crictl.wait_state(&container, "CONTAINER_EXITED")?;
-    let log = crictl.attempt(&["logs", &container])?;
-    crictl.remove_pod(&id)?;
-    Ok(log.stdout + &log.stderr)
+    crictl.log(&container)
 }
 
-fn descriptors(handler: &'static str) -> Outcome {
+fn descriptors(_handler: &'static str, id: &str, pod: &Pod) -> Outcome {
     let log =
-        output(handler, &Container::shell("fds", "ls /proc/self/fd | tr '\\n' ' '; echo; readlink /proc/self/cwd"))?;
+        output(id, pod, &Container::shell("fds", "ls /proc/self/fd | tr '\\n' ' '; echo; readlink /proc/self/cwd"))?;
     // `ls` itself holds 3 while it reads the folder.
     ensure!(log.starts_with("0 1 2 3 \n/\n"), "the container sees other descriptors or another folder: {log}");
     Ok(())
 }
 
-fn identity(handler: &'static str) -> Outcome {
+fn identity(_handler: &'static str, id: &str, pod: &Pod) -> Outcome {
     let container = Container::shell(
         "who",
         "id -u; id -g; echo $COLOUR; pwd; grep -E 'CapEff|NoNewPrivs|Seccomp:' /proc/self/status",
@@ -88,7 +91,7 @@ fn identity(handler: &'static str) -> Outcome {
         json!({"security_context": {"run_as_user": {"value": 1234}, "run_as_group": {"value": 4321},
             "no_new_privs": true, "seccomp": {"profile_type": 0}}}),
     );
-    let log = output(handler, &container)?;
+    let log = output(id, pod, &container)?;
     let words: Vec<&str> = log.split_whitespace().collect();
     ensure!(words.starts_with(&["1234", "4321", "blue", "/tmp"]), "identity: {log}");
     ensure!(
@@ -100,32 +103,26 @@ fn identity(handler: &'static str) -> Outcome {
     Ok(())
 }
 
-fn limits(handler: &'static str) -> Outcome {
+fn limits(_handler: &'static str, id: &str, pod: &Pod) -> Outcome {
     let container = Container::shell("limits", "dd if=/dev/zero of=/dev/null bs=64M count=4; echo survived").with(
         "linux",
         json!({"resources": {"memory_limit_in_bytes": 32 << 20, "memory_swap_limit_in_bytes": 32 << 20}}),
     );
     let crictl = Crictl::default();
-    let pod = Pod::new("limits");
-    let id = crictl.run_pod(handler, &pod)?;
-    let container = crictl.run_container(&id, &pod, &container)?;
+    let container = crictl.run_container(id, pod, &container)?;
     crictl.wait_state(&container, "CONTAINER_EXITED")?;
     let reason = crictl.container_field(&container, "/status/reason")?;
-    crictl.remove_pod(&id)?;
     ensure!(reason == "OOMKilled", "a container over its memory limit ended with {reason}");
     Ok(())
 }
 
-fn logs(handler: &'static str) -> Outcome {
+fn logs(_handler: &'static str, id: &str, pod: &Pod) -> Outcome {
     let crictl = Crictl::default();
-    let pod = Pod::new("logs");
-    let id = crictl.run_pod(handler, &pod)?;
     let script = "i=0; while [ $i -lt 200 ]; do echo line $i; i=$((i+1)); done; echo oops >&2; printf unfinished";
-    let container = crictl.run_container(&id, &pod, &Container::shell("logs", script))?;
+    let container = crictl.run_container(id, pod, &Container::shell("logs", script))?;
     crictl.wait_state(&container, "CONTAINER_EXITED")?;
     let path = crictl.container_field(&container, "/status/logPath")?;
     let text = fs::read_to_string(&path).doing(&format!("read the log {path}"))?;
-    crictl.remove_pod(&id)?;
     let lines: Vec<&str> = text.lines().filter(|l| l.contains(" stdout F line ")).collect();
     ensure!(lines.len() == 200, "{} of 200 lines are in {path}", lines.len());
     for (number, line) in lines.iter().enumerate() {
@@ -136,23 +133,21 @@ fn logs(handler: &'static str) -> Outcome {
     Ok(())
 }
 
-fn exec_timeout(handler: &'static str) -> Outcome {
+fn exec_timeout(_handler: &'static str, id: &str, pod: &Pod) -> Outcome {
     let crictl = Crictl::default();
-    let pod = Pod::new("slow");
-    let id = crictl.run_pod(handler, &pod)?;
-    let container = crictl.run_container(&id, &pod, &Container::shell("slow", "exec sleep 100000"))?;
+    let container = crictl.run_container(id, pod, &Container::shell("slow", "exec sleep 100000"))?;
     crictl
         .refused(&["exec", "--sync", "--timeout", "3", &container, "sh", "-c", "sleep 4242"], &["DeadlineExceeded"])?;
     let left = crictl.attempt(&["exec", "--sync", &container, "pgrep", "-f", "sleep 4242"])?;
-    crictl.remove_pod(&id)?;
     ensure!(left.stdout.trim().is_empty(), "the timed-out command still runs: {left:?}");
     Ok(())
 }
 
-fn zombies(handler: &'static str) -> Outcome {
+fn zombies(_handler: &'static str, id: &str, pod: &Pod) -> Outcome {
     // The orphans' parent is the container's init: a shell that never waits for them, as many images' is.
     let log = output(
-        handler,
+        id,
+        pod,
         &Container::shell(
             "z",
             "for i in 1 2 3 4 5; do (sh -c 'exit 0' &) ; done; sleep 2; ps -o stat | grep -c '^Z'; true",
@@ -163,15 +158,13 @@ fn zombies(handler: &'static str) -> Outcome {
     Ok(())
 }
 
-fn stop(handler: &'static str) -> Outcome {
+fn stop(_handler: &'static str, id: &str, pod: &Pod) -> Outcome {
     let crictl = Crictl::default();
-    let pod = Pod::new("stop");
-    let id = crictl.run_pod(handler, &pod)?;
     let polite = "trap 'echo bye; exit 5' TERM; echo ready; while :; do sleep 0.1; done";
-    let polite = crictl.run_container(&id, &pod, &Container::shell("polite", polite))?;
+    let polite = crictl.run_container(id, pod, &Container::shell("polite", polite))?;
     let deaf = crictl.run_container(
-        &id,
-        &pod,
+        id,
+        pod,
         &Container::shell("deaf", "trap '' TERM; echo ready; while :; do sleep 1; done"),
     )?;
     crictl.wait_log(&polite, "ready")?;
@@ -182,13 +175,10 @@ fn stop(handler: &'static str) -> Outcome {
     crictl.run(&["stop", "--timeout", "2", &deaf])?;
     let code = crictl.container_field(&deaf, "/status/exitCode")?;
     ensure!(code == "137", "a container that ignores SIGTERM ended with {code}");
-    crictl.remove_pod(&id)
+    Ok(())
 }
 
-fn closed_to_others() -> Outcome {
-    let crictl = Crictl::default();
-    let pod = Pod::new("closed");
-    let id = crictl.run_pod("vm", &pod)?;
+fn closed_to_others(_handler: &'static str, _id: &str, _pod: &Pod) -> Outcome {
     let mut open = Vec::new();
     for (path, mode) in
         [("/run/cofferdam", 0o700), ("/var/lib/cofferdam", 0o700), ("/run/cofferdam/cofferdam.sock", 0o600)]
@@ -198,8 +188,40 @@ fn closed_to_others() -> Outcome {
             open.push(format!("{path} has mode {got:o}, not {mode:o}"));
         }
     }
-    crictl.remove_pod(&id)?;
     ensure!(open.is_empty(), "{}", open.join("; "));
     ensure!(Path::new(LOGS).is_dir(), "no logs below {LOGS}");
+    Ok(())
+}
+
+fn unknown_image(_handler: &'static str, id: &str, pod: &Pod) -> Outcome {
+    let crictl = Crictl::default();
+    let missing = "registry.k8s.io/cofferdam/no-such-image:1";
+    crictl.refused(&["pull", missing], &["code = NotFound", "no-such-image"])?;
+    let container = Container::new("noimage", missing, &["true"]);
+    crictl.refused(&["create", id, &container.file()?, &pod.file()?], &["code = NotFound", "no-such-image"])?;
+    let listed = crictl.run(&["ps", "-aq", "--pod", id])?;
+    ensure!(listed.is_empty(), "a refused container is listed: {listed}");
+    Ok(())
+}
+
+fn no_command(_handler: &'static str, id: &str, pod: &Pod) -> Outcome {
+    let crictl = Crictl::default();
+    let container = Container::new("nocommand", BUSYBOX, &["no-such-command"]);
+    let container = crictl.run(&["create", id, &container.file()?, &pod.file()?])?;
+    crictl.refused(&["start", &container], &["no-such-command", "not found"])?;
+    for (pointer, wanted) in
+        [("/status/state", "CONTAINER_EXITED"), ("/status/exitCode", "128"), ("/status/reason", "StartError")]
+    {
+        let got = crictl.container_field(&container, pointer)?;
+        ensure!(got == wanted, "{pointer} is {got}, not {wanted}");
+    }
+    Ok(())
+}
+
+fn same_name(handler: &'static str, id: &str, pod: &Pod) -> Outcome {
+    let crictl = Crictl::default();
+    crictl.refused(&["runp", "--runtime", handler, &pod.file()?], &["code = AlreadyExists", "shared"])?;
+    let listed = crictl.run(&["pods", "-q", "--no-trunc"])?;
+    ensure!(listed == id, "pods after a refused twin: {listed}");
     Ok(())
 }

@@ -1,47 +1,48 @@
 //! Real images from the real registry, with every form of layer and manifest, seen from inside both kinds of pods.
 
-use super::{Test, with_both};
+use super::{Check, Test, in_one_pod, with_both};
 use crate::crictl::{Container, Crictl, Pod};
 use crate::failure::{Outcome, ensure};
 
 pub(super) const TESTS: &[Test] = &[
-    ("layers_with_whiteouts_and_hardlinks", || with_both(layers)),
-    ("image_users_are_resolved", || with_both(users)),
-    ("every_kind_of_layer_and_manifest", kinds),
+    ("images", || with_both(|handler| in_one_pod(handler, &Pod::new("images"), CHECKS))),
     ("removed_images_give_their_space_back", removed),
+];
+
+const CHECKS: &[Check] = &[
+    ("layers_with_whiteouts_and_hardlinks", layers),
+    ("image_users_are_resolved", users),
+    ("every_kind_of_layer_and_manifest", kinds),
 ];
 
 const PREFIX: &str = "registry.k8s.io/cofferdam";
 
-fn output(handler: &str, image: &str, script: &str) -> Outcome<String> {
+fn output(id: &str, pod: &Pod, image: &str, script: &str) -> Outcome<String> {
     let crictl = Crictl::default();
     crictl.run(&["pull", image])?;
-    let pod = Pod::new("image");
-    let id = crictl.run_pod(handler, &pod)?;
-    let container = crictl.run_container(&id, &pod, &Container::new("image", image, &["sh", "-c", script]))?;
+    let name = image.replace(['/', ':'], "-");
+    let container = crictl.run_container(id, pod, &Container::new(&name, image, &["sh", "-c", script]))?;
     crictl.wait_state(&container, "CONTAINER_EXITED")?;
-    let log = crictl.attempt(&["logs", &container])?;
-    crictl.remove_pod(&id)?;
-    Ok(log.stdout + &log.stderr)
+    crictl.log(&container)
 }
 
-fn layers(handler: &'static str) -> Outcome {
-    let log = output(handler, &format!("{PREFIX}/layers:1"), "sh /check.sh")?;
+fn layers(_handler: &'static str, id: &str, pod: &Pod) -> Outcome {
+    let log = output(id, pod, &format!("{PREFIX}/layers:1"), "sh /check.sh")?;
     ensure!(log.trim().ends_with("all as built"), "the merged layers are not as built: {log}");
     Ok(())
 }
 
-fn users(handler: &'static str) -> Outcome {
-    let numeric = output(handler, &format!("{PREFIX}/user-numeric:1"), "id -u; id -g")?;
+fn users(_handler: &'static str, id: &str, pod: &Pod) -> Outcome {
+    let numeric = output(id, pod, &format!("{PREFIX}/user-numeric:1"), "id -u; id -g")?;
     ensure!(numeric.split_whitespace().eq(["1002", "1003"]), "numeric user: {numeric}");
-    let named = output(handler, &format!("{PREFIX}/user-named:1"), "id -un; id -u")?;
+    let named = output(id, pod, &format!("{PREFIX}/user-named:1"), "id -un; id -u")?;
     ensure!(named.split_whitespace().eq(["www-data", "33"]), "named user: {named}");
     Ok(())
 }
 
-fn kinds() -> Outcome {
+fn kinds(_handler: &'static str, id: &str, pod: &Pod) -> Outcome {
     for name in ["zstd", "plain", "docker-v2", "multi"] {
-        let log = output("host", &format!("{PREFIX}/{name}:1"), "cat /kind; stat -c %s /unique")?;
+        let log = output(id, pod, &format!("{PREFIX}/{name}:1"), "cat /kind; stat -c %s /unique")?;
         ensure!(log.trim() == format!("{name}\n300000"), "{name}: {log}");
     }
     Ok(())

@@ -37,8 +37,8 @@ fn reachable(handler: &'static str) -> Outcome {
     let client = Container::new("client", crate::crictl::BUSYBOX, &["wget", "-T", "60", "-qO-", &url]);
     let client = crictl.run_container(&other_id, &other, &client)?;
     crictl.wait_state(&client, "CONTAINER_EXITED")?;
-    let log = crictl.attempt(&["logs", &client])?;
-    ensure!(log.stdout.contains("made of served"), "one pod cannot reach another: {log:?}");
+    let log = crictl.log(&client)?;
+    ensure!(log.contains("made of served"), "one pod cannot reach another: {log}");
     crictl.remove_pod(&other_id)?;
     crictl.remove_pod(&id)
 }

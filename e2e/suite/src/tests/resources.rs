@@ -157,7 +157,20 @@ fn grow_and_shrink(handler: &'static str) -> Outcome {
     shrunk.has(2)?;
     ensure!(shrunk.mib - before.mib < 16, "{before:?}, then {grown:?}, is {shrunk:?} after it shrank");
     crictl.remove_pod(&id)?;
-    daemon::with_settings("[vm]\nvcpus_max = 1\n", bounded_vcpus)
+    daemon::with_settings("[vm]\nvcpus_max = 1\n", bounded_vcpus)?;
+    daemon::with_settings("[vm]\nunlimited_memory_percent = 10\n", without_limits)
+}
+
+/// A pod without any limit has a share of the node, since its container's limits say nothing.
+fn without_limits() -> Outcome {
+    let crictl = Crictl::default();
+    let pod = Pod::new("unlimited");
+    let id = crictl.run_pod("vm", &pod)?;
+    let container = crictl.run_container(&id, &pod, &Container::shell("unlimited", "exec sleep 100000"))?;
+    let seen = Machine::seen(&crictl, &container)?;
+    ensure!(seen.mib > 450, "a pod without limits has {} MiB on a node of 6 GiB", seen.mib);
+    ensure!(seen.vcpus[0] == "2", "a pod without limits has other than two vCPUs: {seen:?}");
+    crictl.remove_pod(&id)
 }
 
 /// A pod of a node where guests keep their one vCPU.

@@ -10,15 +10,18 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::config_volumes::write_version;
-use super::{Test, with_both};
+use super::{Check, Test, in_one_pod, with_both};
 use crate::crictl::{self, BUSYBOX, Container, Crictl, Output, Pod, wait_for};
 use crate::failure::{Doing, Outcome, ensure};
 
-pub(super) const TESTS: &[Test] = &[
-    ("volumes_keep_their_access_and_follow_the_node", || with_both(access)),
-    ("volumes_in_memory_are_the_guests", || with_both(memory)),
-    ("volumes_of_images", || with_both(images)),
-    ("volumes_that_cannot_be_are_refused", || with_both(refusals)),
+pub(super) const TESTS: &[Test] =
+    &[("volumes", || with_both(|handler| in_one_pod(handler, &Pod::new("volumes"), CHECKS)))];
+
+const CHECKS: &[Check] = &[
+    ("volumes_keep_their_access_and_follow_the_node", access),
+    ("volumes_in_memory_are_the_guests", memory),
+    ("volumes_of_images", images),
+    ("volumes_that_cannot_be_are_refused", refusals),
 ];
 
 const FOLDER: &str = "/run/cofferdam-e2e/volumes";
@@ -95,7 +98,7 @@ fn read_only(container: &str, path: &str) -> Outcome {
     Ok(())
 }
 
-fn access(handler: &'static str) -> Outcome {
+fn access(_handler: &'static str, id: &str, pod: &Pod) -> Outcome {
     let folder = Folder::new()?;
     let (plain, shared, secret) = (folder.dir("plain")?, folder.dir("shared")?, folder.dir("secret")?);
     mount(&["-t", "tmpfs", "tmpfs", &folder.dir("plain/tmpfs")?])?;
@@ -108,8 +111,6 @@ fn access(handler: &'static str) -> Outcome {
     symlink(&plain, format!("{FOLDER}/link")).doing("make a link")?;
 
     let crictl = Crictl::default();
-    let pod = Pod::new("volumes");
-    let id = crictl.run_pod(handler, &pod)?;
     let mounts = [
         volume(&plain, "/ro", json!({"readonly": true})),
         volume(&plain, "/rro", json!({"readonly": true, "recursive_read_only": true})),
@@ -120,7 +121,7 @@ fn access(handler: &'static str) -> Outcome {
         volume(&file, "/etc/one/file", json!({})),
         volume(&format!("{FOLDER}/made"), "/made", json!({})),
     ];
-    let container = crictl.run_container(&id, &pod, &sleeper("volumes", &mounts))?;
+    let container = crictl.run_container(id, pod, &sleeper("volumes", &mounts))?;
 
     read_only(&container, "/ro/x")?;
     read_only(&container, "/rro/x")?;
@@ -149,21 +150,19 @@ fn access(handler: &'static str) -> Outcome {
     let status = crictl.json(&["inspect", "-o", "json", &container])?;
     let echoed = status.pointer("/status/mounts").and_then(Value::as_array).map_or(0, Vec::len);
     ensure!(echoed == mounts.len(), "the status has {echoed} of {} mounts", mounts.len());
-    crictl.remove_pod(&id)
+    Ok(())
 }
 
 /// As the kubelet makes an emptyDir of medium Memory.
-fn memory(handler: &'static str) -> Outcome {
+fn memory(handler: &'static str, id: &str, pod: &Pod) -> Outcome {
     let folder = Folder::new()?;
     let cache = folder.dir("kubernetes.io~empty-dir/cache")?;
     mount(&["-t", "tmpfs", "-o", "size=1m,mode=2770,gid=1234", "tmpfs", &cache])?;
     let part = folder.dir("kubernetes.io~empty-dir/cache/part")?;
     let crictl = Crictl::default();
-    let pod = Pod::new("memory-volumes");
-    let id = crictl.run_pod(handler, &pod)?;
-    let first = crictl.run_container(&id, &pod, &sleeper("first", &[volume(&cache, "/cache", json!({}))]))?;
+    let first = crictl.run_container(id, pod, &sleeper("first", &[volume(&cache, "/cache", json!({}))]))?;
     let mounts = [volume(&part, "/part", json!({})), volume(&cache, "/all", json!({"readonly": true}))];
-    let second = crictl.run_container(&id, &pod, &sleeper("second", &mounts))?;
+    let second = crictl.run_container(id, pod, &sleeper("second", &mounts))?;
     prints(&first, "stat -c %a:%g /cache; df -k /cache | tail -1 | awk '{print $2}'", "2770:1234\n1024")?;
     prints(&first, "echo shared > /cache/part/file && echo done", "done")?;
     prints(&second, "cat /part/file /all/part/file", "shared\nshared")?;
@@ -178,7 +177,7 @@ fn memory(handler: &'static str) -> Outcome {
         on_node == (handler == "host"),
         "with handler {handler}, a file of a memory volume is on the node: {on_node}"
     );
-    crictl.remove_pod(&id)
+    Ok(())
 }
 
 fn image_volume(path: &str, more: Value) -> Value {
@@ -190,12 +189,10 @@ fn image_volume(path: &str, more: Value) -> Value {
     mount
 }
 
-fn images(handler: &'static str) -> Outcome {
+fn images(_handler: &'static str, id: &str, pod: &Pod) -> Outcome {
     let crictl = Crictl::default();
-    let pod = Pod::new("image-volumes");
-    let id = crictl.run_pod(handler, &pod)?;
     let mounts = [image_volume("/tools", json!({})), image_volume("/only", json!({"image_sub_path": "bin"}))];
-    let container = crictl.run_container(&id, &pod, &sleeper("image-volumes", &mounts))?;
+    let container = crictl.run_container(id, pod, &sleeper("image-volumes", &mounts))?;
     prints(&container, "/tools/bin/busybox echo runs; /only/busybox echo too", "runs\ntoo")?;
     read_only(&container, "/tools/x")?;
     read_only(&container, "/only/x")?;
@@ -212,19 +209,17 @@ fn images(handler: &'static str) -> Outcome {
         (json!({"image": {"image": "registry.k8s.io/cofferdam/nowhere:1"}}), "nowhere"),
     ] {
         let bad = sleeper("bad-image-volume", &[image_volume("/bad", more)]);
-        crictl.refused(&["create", &id, &bad.file()?, &pod.file()?], &[wanted])?;
+        crictl.refused(&["create", id, &bad.file()?, &pod.file()?], &[wanted])?;
     }
-    crictl.remove_pod(&id)
+    Ok(())
 }
 
-fn refusals(handler: &'static str) -> Outcome {
+fn refusals(handler: &'static str, id: &str, pod: &Pod) -> Outcome {
     let folder = Folder::new()?;
     let crictl = Crictl::default();
     let sockets = folder.dir("sockets")?;
     let socket = format!("{sockets}/socket");
     let _listener = UnixListener::bind(&socket).doing("listen on a socket")?;
-    let pod = Pod::new("refusals");
-    let id = crictl.run_pod(handler, &pod)?;
     let mut bad = vec![
         (volume(&sockets, "/v", json!({"recursive_read_only": true})), "readonly"),
         (volume(&sockets, "/v", json!({"readonly": true, "recursive_read_only": true, "propagation": 1})), "private"),
@@ -236,13 +231,13 @@ fn refusals(handler: &'static str) -> Outcome {
     }
     for (mount, wanted) in bad {
         let container = sleeper("refused", &[mount]);
-        crictl.refused(&["create", &id, &container.file()?, &pod.file()?], &[wanted])?;
+        crictl.refused(&["create", id, &container.file()?, &pod.file()?], &[wanted])?;
     }
     let mut good = vec![volume(&sockets, "/sockets", json!({}))];
     if handler == "host" {
         good.push(volume(&socket, "/run/one.sock", json!({})));
     }
-    let container = crictl.run_container(&id, &pod, &sleeper("sockets", &good))?;
+    let container = crictl.run_container(id, pod, &sleeper("sockets", &good))?;
     prints(&container, "ls /sockets", "socket")?;
-    crictl.remove_pod(&id)
+    Ok(())
 }
