@@ -21,7 +21,9 @@ demo: setup ## Show a pod in a microVM, from pull to nothing left (does all its 
 	@e2e/in-node.sh demo
 
 test: setup ## Run every check and every test (does all its set-up); what CI runs
+	@e2e/node/dependencies.sh restore
 	@$(BESIDE_TOOLS) lint unit build
+	@e2e/node/dependencies.sh save
 	@e2e/everything.sh
 
 kubelet-smoke: setup ## A real kubelet on Cofferdam alone: static pods, probes, volumes, logs, exec, restarts
