@@ -2,7 +2,7 @@
 //!
 //! What a guest keeps of files is, for the node, memory that the pod uses. The node may have it better, and has most of it in its own page cache
 //! anyway. So a guest that did next to nothing for a while lets go of what it keeps beyond a little; its free memory goes back to the node by the
-//! balloon device's free page reporting.
+//! balloon device's free page reporting. That goes by blocks of 2 MiB, so free memory that lies scattered is brought together.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,18 +21,31 @@ const KEPT_KIB: u64 = 16 << 10;
 /// Least to let go of at a time, KiB.
 const WORTH_KIB: u64 = 4 << 10;
 
+/// Free memory in pieces smaller than a block that is reported, KiB, from which on it is worth bringing together.
+const SCATTERED_KIB: u64 = 16 << 10;
+/// Pages of 4 KiB in such a block: two to the power of this.
+const BLOCK_ORDER: usize = 9;
+
 /// Lets go of page cache for ever; returns when the kernel does not tell what is needed.
 pub async fn run(agent: Arc<Agent>, containers: PathBuf) {
     // Names and attributes of files cost the node more than the guest: each that the guest knows is kept open there.
     let _ = write_knob(Path::new("/proc/sys/vm/vfs_cache_pressure"), "400");
     let Some(mut before) = Cpu::now() else { return };
+    // What stayed scattered when it was brought together last.
+    let mut stayed = 0;
     loop {
         tokio::time::sleep(INTERVAL).await;
         let Some(now) = Cpu::now() else { return };
         if now.idled_since(&before) {
             let excess = fs::read_to_string("/proc/meminfo").map_or(0, |text| excess_kib(&text));
             if excess >= WORTH_KIB {
-                reclaim(&agent, &containers, excess).await;
+                let amount = format!("{excess}K");
+                // It fails when the kernel finds less than that: what it found is gone all the same.
+                write_apart(&agent, &containers.join("memory.reclaim"), &amount).await;
+            }
+            if scattered() >= stayed + SCATTERED_KIB {
+                write_apart(&agent, Path::new("/proc/sys/vm/compact_memory"), "1").await;
+                stayed = scattered();
             }
         }
         // What it took to let go counts for nothing.
@@ -40,15 +53,25 @@ pub async fn run(agent: Arc<Agent>, containers: PathBuf) {
     }
 }
 
-/// In a process of its own, since it takes its time and the agent has but one thread.
-async fn reclaim(agent: &Agent, containers: &Path, kib: u64) {
-    let knob = containers.join("memory.reclaim");
-    let amount = format!("{kib}K");
-    // It fails when the kernel finds less than that: what it found is gone all the same.
-    match sys::fork(0, None, || u8::from(write_knob(&knob, &amount).is_err())) {
+/// Writes to a file of the kernel's in a process of its own, since it takes its time and the agent has but one thread.
+async fn write_apart(agent: &Agent, knob: &Path, text: &str) {
+    match sys::fork(0, None, || u8::from(write_knob(knob, text).is_err())) {
         Ok(child) => drop(agent.reaper.watch(child.pid).await),
-        Err(error) => tracing::warn!(%error, "page cache is kept: no process can be started"),
+        Err(error) => tracing::warn!(%error, "memory is kept: no process can be started"),
     }
+}
+
+fn scattered() -> u64 {
+    fs::read_to_string("/proc/buddyinfo").map_or(0, |text| scattered_kib(&text))
+}
+
+/// Free memory in pieces smaller than a block: a line for each zone has the numbers of free pieces of 1, 2, 4, ... pages.
+fn scattered_kib(buddyinfo: &str) -> u64 {
+    let zone = |line: &str| -> u64 {
+        let counts = line.split_once(", zone").map_or("", |(_, rest)| rest).split_whitespace().skip(1);
+        counts.take(BLOCK_ORDER).enumerate().map(|(order, n)| n.parse::<u64>().unwrap_or(0) * (4 << order)).sum()
+    };
+    buddyinfo.lines().map(zone).sum()
 }
 
 /// Page cache beyond what an idle guest keeps.
@@ -109,6 +132,14 @@ mod tests {
         assert!(!Cpu { idle: 1000, all: 1200 }.idled_since(&before), "exactly a tenth");
         assert!(!before.idled_since(&before));
         assert!(!Cpu { idle: 0, all: 0 }.idled_since(&before), "a clock that went back");
+    }
+
+    #[test]
+    fn pieces_smaller_than_a_block_are_scattered() {
+        let text = "Node 0, zone      DMA      1      0      0      0      0      0      0      0      1      1      3 \n\
+                    Node 0, zone    DMA32      2      3      0      0      0      0      0      0      0      9      9\n";
+        assert_eq!(scattered_kib(text), 4 + 1024 + 8 + 24);
+        assert_eq!(scattered_kib("no such thing"), 0);
     }
 
     #[test]
