@@ -51,8 +51,10 @@ pub(crate) struct Config {
     pub(crate) vm_size: VmSize,
     /// What a microVM can grow to.
     pub(crate) vm_max: VmSize,
-    /// What a container without a memory limit counts as, in percent of the node's memory.
+    /// What a container without a limit counts as, in percent of the node's memory and of its processors.
     pub(crate) unlimited_memory_percent: u8,
+    /// But no more memory than so much.
+    pub(crate) unlimited_memory_max_mib: u32,
     /// Agent of host pods.
     pub(crate) agent: PathBuf,
     /// CNI.

@@ -48,6 +48,7 @@ pub(super) struct Vm {
     memory_mib: u32,
     memory_max_mib: u32,
     unlimited_memory_percent: u8,
+    unlimited_memory_max_mib: u32,
     monitor: PathBuf,
     kernel: PathBuf,
     kernel_args: String,
@@ -133,7 +134,8 @@ impl Default for Vm {
             vcpus_max: 0,
             memory_mib: 256,
             memory_max_mib: 8192,
-            unlimited_memory_percent: 0,
+            unlimited_memory_percent: 25,
+            unlimited_memory_max_mib: 2048,
             monitor: "/usr/lib/cofferdam/cofferdam-vmm".into(),
             kernel: "/usr/lib/cofferdam/vmlinux".into(),
             kernel_args: String::new(),
@@ -208,6 +210,7 @@ impl Settings {
         in_range("vm.memory_mib", self.vm.memory_mib.into(), 64, 1 << 20)?;
         in_range("vm.memory_max_mib", self.vm.memory_max_mib.into(), 64, 1 << 20)?;
         in_range("vm.unlimited_memory_percent", self.vm.unlimited_memory_percent.into(), 0, 100)?;
+        in_range("vm.unlimited_memory_max_mib", self.vm.unlimited_memory_max_mib.into(), 0, 1 << 20)?;
         in_range("vm.boot_timeout_seconds", self.vm.boot_timeout_seconds, 1, 3600)?;
         in_range("cni.plugin_timeout_seconds", self.cni.plugin_timeout_seconds, 1, 3600)?;
         in_range("images.max_parallel_layers", self.images.max_parallel_layers as u64, 1, 64)?;
@@ -254,6 +257,7 @@ impl Settings {
             vm_size: VmSize { vcpus: self.vm.vcpus, memory_mib: self.vm.memory_mib },
             vm_max: VmSize { vcpus: self.vm.vcpus_max.min(node_cpus()), memory_mib: self.vm.memory_max_mib },
             unlimited_memory_percent: self.vm.unlimited_memory_percent,
+            unlimited_memory_max_mib: self.vm.unlimited_memory_max_mib,
             agent: self.host.agent.clone(),
             cni: CniConfig {
                 bin_dirs: self.cni.bin_dirs.clone(),

@@ -89,7 +89,10 @@ async fn create(
     // From here on the watcher and a removal of the pod find it; list calls leave it out while it is being made.
     node.add_container(container.clone());
     let _quota = pod.without_quota(node, &sandbox).await;
-    match build(node, &container, &sandbox, plan, asked, began).await {
+    // The guest may grow while the container is made, which needs little, and has done so when it can be started.
+    let ((), built) =
+        tokio::join!(container.pod.grow(node, &sandbox), build(node, &container, &sandbox, plan, asked, began));
+    match built {
         Ok(()) => Ok(container),
         Err(error) => {
             match container.undo(node).await {
@@ -126,7 +129,6 @@ async fn build(
 ) -> Result<(), CriError> {
     let id = &container.id;
     let mut request = plan.request;
-    container.pod.grow(node, sandbox).await;
     let image = plan.record.image_id.clone();
     let (store, holder) = (node.store.clone(), id.clone());
     let leased = tokio::task::spawn_blocking(move || store.lease(&image, &holder)).await;
