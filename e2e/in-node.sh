@@ -83,11 +83,11 @@ if [ $status != 0 ]; then
     [ "$what" != kubelet ] || "$node" run 'journalctl -u kubelet -o short-precise --no-pager' >"$(dirname "$journal")/kubelet.log" 2>&1 || true
     # What the emulator does to a node is no verdict on what ran in it, so that is run once more. e2e/node/vm says why a kernel in
     # emulation may die of an int3, by which Linux patches itself; a node that died otherwise failed. e2e/suite/src/emulator.rs says
-    # what the other slip is, and runs the one test again in a suite.
+    # what the other slips are, and runs the one test again in a suite.
     slip=
     if ! "$node" alive; then
         ! "$node" console | grep 'Oops: int3' >/dev/null || slip="the node's kernel died of an int3 of its own, a slip of the emulator"
-    elif [ "$what" != test ] && grep -qE 'KVM_RUN failed: Bad address .*rip 0xffffffff[c-f]' "$journal"; then
+    elif [ "$what" != test ] && grep -qE 'KVM_RUN failed: Bad address .*rip 0xffffffff[c-f]|pod died .*crashed with a triple fault' "$journal" && [[ "$("$node" accel)" = *tcg ]]; then
         slip="the emulator slipped, as the journal says"
     fi
     if [ -n "$slip" ] && [ -z "${AGAIN:-}" ]; then

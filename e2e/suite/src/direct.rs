@@ -13,7 +13,7 @@ use tonic::transport::{Channel, Endpoint};
 use crate::crictl::Output;
 use crate::failure::{Doing, Failure, Outcome};
 
-/// As crictl is told to wait.
+/// As crictl is told to wait; a command in a container has its own time beside that.
 const LIMIT: Duration = Duration::from_secs(300);
 
 type Client = RuntimeServiceClient<Channel>;
@@ -92,7 +92,8 @@ fn run_pod(socket: &Path, handler: &str, file: &str) -> Outcome<Output> {
 fn exec(socket: &Path, id: &str, timeout: i64, command: &[&str]) -> Outcome<Output> {
     let cmd = command.iter().map(|word| (*word).to_owned()).collect();
     let request = cri::ExecSyncRequest { container_id: id.into(), cmd, timeout };
-    let answer = connected(socket, async |c| Ok(c.exec_sync(request).await?.into_inner()))?;
+    let limit = LIMIT + Duration::from_secs(timeout.unsigned_abs());
+    let answer = connected_for(limit, socket, async |c| Ok(c.exec_sync(request).await?.into_inner()))?;
     Ok(match answer {
         Ok(ended) => Output {
             code: ended.exit_code,
@@ -125,8 +126,16 @@ fn ask(socket: &Path, call: impl AsyncFnOnce(&mut Client) -> Result<String, toni
     })
 }
 
-/// Connects, and makes a call, in a thread of its own: the caller may be one of tokio's. A daemon that does not listen refuses the call.
 fn connected<T: Send>(
+    socket: &Path,
+    call: impl AsyncFnOnce(&mut Client) -> Result<T, tonic::Status> + Send,
+) -> Outcome<Result<T, tonic::Status>> {
+    connected_for(LIMIT, socket, call)
+}
+
+/// Connects, and makes a call, in a thread of its own: the caller may be one of tokio's. A daemon that does not listen refuses the call.
+fn connected_for<T: Send>(
+    limit: Duration,
     socket: &Path,
     call: impl AsyncFnOnce(&mut Client) -> Result<T, tonic::Status> + Send,
 ) -> Outcome<Result<T, tonic::Status>> {
@@ -138,7 +147,7 @@ fn connected<T: Send>(
                 let path = path.clone();
                 async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(path).await?)) }
             });
-            let endpoint = Endpoint::from_static("http://runtime.invalid").timeout(LIMIT);
+            let endpoint = Endpoint::from_static("http://runtime.invalid").timeout(limit);
             let channel = endpoint.connect_with_connector(connect).await;
             let channel = channel.map_err(|error| tonic::Status::unavailable(format!("{error:?}")))?;
             call(&mut Client::new(channel)).await

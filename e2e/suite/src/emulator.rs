@@ -1,9 +1,13 @@
-//! A slip of the emulator that nodes of build machines run in.
+//! Slips of the emulator that nodes of build machines run in. A test in which one happened is run again once, and says so.
 //!
-//! Seen once, under load: KVM failed with "Bad address", the pod died, and the registers that KVM showed as the guest's had the node's
-//! kernel's instruction pointer and stack. So QEMU's emulation of nested SVM is taken to have stored the one's registers as the
-//! other's. It is told from anything of ours by that instruction pointer, which is among the node's modules: no guest has code there,
-//! as its kernel has no modules.
+//! - KVM failed with "Bad address", the pod died, and the registers that KVM showed as the guest's had the node's kernel's instruction
+//!   pointer and stack: QEMU's emulation of nested SVM is taken to have stored the one's registers as the other's. It is told from
+//!   anything of ours by that instruction pointer, which is among the node's modules: no guest has code there, as its kernel has no
+//!   modules.
+//! - A guest ended with a triple fault. That was seen three times in some thousand guests, each time in an emulated node under load, in
+//!   a guest that its monitor had just served without an error. The node's own kernel dies in the same emulation of an int3 with which
+//!   it patches itself (`e2e/node/vm`), and a guest's kernel patches itself likewise; that this is the same slip is not shown. On a node
+//!   that is not emulated, or twice in one test, it fails the test.
 
 use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -16,12 +20,16 @@ pub(crate) fn slip(since: SystemTime) -> Option<String> {
     // Journal times are cut to seconds.
     let since = since.duration_since(UNIX_EPOCH).unwrap_or_default().saturating_sub(Duration::from_secs(1));
     let since = format!("--since=@{}", since.as_secs());
+    let emulated = Command::new("systemd-detect-virt").output().is_ok_and(|o| o.stdout.trim_ascii() == b"qemu");
     let journal =
         Command::new("journalctl").args(["-u", "cofferdam", "-o", "cat", "--no-pager", &since]).output().ok()?;
-    String::from_utf8_lossy(&journal.stdout).lines().find(|line| is_slip(line)).map(str::to_owned)
+    String::from_utf8_lossy(&journal.stdout).lines().find(|line| is_slip(line, emulated)).map(str::to_owned)
 }
 
-fn is_slip(line: &str) -> bool {
+fn is_slip(line: &str, emulated: bool) -> bool {
+    if emulated && line.contains("pod died") && line.contains("crashed with a triple fault") {
+        return true;
+    }
     let Some((_, registers)) = line.split_once("KVM_RUN failed: Bad address") else { return false };
     let rip = registers.split_once("rip 0x").and_then(|(_, rest)| rest.split(',').next());
     rip.and_then(|rip| u64::from_str_radix(rip, 16).ok()).is_some_and(|rip| rip >= MODULES)
@@ -38,10 +46,22 @@ mod tests {
                 "pod died detail=\"the monitor failed: vCPU 0: KVM_RUN failed: Bad address (os error 14); rip {rip}, rsp 0xffffc900008979d8\""
             )
         };
-        assert!(is_slip(&died("0xffffffffc03ed6b0")));
+        assert!(is_slip(&died("0xffffffffc03ed6b0"), false));
         for guests in ["0xffffffff810003b0", "0x401000", "0", "0x"] {
-            assert!(!is_slip(&died(guests)), "{guests}");
+            assert!(!is_slip(&died(guests), true), "{guests}");
         }
-        assert!(!is_slip("vCPU 0: KVM_RUN failed: Invalid argument (os error 22); rip 0xffffffffc03ed6b0, rsp 0"));
+        assert!(!is_slip(
+            "vCPU 0: KVM_RUN failed: Invalid argument (os error 22); rip 0xffffffffc03ed6b0, rsp 0",
+            true
+        ));
+    }
+
+    #[test]
+    fn a_triple_fault_is_one_in_an_emulated_node_only() {
+        let died =
+            "WARN pod died pod=ab detail=\"the guest's kernel crashed with a triple fault: vCPU 0: triple fault; ...\"";
+        assert!(is_slip(died, true));
+        assert!(!is_slip(died, false));
+        assert!(!is_slip("a guest said: crashed with a triple fault", true));
     }
 }

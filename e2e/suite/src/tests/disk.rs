@@ -4,13 +4,21 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
+use serde_json::json;
+
 use super::Test;
 use crate::crictl::{Container, Crictl, Pod, wait_for};
 use crate::failure::{Doing, Outcome, ensure};
+use crate::pod_cgroup::Parent;
 
 pub(super) const TESTS: &[Test] = &[("writes_twice_its_memory_and_gives_the_space_back", writes)];
 
 const MIB: u64 = 1 << 20;
+/// What the pod may use on the node.
+const MEMORY: u64 = 128 * MIB;
+/// Pieces that it writes, and their size.
+const WRITTEN: u64 = 64;
+const PIECE: u64 = 4 * MIB;
 
 fn disk_of(pod: &str) -> PathBuf {
     PathBuf::from(format!("/var/lib/cofferdam/pods/{pod}/disk.ext4"))
@@ -22,21 +30,28 @@ fn allocated(pod: &str) -> Outcome<u64> {
 
 fn writes() -> Outcome {
     let crictl = Crictl::default();
-    let pod = Pod::new("writer");
+    let parent = Parent::new("/kubepods/e2e-writes", &[("memory.max", &MEMORY.to_string())])?;
+    let resources = json!({"memory_limit_in_bytes": MEMORY});
+    let pod = Pod::new("writer").with("linux", json!({"cgroup_parent": parent.name, "resources": resources}));
     let id = crictl.run_pod("vm", &pod)?;
     let writer = crictl.run_container(&id, &pod, &Container::shell("writer", "exec sleep 100000"))?;
     let memory = crictl.run(&["exec", "--sync", &writer, "grep", "MemTotal", "/proc/meminfo"])?;
     let kib: u64 = memory.split_whitespace().nth(1).and_then(|n| n.parse().ok()).unwrap_or(u64::MAX);
-    ensure!(kib <= 256 * 1024, "the pod has {kib} KiB of memory, so writing 512 MiB would prove nothing");
+    let bytes = WRITTEN * PIECE;
+    ensure!(
+        2 * kib * 1024 <= bytes,
+        "the pod has {kib} KiB of memory, so writing {} MiB would prove nothing",
+        bytes / MIB
+    );
     let before = allocated(&id)?;
 
-    // Each MiB holds its own number, so that a block in the wrong place is seen.
-    let script = "i=0; while [ $i -lt 512 ]; do yes \"block $i\" | head -c 1048576; i=$((i+1)); done";
+    // Each piece holds its own number, so that a block in the wrong place is seen.
+    let script = format!("i=0; while [ $i -lt {WRITTEN} ]; do yes \"block $i\" | head -c {PIECE}; i=$((i+1)); done");
     let write = format!("{{ {script}; }} > /big && sync && echo written");
     let output = crictl.run(&["exec", "--sync", "--timeout", "1500", &writer, "sh", "-c", &write])?;
     ensure!(output.contains("written"), "writing failed: {output}");
     let grown = allocated(&id)? - before;
-    ensure!(grown >= 512 * MIB, "the disk grew by {} MiB only", grown / MIB);
+    ensure!(grown >= bytes, "the disk grew by {} MiB only", grown / MIB);
 
     let compare = format!("{{ {script}; }} | cmp - /big && echo same");
     let output = crictl.run(&["exec", "--sync", "--timeout", "1500", &writer, "sh", "-c", &compare])?;

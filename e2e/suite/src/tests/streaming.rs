@@ -16,7 +16,7 @@ pub(super) const TESTS: &[Test] = &[("attach_and_port_forward", || with_both(att
 
 const TRANSPORTS: [&str; 2] = ["spdy", "websocket"];
 /// Rounds of failing sessions, each of three kinds and `AT_ONCE` of each.
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 2;
 const AT_ONCE: u16 = 4;
 
 fn attach_and_port_forward(handler: &'static str) -> Outcome {
@@ -125,7 +125,7 @@ fn descriptors(pid: i32) -> Outcome<usize> {
     Ok(std::fs::read_dir(format!("/proc/{pid}/fd")).doing("count the daemon's descriptors")?.count())
 }
 
-/// Sessions that fail, 36 and as many with the other handler, leave neither descriptors in the daemon nor processes in the container.
+/// Sessions that fail, 24 and as many with the other handler, leave neither descriptors in the daemon nor processes in the container.
 fn failures_leave_nothing(crictl: &Crictl, id: &str, container: &str) -> Outcome {
     let daemon = daemon::pid()?;
     let round = || -> Outcome {
