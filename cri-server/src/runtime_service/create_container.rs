@@ -89,10 +89,8 @@ async fn create(
     // From here on the watcher and a removal of the pod find it; list calls leave it out while it is being made.
     node.add_container(container.clone());
     let _quota = pod.without_quota(node, &sandbox).await;
-    // The guest may grow while the container is made, which needs little, and has done so when it can be started.
-    let ((), built) =
-        tokio::join!(container.pod.grow(node, &sandbox), build(node, &container, &sandbox, plan, asked, began));
-    match built {
+    pod.grow(node, &sandbox).await;
+    match build(node, &container, &sandbox, plan, asked, began).await {
         Ok(()) => Ok(container),
         Err(error) => {
             match container.undo(node).await {
