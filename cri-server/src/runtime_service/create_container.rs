@@ -89,7 +89,6 @@ async fn create(
     // From here on the watcher and a removal of the pod find it; list calls leave it out while it is being made.
     node.add_container(container.clone());
     let _quota = pod.without_quota(node, &sandbox).await;
-    pod.grow(node, &sandbox).await;
     match build(node, &container, &sandbox, plan, asked, began).await {
         Ok(()) => Ok(container),
         Err(error) => {
@@ -127,6 +126,7 @@ async fn build(
 ) -> Result<(), CriError> {
     let id = &container.id;
     let mut request = plan.request;
+    container.pod.grow(node, sandbox).await;
     let image = plan.record.image_id.clone();
     let (store, holder) = (node.store.clone(), id.clone());
     let leased = tokio::task::spawn_blocking(move || store.lease(&image, &holder)).await;

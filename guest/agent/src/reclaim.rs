@@ -43,7 +43,9 @@ pub async fn run(agent: Arc<Agent>, containers: PathBuf) {
                 // It fails when the kernel finds less than that: what it found is gone all the same.
                 write_apart(&agent, &containers.join("memory.reclaim"), &amount).await;
             }
-            if scattered() >= stayed + SCATTERED_KIB {
+            let now = scattered();
+            stayed = stayed.min(now);
+            if now >= stayed + SCATTERED_KIB {
                 write_apart(&agent, Path::new("/proc/sys/vm/compact_memory"), "1").await;
                 stayed = scattered();
             }
