@@ -250,7 +250,11 @@ pub fn set_seccomp(program: &[libc::sock_filter], flags: libc::c_ulong) -> io::R
     Ok(())
 }
 
-/// Loads a program of type BPF_PROG_TYPE_CGROUP_DEVICE.
+/// How often a program's load is tried.
+const LOADS: u32 = 20;
+
+/// Loads a program of type BPF_PROG_TYPE_CGROUP_DEVICE. The kernel's verifier gives up with EAGAIN when
+/// a signal comes meanwhile, such as that of a child's end, so the load is tried several times.
 ///
 /// # Errors
 /// With the kernel's reason.
@@ -277,7 +281,10 @@ pub fn bpf_load_device(program: &[u64]) -> io::Result<OwnedFd> {
         ..Load::default()
     };
     // SAFETY: BPF_PROG_LOAD (5) reads `attr`, the instructions and the licence, which all live until it returns.
-    let fd = check(unsafe { libc::syscall(libc::SYS_bpf, 5, &raw const attr, size_of::<Load>()) })?;
+    let load = || check(unsafe { libc::syscall(libc::SYS_bpf, 5, &raw const attr, size_of::<Load>()) });
+    let interrupted = |e: &io::Error| e.kind() == io::ErrorKind::WouldBlock;
+    let again = (1..LOADS).map(|_| load()).find(|done| !done.as_ref().is_err_and(interrupted));
+    let fd = again.unwrap_or_else(load)?;
     // SAFETY: a new descriptor that nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }

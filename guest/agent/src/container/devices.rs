@@ -164,7 +164,7 @@ impl Devices {
         if self.everything {
             return Ok(());
         }
-        let program = load(&program(&self.rules)).doing("load the device filter")?;
+        let program = crate::sys::bpf_load_device(&program(&self.rules)).doing("load the device filter")?;
         crate::sys::bpf_attach_device(cgroup.open_for_programs()?, program).doing("attach the device filter")
     }
 }
@@ -223,21 +223,6 @@ fn program(rules: &[Rule]) -> Vec<u64> {
     code.push(instruction(MOVE, 0, 0, 0, 0));
     code.push(instruction(EXIT, 0, 0, 0, 0));
     code
-}
-
-/// How often a load is tried.
-const LOADS: u32 = 20;
-
-/// Loads a program. The kernel's verifier gives up with EAGAIN when a signal comes meanwhile, such as that of a child's end.
-fn load(instructions: &[u64]) -> std::io::Result<std::os::fd::OwnedFd> {
-    let mut left = LOADS;
-    loop {
-        left -= 1;
-        match crate::sys::bpf_load_device(instructions) {
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock && left > 0 => {}
-            done => return done,
-        }
-    }
 }
 
 #[cfg(test)]
