@@ -30,6 +30,16 @@ pub(crate) struct Client {
     number: u32,
 }
 
+/// A connection to the runtime on `socket`.
+pub(crate) async fn channel(socket: &Path) -> Result<Channel, tonic::transport::Error> {
+    let socket = socket.to_owned();
+    let connect = tower::service_fn(move |_: http::Uri| {
+        let socket = socket.clone();
+        async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(socket).await?)) }
+    });
+    Endpoint::from_static("http://runtime.invalid").connect_with_connector(connect).await
+}
+
 /// The configuration of a container with a log.
 pub(crate) fn container_config(name: &str, image: &str, command: &[&str]) -> cri::ContainerConfig {
     cri::ContainerConfig {
@@ -53,12 +63,7 @@ pub(crate) struct Started {
 impl Client {
     /// Connects to the runtime on `socket`.
     pub(crate) async fn connect(name: &'static str, socket: &'static str) -> Outcome<Self> {
-        let connect = tower::service_fn(move |_: http::Uri| async move {
-            Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(Path::new(socket)).await?))
-        });
-        let endpoint = Endpoint::from_static("http://runtime.invalid");
-        let channel =
-            endpoint.connect_with_connector(connect).await.doing(&format!("connect to {name} at {socket}"))?;
+        let channel = channel(Path::new(socket)).await.doing(&format!("connect to {name} at {socket}"))?;
         Ok(Self {
             runtime: cri::runtime_service_client::RuntimeServiceClient::new(channel.clone()),
             image: cri::image_service_client::ImageServiceClient::new(channel),

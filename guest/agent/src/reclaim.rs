@@ -21,7 +21,8 @@ const KEPT_KIB: u64 = 16 << 10;
 /// Least to let go of at a time, KiB.
 const WORTH_KIB: u64 = 4 << 10;
 
-/// Free memory in pieces smaller than a block that is reported, KiB, from which on it is worth bringing together.
+/// Free memory in pieces smaller than a block that is reported, KiB, from which on it is worth
+/// bringing together.
 const SCATTERED_KIB: u64 = 16 << 10;
 /// Pages of 4 KiB in such a block: two to the power of this.
 const BLOCK_ORDER: usize = 9;
@@ -55,7 +56,8 @@ pub async fn run(agent: Arc<Agent>, containers: PathBuf) {
     }
 }
 
-/// Writes to a file of the kernel's in a process of its own, since it takes its time and the agent has but one thread.
+/// Writes to a file of the kernel's in a process of its own, since it takes its time and the agent
+/// has but one thread.
 async fn write_apart(agent: &Agent, knob: &Path, text: &str) {
     match sys::fork(0, None, || u8::from(write_knob(knob, text).is_err())) {
         Ok(child) => drop(agent.reaper.watch(child.pid).await),
@@ -67,7 +69,8 @@ fn scattered() -> u64 {
     fs::read_to_string("/proc/buddyinfo").map_or(0, |text| scattered_kib(&text))
 }
 
-/// Free memory in pieces smaller than a block: a line for each zone has the numbers of free pieces of 1, 2, 4, ... pages.
+/// Free memory in pieces smaller than a block: a line for each zone has the numbers of free pieces
+/// of 1, 2, 4, ... pages.
 fn scattered_kib(buddyinfo: &str) -> u64 {
     let zone = |line: &str| -> u64 {
         let counts = line.split_once(", zone").map_or("", |(_, rest)| rest).split_whitespace().skip(1);
