@@ -65,7 +65,7 @@ async fn serve(config: Config) -> Result<(), Box<dyn std::error::Error>> {
     let (socket, metrics) = (config.socket.clone(), config.metrics);
     let node = Node::new(config, store, runtime, records, streaming);
     restore::all(&node).await?;
-    health::look_after(node.clone());
+    health::look_after(&node)?;
     crate::apparmor::load_default().await;
     if let Some(address) = metrics {
         telemetry::start(address, node.clone()).await?;

@@ -1,7 +1,10 @@
 //! Whether the disk under `state_dir` takes what it is given, and the writing of what it did not take.
 
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::Duration;
 
 use cofferdam_image_store::Failing;
@@ -54,16 +57,25 @@ fn full(state_dir: &Path) -> Option<Failing> {
     Some(Failing { full: true, why })
 }
 
-/// Looks after the disk until the daemon ends.
-pub(crate) fn look_after(node: Arc<Node>) {
-    tokio::spawn(async move {
-        loop {
-            let looking = node.clone();
+/// Starts the thread that looks after the disk until the daemon ends.
+///
+/// The thread is its own: a look each second in tokio's pool would give every idle thread of the pool something to do in
+/// turn, and the pool would never shrink after a burst of calls.
+///
+/// # Errors
+///
+/// No thread can be started.
+pub(crate) fn look_after(node: &Arc<Node>) -> io::Result<()> {
+    let node = Arc::downgrade(node);
+    let work = move || {
+        while let Some(node) = node.upgrade() {
             // A disk that hangs is not asked again before it answers.
-            if tokio::task::spawn_blocking(move || looking.health.look(&looking)).await.is_err() {
-                tracing::error!("the look after state_dir ended early");
+            if catch_unwind(AssertUnwindSafe(|| node.health.look(&node))).is_err() {
+                tracing::error!("a look after state_dir ended early");
             }
-            tokio::time::sleep(PAUSE).await;
+            drop(node);
+            thread::sleep(PAUSE);
         }
-    });
+    };
+    thread::Builder::new().name("disk-health".into()).spawn(work).map(drop)
 }
