@@ -56,7 +56,10 @@ build: setup ## Build the product into target/dist
 
 install: ## Install target/dist below DESTDIR (default /), as packages and images do
 	@test -d $(DIST) || { echo "nothing is built: run 'make build' first"; exit 1; }
-	cp -a --no-preserve=ownership $(DIST)/. $(or $(DESTDIR),/)
+	@# Never into a file that runs; the node's own configuration stays.
+	mkdir -p $(or $(DESTDIR),/)
+	cp -a --no-preserve=ownership --remove-destination --sparse=always $(DIST)/usr $(or $(DESTDIR),/)
+	test -e $(DESTDIR)/etc/cofferdam/config.toml || install -D -m 644 $(DIST)/etc/cofferdam/config.toml $(DESTDIR)/etc/cofferdam/config.toml
 
 setup: ## Install what the builds need on this Debian machine
 	@e2e/node/setup-host.sh

@@ -1,7 +1,19 @@
 //! The agent's API: messages, client and server. Documented in `proto/agent.proto`.
 
-/// Version that [`HelloRequest`] carries; a newer minor capability adds fields, a breaking change adds one here.
-pub const API_VERSION: u32 = 1;
+use std::ops::RangeInclusive;
+
+/// Newest version that [`HelloRequest`] carries. It goes up when the daemon has to know whether an agent understands what is new.
+pub const API_VERSION: u32 = 2;
+
+/// Versions that a greeting may name, on both sides. One is left out when no pod that speaks nothing newer can be running any more:
+/// docs/upgrade.md says for how long that is promised.
+pub const API_VERSIONS: RangeInclusive<u32> = 1..=API_VERSION;
+
+/// The first version with the call `Clock`.
+pub const CLOCK_SINCE: u32 = 2;
+
+/// The first version that heeds [`CreateContainerRequest::image_volumes`].
+pub const IMAGE_VOLUMES_SINCE: u32 = 2;
 
 /// vsock port on which the agent in a microVM listens.
 pub const VSOCK_PORT: u32 = 1024;

@@ -1,4 +1,4 @@
-//! The monitor's API, version 1.
+//! The monitor's API, version 2.
 //!
 //! **Launch.** `cofferdam-vmm --config-fd N` reads one JSON [`LaunchConfig`] from descriptor `N`. All
 //! files, sockets and devices are descriptors that were handed over; the monitor opens nothing by path.
@@ -6,13 +6,28 @@
 //! **Control.** A listening `SOCK_SEQPACKET` unix socket; each packet is one JSON [`Request`], answered by one
 //! JSON [`Reply`]. The first request of a connection is [`Request::Hello`].
 //!
+//! **Versions.** A pod outlives the daemon that launched it. A monitor is launched by a daemon of its own version, and answers every version
+//! of [`API_VERSIONS`]; a daemon greets with the newest that it knows, then with older ones. A refused greeting leaves the connection open.
+//!
+//! | version | what is new |
+//! | --- | --- |
+//! | 1 | |
+//! | 2 | [`LaunchConfig::more_tap_fds`], which a monitor of version 1 would leave out |
+//!
 //! **End.** When the VM ends, the monitor writes one JSON [`ExitReport`] to `exit_fd` and exits with
 //! status 0 for [`ExitReason::PowerOff`], else 1.
 
+use std::ops::RangeInclusive;
+
 use serde::{Deserialize, Serialize};
 
-/// Version of this API. Fields may be added within a version; unknown ones are ignored by readers.
-pub const API_VERSION: u32 = 1;
+/// Version of this API. Fields may be added within a version; unknown ones are ignored by readers. It goes up when one side has to know
+/// whether the other one understands what is new.
+pub const API_VERSION: u32 = 2;
+
+/// Versions that a greeting may name, on both sides. One is left out when no pod that speaks nothing newer can be running any more:
+/// docs/upgrade.md says for how long that is promised.
+pub const API_VERSIONS: RangeInclusive<u32> = 1..=API_VERSION;
 
 /// I/O port by which a guest says what happens to it: see [`GUEST_EVENT_POWER_OFF`] and its neighbours.
 pub const GUEST_EVENT_PORT: u16 = 0x605;
@@ -83,9 +98,9 @@ pub struct LaunchConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "snake_case")]
 pub enum Request {
-    /// Version handshake; answered by [`Reply::Hello`].
+    /// Version handshake; answered by [`Reply::Hello`], or by [`Reply::Error`] when the monitor does not speak that version.
     Hello {
-        /// [`API_VERSION`] of the caller.
+        /// One of the caller's [`API_VERSIONS`].
         api_version: u32,
     },
     /// Answered by [`Reply::Status`].
@@ -116,7 +131,7 @@ pub enum Request {
 pub enum Reply {
     /// To [`Request::Hello`].
     Hello {
-        /// [`API_VERSION`] of the monitor.
+        /// That of the request.
         api_version: u32,
         /// Version of the program.
         monitor_version: String,

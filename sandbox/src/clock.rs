@@ -9,14 +9,14 @@ use std::io;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use cofferdam_proto::agent::{ClockReply, ClockRequest};
+use cofferdam_proto::agent::{CLOCK_SINCE, ClockReply, ClockRequest};
 use rustix::io::Errno;
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
 };
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
-use tonic::{Code, Status};
+use tonic::Status;
 
 use crate::pod::Pod;
 use crate::runtime::Shared;
@@ -101,8 +101,8 @@ pub(crate) fn follow(shared: &Arc<Shared>, pod: &Pod, adopted: bool) {
             }
             wait = EVERY;
             match tokio::time::timeout(LIMIT, put_right(&pod)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(status)) if status.code() == Code::Unimplemented => {
+                Ok(Ok(true)) => {}
+                Ok(Ok(false)) => {
                     tracing::info!(pod = pod.id(), "the pod's agent is of a version that does not set its clock");
                     return;
                 }
@@ -113,19 +113,24 @@ pub(crate) fn follow(shared: &Arc<Shared>, pod: &Pod, adopted: bool) {
     });
 }
 
-async fn put_right(pod: &Pod) -> Result<(), Status> {
+/// Whether the agent is one that does.
+async fn put_right(pod: &Pod) -> Result<bool, Status> {
+    let api = pod.agent_api().await.map_err(|error| Status::unavailable(error.to_string()))?;
+    if api < CLOCK_SINCE {
+        return Ok(false);
+    }
     let mut agent = pod.agent();
     for _ in 0..ROUNDS {
         let (before, node) = (Instant::now(), SystemTime::now());
         let ClockReply { unix_nanos, .. } = agent.clock(ClockRequest { adjust_nanos: 0 }).await?.into_inner();
-        let Some(adjust_nanos) = correction(node, before.elapsed(), unix_nanos) else { return Ok(()) };
+        let Some(adjust_nanos) = correction(node, before.elapsed(), unix_nanos) else { return Ok(true) };
         let ClockReply { stepped, .. } = agent.clock(ClockRequest { adjust_nanos }).await?.into_inner();
         tracing::info!(pod = pod.id(), adjust_ms = adjust_nanos / 1_000_000, stepped, "the pod's clock was put right");
         if !stepped {
-            return Ok(()); // it comes right by and by
+            return Ok(true); // it comes right by and by
         }
     }
-    Ok(())
+    Ok(true)
 }
 
 /// By how much a guest's clock is to be changed that read `guest` at some time in the `took` since the node's clock read `node`. Nothing

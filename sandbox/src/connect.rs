@@ -23,6 +23,7 @@ use tonic::transport::{Channel, Endpoint};
 use crate::dirs::Dirs;
 use crate::error::{Doing, SandboxError};
 use crate::spec::Kind;
+use crate::versions::{self, ProgramVersion};
 
 /// How long a connection to a running agent may take; a guest with little CPU may need seconds.
 const CONNECT_LIMIT: Duration = Duration::from_secs(30);
@@ -105,34 +106,56 @@ impl Packets {
 }
 
 /// A greeted connection to a monitor.
-pub(crate) struct Control(Packets);
+pub(crate) struct Control {
+    packets: Packets,
+    /// What the monitor said of itself.
+    program: ProgramVersion,
+}
 
 impl Control {
-    /// Connects and compares versions. Blocks for up to `limit`.
+    /// Connects and agrees on the newest version that both speak. Blocks for up to `limit`, as often as there are versions.
     pub(crate) fn open(path: &Path, limit: Duration) -> Result<Self, SandboxError> {
         let step = || "connect to the pod's monitor".to_owned();
-        let control = Self(Packets::open(path, limit).doing(step)?);
-        let hello = Request::Hello { api_version: monitor::API_VERSION };
-        match control.0.ask(&hello, None).doing(step)? {
-            Reply::Hello { api_version: monitor::API_VERSION, .. } => Ok(control),
-            other => Err(unexpected(other)).doing(step),
+        let packets = Packets::open(path, limit).doing(step)?;
+        let (oldest, newest) = monitor::API_VERSIONS.into_inner();
+        let mut refusal = String::new();
+        for version in monitor::API_VERSIONS.rev() {
+            match packets.ask(&Request::Hello { api_version: version }, None).doing(step)? {
+                Reply::Hello { api_version, monitor_version } if api_version == version => {
+                    return Ok(Self { packets, program: ProgramVersion::new(version, &monitor_version) });
+                }
+                // The connection is still open.
+                Reply::Error { message } => refusal = message,
+                other => return Err(unexpected(other)).doing(step),
+            }
         }
+        Err(versions::nothing_in_common("monitor", oldest, newest, &refusal)).doing(step)
+    }
+
+    /// What the monitor said of itself.
+    pub(crate) fn into_program(self) -> ProgramVersion {
+        self.program
     }
 
     /// When the guest got how far. Blocks for a moment.
     pub(crate) fn milestones(&self) -> Result<monitor::Milestones, SandboxError> {
         let step = || "ask the monitor how far the guest is".to_owned();
-        match self.0.ask(&Request::Status, None).doing(step)? {
+        match self.packets.ask(&Request::Status, None).doing(step)? {
             Reply::Status(status) => Ok(status.milestones),
             other => Err(unexpected(other)).doing(step),
         }
     }
 }
 
+/// Which monitor it is. Blocks for a moment.
+pub(crate) fn monitor(dirs: &Dirs) -> Result<ProgramVersion, SandboxError> {
+    Ok(Control::open(&dirs.control(), ANSWER_LIMIT)?.program)
+}
+
 /// What the VM has. Blocks for a moment.
 pub(crate) fn status(dirs: &Dirs) -> Result<monitor::Status, SandboxError> {
     let step = || "ask the monitor for the guest's size".to_owned();
-    match Control::open(&dirs.control(), ANSWER_LIMIT)?.0.ask(&Request::Status, None).doing(step)? {
+    match Control::open(&dirs.control(), ANSWER_LIMIT)?.packets.ask(&Request::Status, None).doing(step)? {
         Reply::Status(status) => Ok(status),
         other => Err(unexpected(other)).doing(step),
     }
@@ -141,7 +164,7 @@ pub(crate) fn status(dirs: &Dirs) -> Result<monitor::Status, SandboxError> {
 /// Has the monitor do what changes the guest's size. Blocks for a moment.
 pub(crate) fn request(dirs: &Dirs, request: &Request) -> Result<(), SandboxError> {
     let step = || "have the monitor change the guest's size".to_owned();
-    match Control::open(&dirs.control(), ANSWER_LIMIT)?.0.ask(request, None).doing(step)? {
+    match Control::open(&dirs.control(), ANSWER_LIMIT)?.packets.ask(request, None).doing(step)? {
         Reply::Done => Ok(()),
         other => Err(unexpected(other)).doing(step),
     }
@@ -161,7 +184,7 @@ pub(crate) fn sink(dirs: &Dirs, kind: Kind, request: SinkRequest, file: Option<O
     let error = match kind {
         Kind::Vm => {
             let control = Control::open(&dirs.control(), ANSWER_LIMIT)?;
-            match control.0.ask(&Request::Sink(request), fd).doing(step)? {
+            match control.packets.ask(&Request::Sink(request), fd).doing(step)? {
                 Reply::Done => None,
                 other => Some(unexpected(other)),
             }

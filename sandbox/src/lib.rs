@@ -36,6 +36,7 @@ mod teardown;
 mod testing;
 mod usage;
 mod users;
+mod versions;
 mod watches;
 
 pub use error::SandboxError;
@@ -49,4 +50,5 @@ pub use spec::{
     VmConfig, VmSize,
 };
 pub use usage::{InterfaceUsage, PodUsage, Traffic};
+pub use versions::{ProgramVersion, Programs};
 pub use watches::{Watch, Watches};

@@ -21,6 +21,7 @@ use crate::runtime::{Shared, Timeline};
 use crate::share::{Access, Exported};
 use crate::spec::{Config, Kind, NetworkStatus, PodSpec, VmSize};
 use crate::usage::{self, PodUsage};
+use crate::versions::Known;
 use crate::watches::Watches;
 use crate::{connect, share, teardown, users};
 
@@ -47,6 +48,8 @@ pub(crate) struct Inner {
     gone: watch::Sender<bool>,
     /// A namespace of the pod's own users, by which mounts are mapped; made when it is first needed.
     mapping: OnceLock<OwnedFd>,
+    /// Which programs it runs in.
+    pub(crate) known: Known,
 }
 
 impl Inner {
@@ -168,13 +171,13 @@ impl Pod {
         spec: PodSpec,
         dirs: Dirs,
         cgroup: String,
-        (network, timeline): (Option<NetworkStatus>, Timeline),
+        (network, timeline, known): (Option<NetworkStatus>, Timeline, Known),
         channel: Channel,
         watched: Watched,
     ) -> Self {
         let Watched { pid, ended } = watched;
         let (gone, mapping) = (watch::Sender::new(false), OnceLock::new());
-        let inner = Inner { shared, spec, dirs, cgroup, network, timeline, pid, channel, ended, gone, mapping };
+        let inner = Inner { shared, spec, dirs, cgroup, network, timeline, pid, channel, ended, gone, mapping, known };
         Self { inner: Arc::new(inner) }
     }
 

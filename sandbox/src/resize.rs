@@ -154,7 +154,7 @@ impl Pod {
         }
     }
 
-    async fn status(&self) -> Result<Status, SandboxError> {
+    pub(crate) async fn status(&self) -> Result<Status, SandboxError> {
         let inner = Arc::clone(&self.inner);
         self.must_run()?;
         blocking(move || connect::status(&inner.dirs)).await

@@ -16,6 +16,7 @@ use crate::pod::{End, Pod, Watched};
 use crate::process::{self, Started};
 use crate::sealed::Sealed;
 use crate::spec::{Config, Kind, PodSpec};
+use crate::versions::Known;
 use crate::watches::Watches;
 use crate::{connect, launch, probe, quota, teardown, users};
 
@@ -142,7 +143,8 @@ impl Runtime {
         receiver.await.unwrap_or_else(|error| Err(SandboxError::step("launch the pod", error)))
     }
 
-    /// Finds a pod again after a restart of the daemon, by what is in its directory.
+    /// Finds a pod again after a restart of the daemon, by what is in its directory. Its programs may be of another version:
+    /// [`Pod::programs`].
     ///
     /// # Errors
     /// When there is nothing of the pod, or its launch was not finished: [`Runtime::remove`] it.
@@ -167,8 +169,9 @@ impl Runtime {
         let watched = Watched::new(Started { record: process, pidfd }, &dirs, spec.kind, &cgroup, &shared.watches);
         let cgroup = cgroup.name().to_owned();
         let channel = connect::agent(&dirs, spec.kind);
-        let parts = (ready.network, BTreeMap::new());
+        let parts = (ready.network, BTreeMap::new(), Known::default());
         let pod = Pod::new(Arc::clone(shared), spec, dirs, cgroup, parts, channel, watched);
+        pod.get_acquainted();
         clock::follow(shared, &pod, true);
         Ok(Adopted::Running(pod))
     }

@@ -158,6 +158,19 @@ fn a_container_whose_record_cannot_be_read_has_ended_if_its_pod_is_known() {
     assert_eq!((c.exit_code, c.reason.as_str(), c.message.as_str(), c.finished_at), (255, "Unknown", "version 2", 5));
 }
 
+/// Rows that a daemon of before the fields that came since wrote, `v1/`.
+#[test]
+fn records_of_an_older_daemon_are_read_and_what_came_since_has_defaults() {
+    let p: PodRecord = decode("p", include_bytes!("v1/pod.json")).unwrap();
+    let users = Some(cofferdam_sandbox::UserRange { host_id: 65536, length: 65536 });
+    let namespaces = NamespacesRecord { users, ..pod("p").namespaces };
+    assert_eq!(p, PodRecord { namespaces, ..pod("p") });
+    let c: ContainerRecord = decode("c", include_bytes!("v1/container.json")).unwrap();
+    let mut expected = container("c", ContainerPhase::Running);
+    expected.mounts.push(MountRecord::default());
+    assert_eq!(c, expected);
+}
+
 #[test]
 fn fields_of_other_versions_do_no_harm() {
     let mut value: serde_json::Value = serde_json::from_slice(&encode(&pod("p")).unwrap()).unwrap();

@@ -5,6 +5,7 @@ mod volumes;
 use std::sync::Arc;
 use std::time::Instant;
 
+use cofferdam_proto::agent::{CreateContainerRequest, IMAGE_VOLUMES_SINCE};
 use cofferdam_proto::cri;
 use cofferdam_sandbox::{Kind, Pod as Sandbox};
 use futures::FutureExt;
@@ -116,6 +117,14 @@ async fn rate(node: &Node, pod: &Pod, sandbox: &Sandbox) {
     }
 }
 
+/// Says what an agent of an older version leaves out of `request`. The container is made all the same, as it was before the upgrade.
+async fn warn_of_older_agent(container: &Container, sandbox: &Sandbox, request: &CreateContainerRequest) {
+    if !request.image_volumes.is_empty() && matches!(sandbox.agent_api().await, Ok(api) if api < IMAGE_VOLUMES_SINCE) {
+        let (pod, container) = (&container.pod.id, &container.id);
+        tracing::warn!(%pod, %container, "no volumes as the image declares them: the pod's agent is of a version that has none");
+    }
+}
+
 async fn build(
     node: &Arc<Node>,
     container: &Arc<Container>,
@@ -145,6 +154,7 @@ async fn build(
         swapped.extend(shown.swapped);
     }
     super::reopen_container_log::open(container, sandbox).await?;
+    warn_of_older_agent(container, sandbox, &request).await;
     request.cgroup_parent = sandbox.container_cgroup_parent();
     let info = inspect::container(asked, &request);
     let exported = began.elapsed();

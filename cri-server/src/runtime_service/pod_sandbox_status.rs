@@ -21,7 +21,8 @@ pub(super) fn call(
     if request.verbose {
         let sandbox = pod.sandbox().ok();
         let network = sandbox.as_ref().and_then(|s| s.network());
-        info.insert("info".into(), pod_info(&record, sandbox.as_ref().map(|s| s.pid()), network).to_string());
+        let (pid, programs) = (sandbox.as_ref().map(|s| s.pid()), sandbox.as_ref().map(|s| s.programs()));
+        info.insert("info".into(), pod_info(&record, pid, network, programs.as_ref()).to_string());
     }
     // `timestamp` and `containers_statuses` stay empty: Kubernetes 1.37 misreads them.
     Ok(cri::PodSandboxStatusResponse { status: Some(status), info, ..Default::default() })

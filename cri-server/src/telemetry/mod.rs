@@ -52,6 +52,7 @@ pub(crate) struct Telemetry {
     failed_boots: Counter,
     failures: Family<Labels<1>, Counter>,
     pods: Family<Labels<2>, Gauge>,
+    other_versions: Family<Labels<1>, Gauge>,
     received: Counter,
     behind: Gauge,
     trouble: Gauge,
@@ -95,6 +96,12 @@ impl Default for Telemetry {
             failures.clone(),
         );
         registry.register("pods", "Pods that are known, by handler and state", pods.clone());
+        let other_versions = Family::default();
+        registry.register(
+            "pods_of_another_version",
+            "Running pods whose monitor or agent is not of the daemon's version, by handler",
+            other_versions.clone(),
+        );
         registry.register_with_unit(
             "image_received",
             "Bytes of layers that registries have sent",
@@ -114,7 +121,7 @@ impl Default for Telemetry {
         );
         let panics = Counter::default();
         registry.register("panics", "Panics: each is a bug of the daemon, and cost one call or task", panics.clone());
-        Self { registry, calls, boots, failed_boots, failures, pods, received, behind, trouble, panics }
+        Self { registry, calls, boots, failed_boots, failures, pods, other_versions, received, behind, trouble, panics }
     }
 }
 
@@ -147,6 +154,9 @@ impl Telemetry {
     fn show(&self, node: &Node) -> Result<String, std::fmt::Error> {
         let pods: Vec<_> = node.pods().iter().map(|pod| pod.with(|r| (r.kind, r.phase))).collect();
         self.count_pods(&pods);
+        let running: Vec<_> = node.pods().iter().filter_map(|pod| pod.sandbox().ok()).collect();
+        let running: Vec<_> = running.iter().map(|pod| (pod.kind(), pod.programs().differ())).collect();
+        self.count_versions(&running);
         self.behind.set(i64::try_from(node.records.behind()).unwrap_or(i64::MAX));
         self.trouble.set(node.health.trouble().is_some().into());
         self.panics.inner().store(crate::panics::count(), Relaxed);
@@ -161,6 +171,15 @@ impl Telemetry {
                 let gauge = self.pods.get_or_create(&[("handler", handler), ("state", state)]);
                 gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
             }
+        }
+    }
+
+    /// Kinds of the pods that run, and whether their programs are of another version.
+    fn count_versions(&self, running: &[(Kind, bool)]) {
+        for (handler, kind) in HANDLERS {
+            let count = running.iter().filter(|pod| **pod == (kind, true)).count();
+            let gauge = self.other_versions.get_or_create(&[("handler", handler)]);
+            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
         }
     }
 
@@ -192,6 +211,7 @@ mod tests {
             (Kind::Vm, PodPhase::Ready),
             (Kind::Host, PodPhase::NotReady),
         ]);
+        telemetry.count_versions(&[(Kind::Vm, true), (Kind::Vm, false), (Kind::Host, false)]);
         let text = telemetry.encoded().unwrap();
         for line in [
             "cofferdam_rpc_duration_seconds_bucket{le=\"0.0025\",method=\"Version\",code=\"Ok\"} 0",
@@ -205,6 +225,8 @@ mod tests {
             "cofferdam_pods{handler=\"vm\",state=\"ready\"} 2",
             "cofferdam_pods{handler=\"host\",state=\"not_ready\"} 1",
             "cofferdam_pods{handler=\"host\",state=\"ready\"} 0",
+            "cofferdam_pods_of_another_version{handler=\"vm\"} 1",
+            "cofferdam_pods_of_another_version{handler=\"host\"} 0",
             "cofferdam_image_received_bytes_total 0",
             "# EOF",
         ] {

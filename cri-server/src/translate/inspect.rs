@@ -1,14 +1,14 @@
 //! What `crictl inspect` and `inspectp` show as `info` (the verbose statuses), by the names that containerd gives it: tools read
 //! `info.pid`, `info.config` and `info.runtimeSpec`. The specification is written from what the agent was asked; no runtime reads it.
 //!
-//! Cofferdam's own: `kind`, and of a container in a microVM `guestPid`, since none of the node's processes is its. `runtimeSpec` says of a
+//! Cofferdam's own: `kind`, of a pod `versions` (of the programs that it runs in, and of the daemon), and of a container in a microVM `guestPid`, since none of the node's processes is its. `runtimeSpec` says of a
 //! namespace that is shared where the node has it; one without a path is the container's own.
 
 use cofferdam_proto::agent::namespaces::Pid;
 use cofferdam_proto::agent::seccomp::Kind as SeccompKind;
 use cofferdam_proto::agent::{CreateContainerRequest, Mount, Process, Resources};
 use cofferdam_proto::cri::{ContainerConfig, NamespaceMode, PodSandboxConfig};
-use cofferdam_sandbox::{Kind, NetworkStatus};
+use cofferdam_sandbox::{Kind, NetworkStatus, Programs};
 use serde_json::{Map, Value, json};
 
 use crate::records::{ContainerPhase, ContainerRecord, Info, PodPhase, PodRecord};
@@ -224,7 +224,12 @@ fn runtime_type(kind: Kind) -> &'static str {
 }
 
 /// The `info` of a pod's verbose status. `pid` is in the pod's network namespace, and for a host pod in its others.
-pub(crate) fn pod_info(r: &PodRecord, pid: Option<u32>, network: Option<&NetworkStatus>) -> Value {
+pub(crate) fn pod_info(
+    r: &PodRecord,
+    pid: Option<u32>,
+    network: Option<&NetworkStatus>,
+    programs: Option<&Programs>,
+) -> Value {
     let Value::Object(mut info) = r.info.value() else { return Value::Null };
     info.insert("kind".into(), json!(r.kind));
     info.insert("pid".into(), json!(pid.unwrap_or(0)));
@@ -236,6 +241,11 @@ pub(crate) fn pod_info(r: &PodRecord, pid: Option<u32>, network: Option<&Network
     if let Some(network) = network {
         let addresses: Vec<Value> = network.addresses.iter().map(|ip| json!({"IP": ip})).collect();
         info.insert("cniResult".into(), json!({"Interfaces": {"eth0": {"IPConfigs": addresses}}}));
+    }
+    if let Some(programs) = programs {
+        let mut versions = json!(programs);
+        versions["daemon"] = json!({"version": env!("CARGO_PKG_VERSION")});
+        info.insert("versions".into(), versions);
     }
     let own_network = r.namespaces.network != i32::from(NamespaceMode::Node);
     if let Some(Value::Object(spec)) = info.get_mut("runtimeSpec") {

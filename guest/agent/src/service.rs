@@ -37,18 +37,29 @@ async fn whole<T: Send + 'static>(work: impl Future<Output = Result<T, Error>> +
     }
 }
 
+/// Whether this agent speaks version `theirs`. Without a pod yet, it speaks its own alone: a daemon of another version would launch the pod
+/// with requests that miss what this one needs.
+fn check_version(theirs: u32, configured: bool) -> Result<(), String> {
+    let (oldest, newest) = proto::API_VERSIONS.into_inner();
+    match configured {
+        true if proto::API_VERSIONS.contains(&theirs) => Ok(()),
+        true => Err(format!("this agent speaks versions {oldest} to {newest} of its API, not {theirs}")),
+        false if theirs == newest => Ok(()),
+        false => Err(format!(
+            "this agent speaks version {newest} of its API to whoever launches a pod, not {theirs}: daemon, monitor and agent must be \
+             of one installation (restart the daemon after an upgrade)"
+        )),
+    }
+}
+
 #[tonic::async_trait]
 impl Api for Service {
     async fn hello(&self, request: Request<HelloRequest>) -> Answer<HelloReply> {
         let theirs = request.into_inner().api_version;
-        if theirs != proto::API_VERSION {
-            return Err(Status::failed_precondition(format!(
-                "this agent speaks version {} of its API, not {theirs}",
-                proto::API_VERSION
-            )));
-        }
+        let configured = self.0.pod.lock().await.is_some();
+        check_version(theirs, configured).map_err(Status::failed_precondition)?;
         Ok(Response::new(HelloReply {
-            api_version: proto::API_VERSION,
+            api_version: theirs,
             agent_version: env!("CARGO_PKG_VERSION").into(),
             mode: if self.0.mode == Mode::Vm { "vm" } else { "host" }.into(),
             kernel_release: rustix::system::uname().release().to_string_lossy().into_owned(),
@@ -248,5 +259,22 @@ where
     tokio::select! {
         result = server => result,
         () = last_words => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_running_pod_speaks_older_versions_and_a_new_one_does_not() {
+        for version in proto::API_VERSIONS {
+            assert_eq!(check_version(version, true), Ok(()));
+            assert_eq!(check_version(version, false).is_ok(), version == proto::API_VERSION);
+        }
+        for version in [0, proto::API_VERSION + 1, u32::MAX] {
+            assert!(check_version(version, true).unwrap_err().contains("versions 1 to"));
+            assert!(check_version(version, false).unwrap_err().contains("restart the daemon"));
+        }
     }
 }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use cofferdam_proto::agent::agent_client::AgentClient;
-use cofferdam_proto::agent::{API_VERSION, ConfigurePodRequest, HelloRequest, UserRange};
+use cofferdam_proto::agent::{API_VERSION, ConfigurePodRequest, UserRange};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
@@ -22,6 +22,7 @@ use crate::pod::{Pod, Watched};
 use crate::runtime::{Shared, Timeline};
 use crate::spec::{Kind, NetworkStatus, PodSpec};
 use crate::users::{self, Spaces};
+use crate::versions::{self, Known};
 use crate::{clock, connect, quota, size, teardown};
 
 /// What the steps of one launch share.
@@ -104,7 +105,7 @@ async fn run(
     let channel = connect::agent(&launch.dirs, launch.spec.kind);
     let (network, process) = tokio::join!(launch.network(), launch.process(&channel));
     let (status, guest) = network?;
-    let watched = process.map_err(|cause| match launch.spec.kind {
+    let (watched, known) = process.map_err(|cause| match launch.spec.kind {
         Kind::Vm => SandboxError::Boot(Box::new(cause)),
         Kind::Host => cause,
     })?;
@@ -112,7 +113,7 @@ async fn run(
     dirs::write(&launch.dirs.ready(), &ReadyRecord { network: status.clone() })?;
     launch.clock.mark("configured");
     let cgroup = launch.cgroup.name().to_owned();
-    let parts = (status, launch.clock.timeline());
+    let parts = (status, launch.clock.timeline(), known);
     let (spec, dirs) = (launch.spec.clone(), launch.dirs.clone());
     let pod = Pod::new(Arc::clone(shared), spec, dirs, cgroup, parts, channel, watched);
     clock::follow(shared, &pod, false);
@@ -159,26 +160,25 @@ impl Launch {
     }
 
     /// The process's half: started, and its agent has answered.
-    async fn process(self: &Arc<Self>, channel: &Channel) -> Result<Watched, SandboxError> {
+    async fn process(self: &Arc<Self>, channel: &Channel) -> Result<(Watched, Known), SandboxError> {
         let watched = match self.spec.kind {
             Kind::Vm => vm::start(self).await?,
             Kind::Host => host::start(self).await?,
         };
         let seconds = self.shared.config.vm.boot_timeout.as_secs();
         let answered = async {
-            if self.spec.kind == Kind::Vm {
-                vm::booted(self).await?;
-            }
-            hello(channel).await
+            let monitor = if self.spec.kind == Kind::Vm { Some(vm::booted(self).await?) } else { None };
+            let agent = versions::greet(AgentClient::new(channel.clone()), API_VERSION..=API_VERSION).await?;
+            Ok(Known::new(monitor, agent))
         };
         tokio::select! {
             biased;
             () = self.failed.cancelled() => Err(SandboxError::Ended { id: self.spec.id.clone() }),
             end = watched.ended() => Err(SandboxError::step("start the pod", end.detail)),
             answered = tokio::time::timeout(self.shared.config.vm.boot_timeout, answered) => match answered {
-                Ok(Ok(())) => {
+                Ok(Ok(known)) => {
                     self.clock.mark("agent_answered");
-                    Ok(watched)
+                    Ok((watched, known))
                 }
                 Ok(Err(error)) => Err(explain(error, &watched).await),
                 Err(_) => Err(SandboxError::TimedOut { step: "waiting for the pod's agent".into(), seconds }),
@@ -193,17 +193,6 @@ async fn explain(error: SandboxError, watched: &Watched) -> SandboxError {
         Ok(end) => SandboxError::step("start the pod", end.detail),
         Err(_) => error,
     }
-}
-
-/// Compares versions with the agent.
-async fn hello(channel: &Channel) -> Result<(), SandboxError> {
-    let step = || "greet the pod's agent".to_owned();
-    let reply = AgentClient::new(channel.clone()).hello(HelloRequest { api_version: API_VERSION }).await.doing(step)?;
-    let version = reply.into_inner().api_version;
-    if version == API_VERSION {
-        return Ok(());
-    }
-    Err(format!("it speaks version {version} of its API, the daemon {API_VERSION}")).doing(step)
 }
 
 /// Tells the agent who the pod is.

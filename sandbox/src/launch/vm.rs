@@ -15,6 +15,7 @@ use crate::error::{Doing, SandboxError, blocking};
 use crate::pod::Watched;
 use crate::process::{self, Program};
 use crate::spec::Kind;
+use crate::versions::ProgramVersion;
 use crate::{dirs, disk, share};
 
 /// Starts it.
@@ -82,7 +83,7 @@ fn spawn(launch: &Launch) -> Result<process::Started, SandboxError> {
 }
 
 /// Waits until the guest's agent listens. The monitor is asked, so that a guest that boots is not disturbed.
-pub(super) async fn booted(launch: &Arc<Launch>) -> Result<(), SandboxError> {
+pub(super) async fn booted(launch: &Arc<Launch>) -> Result<ProgramVersion, SandboxError> {
     let spawned = launch.clock.timeline().get("monitor_spawned").copied().unwrap_or_default();
     let limit = launch.shared.config.vm.boot_timeout;
     let path = launch.dirs.control();
@@ -95,7 +96,7 @@ pub(super) async fn booted(launch: &Arc<Launch>) -> Result<(), SandboxError> {
         .await?;
         mark(launch, spawned, &milestones);
         if milestones.agent_listening_us > 0 {
-            return Ok(());
+            return Ok(back.into_program());
         }
         // A fiftieth of what the boot took so far: quick where boots are quick, and no load where they are slow.
         let waited = Duration::from_micros(launch.clock.now().saturating_sub(spawned));

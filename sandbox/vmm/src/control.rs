@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
-use cofferdam_proto::monitor::{API_VERSION, ExitReason, Memory, Reply, Request, Status};
+use cofferdam_proto::monitor::{API_VERSIONS, ExitReason, Memory, Reply, Request, Status};
 use cofferdam_proto::packet::{self, PacketError};
 
 use crate::accept::Listener;
@@ -89,13 +89,17 @@ impl Control {
             Err(PacketError::Socket(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR)) => return true,
             Err(PacketError::Socket(_)) => return false,
             Err(error) => (refused(format!("{error}: {error:?}")), false),
-            Ok(Some((Request::Hello { api_version }, _))) if api_version == API_VERSION => {
+            Ok(Some((Request::Hello { api_version }, _))) if API_VERSIONS.contains(&api_version) => {
                 connection.greeted = true;
                 let monitor_version = env!("CARGO_PKG_VERSION").to_owned();
-                (Reply::Hello { api_version: API_VERSION, monitor_version }, false)
+                (Reply::Hello { api_version, monitor_version }, false)
             }
             Ok(Some((Request::Hello { api_version }, _))) => {
-                (refused(format!("the monitor speaks version {API_VERSION} of its API, not {api_version}")), false)
+                let (oldest, newest) = API_VERSIONS.into_inner();
+                (
+                    refused(format!("the monitor speaks versions {oldest} to {newest} of its API, not {api_version}")),
+                    false,
+                )
             }
             Ok(Some(_)) if !connection.greeted => (refused("the first request must be a hello".into()), false),
             Ok(Some((request, fd))) => self.answer(request, fd),

@@ -1,4 +1,5 @@
 use cofferdam_proto::cri::{KeyValue, LinuxContainerConfig, LinuxContainerSecurityContext, NamespaceOption};
+use cofferdam_sandbox::ProgramVersion;
 
 use super::super::container::{plan, tests as containers};
 use super::*;
@@ -96,9 +97,12 @@ fn a_pod_is_shown_with_its_network() {
     let info = pod(&asked, &json!({"net.ipv4.ip_forward": "1"}));
     let record = PodRecord { kind: Kind::Host, info, ..pod_record("p") };
     let network = NetworkStatus { addresses: vec!["10.0.0.7".parse().unwrap()] };
-    let info = pod_info(&record, Some(10), Some(&network));
+    let programs = Programs { agent: Some(ProgramVersion { api: 1, version: "0.0.9".into() }), monitor: None };
+    let info = pod_info(&record, Some(10), Some(&network), Some(&programs));
     for (path, expected) in [
         ("/pid", json!(10)),
+        ("/versions/agent", json!({"api": 1, "version": "0.0.9"})),
+        ("/versions/daemon/version", json!(env!("CARGO_PKG_VERSION"))),
         ("/config/hostname", json!("web")),
         ("/config/log_directory", json!("/var/log/x")),
         ("/processStatus", json!("running")),
@@ -109,6 +113,6 @@ fn a_pod_is_shown_with_its_network() {
     ] {
         assert_eq!(at(&info, path), &expected, "{path}");
     }
-    let gone = pod_info(&PodRecord { phase: PodPhase::NotReady, ..record }, None, None);
+    let gone = pod_info(&PodRecord { phase: PodPhase::NotReady, ..record }, None, None, None);
     assert_eq!((at(&gone, "/pid"), at(&gone, "/netNamespaceClosed")), (&json!(0), &json!(true)));
 }

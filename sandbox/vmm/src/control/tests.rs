@@ -1,3 +1,4 @@
+use cofferdam_proto::monitor::API_VERSION;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with};
 
 use super::*;
@@ -70,11 +71,24 @@ fn a_hello_opens_the_connection() {
     let socket = bench.connect();
     assert!(matches!(ask(&socket, &Request::Status), Reply::Error { message } if message.contains("hello")));
     let other = ask(&socket, &Request::Hello { api_version: 99 });
-    assert!(matches!(other, Reply::Error { message } if message.contains("99")));
+    assert!(matches!(other, Reply::Error { message } if message.contains("versions 1 to") && message.contains("99")));
     assert!(matches!(ask(&socket, &Request::Kill), Reply::Error { .. }));
     let greeted = bench.greeted();
     assert!(matches!(ask(&greeted, &Request::Status), Reply::Status(_)));
     assert_eq!(bench.ending.end(), None);
+}
+
+#[test]
+fn every_version_since_the_first_is_answered_in_kind() {
+    let bench = Bench::new("versions");
+    for version in API_VERSIONS {
+        let socket = bench.connect();
+        // What a daemon that knows one more version would begin with.
+        assert!(matches!(ask(&socket, &Request::Hello { api_version: API_VERSION + 1 }), Reply::Error { .. }));
+        let reply = ask(&socket, &Request::Hello { api_version: version });
+        assert!(matches!(reply, Reply::Hello { api_version, .. } if api_version == version));
+        assert!(matches!(ask(&socket, &Request::Status), Reply::Status(_)));
+    }
 }
 
 #[test]
