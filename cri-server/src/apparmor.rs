@@ -38,11 +38,13 @@ impl Default for Kernel {
 
 impl Kernel {
     /// Whether the kernel enforces AppArmor.
+    #[expect(clippy::disallowed_methods, reason = "files of the kernel's, which are in memory")]
     pub(crate) fn enabled(&self) -> bool {
         std::fs::read(&self.enabled).is_ok_and(|text| text.first() == Some(&b'Y'))
     }
 
     /// Whether it holds a profile of exactly this name. Blocks.
+    #[expect(clippy::disallowed_methods, reason = "files of the kernel's, which are in memory")]
     pub(crate) fn holds(&self, name: &str) -> std::io::Result<bool> {
         let mut text = String::new();
         File::open(&self.profiles)?.take(MAX_LIST).read_to_string(&mut text)?;
@@ -87,10 +89,19 @@ async fn load_and_tell() {
     }
 }
 
+/// Where the distribution's parser is.
+async fn parser() -> Option<&'static Path> {
+    for path in PARSERS.iter().map(Path::new) {
+        if tokio::fs::try_exists(path).await.unwrap_or(false) {
+            return Some(path);
+        }
+    }
+    None
+}
+
 /// Gives a profile to the distribution's parser, which compiles it and replaces what the kernel has of this name.
 async fn load(text: &str) -> Result<(), String> {
-    let parser = PARSERS.iter().map(Path::new).find(|path| path.exists());
-    let parser = parser.ok_or_else(|| format!("there is no {}: install the package apparmor", PARSERS[0]))?;
+    let parser = parser().await.ok_or_else(|| format!("there is no {}: install the package apparmor", PARSERS[0]))?;
     let mut child = tokio::process::Command::new(parser)
         // Replace; from standard input; the cache is of no use for one small profile.
         .args(["--replace", "--skip-cache", "--quiet"])

@@ -1,5 +1,7 @@
 //! Opens a container's log file: below the sandbox's log directory, through descriptors, following no link (docs/security.md).
 
+#![expect(clippy::disallowed_methods, reason = "on blocking threads only")]
+
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};

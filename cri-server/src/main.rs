@@ -10,6 +10,8 @@
 //!                 cofferdam-sandbox · cofferdam-image-store
 //! ```
 
+#![cfg_attr(test, allow(clippy::disallowed_methods))]
+
 mod apparmor;
 mod commands;
 mod config;

@@ -1,6 +1,8 @@
 //! A pod's cgroup (v2): `<cgroup_parent>/<id>`, or systemd's scope `cofferdam-<id>.scope` where the parent is a slice, with the monitor or supervisor in a leaf of it, since a cgroup that
 //! has controllers for its children may hold no process itself.
 
+#![expect(clippy::disallowed_methods, reason = "on blocking threads only")]
+
 mod scope;
 
 use std::error::Error as _;

@@ -32,7 +32,8 @@ const CONNECTION_WINDOW: u32 = 4 << 20;
 /// How long a monitor or supervisor may take for one packet.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 
-/// A listening socket at `path` that only we may connect to.
+/// A listening socket at `path` that only we may connect to. Blocks.
+#[expect(clippy::disallowed_methods, reason = "on blocking threads only")]
 pub(crate) fn listener(path: &Path, kind: SocketType) -> Result<OwnedFd, SandboxError> {
     let step = || format!("listen on {}", path.display());
     let socket = unix(kind).doing(step)?;

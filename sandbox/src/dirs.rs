@@ -21,6 +21,8 @@
 //!     containers/                 host: writable layers
 //! ```
 
+#![expect(clippy::disallowed_methods, reason = "on blocking threads only")]
+
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::DirBuilderExt;

@@ -1,6 +1,8 @@
 //! The disk for a vm pod's writable layers: a copy of the template that shares its blocks where the file system can, and
 //! has its holes anyhow.
 
+#![expect(clippy::disallowed_methods, reason = "on blocking threads only")]
+
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;

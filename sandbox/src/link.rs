@@ -42,6 +42,7 @@ pub(crate) enum Joined {
 /// Every frame that comes in on an interface of CNI's goes out of its tap and the other way round, before the namespace's own stack sees
 /// it. The guest takes over addresses, routes, rules and MACs. They stay in the namespace too, where they do nothing: plugins look for
 /// them there when they take back their rules (bridge's masquerading). Blocks.
+#[expect(clippy::disallowed_methods, reason = "on a thread of its own")]
 pub(crate) fn join_to_taps(netns: BorrowedFd<'_>, taps: usize) -> Result<Joined, SandboxError> {
     netns::inside(netns, || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build();

@@ -1,5 +1,7 @@
 //! What is mounted on the node, as this process sees it (proc(5), `/proc/PID/mountinfo`).
 
+#![expect(clippy::disallowed_methods, reason = "on blocking threads only")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

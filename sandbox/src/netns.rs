@@ -1,6 +1,8 @@
 #![allow(unsafe_code)] // ioctls on sockets and the tap
 //! A pod's network namespace. Whatever happens in it happens on a thread of its own, never on one that others use again.
 
+#![expect(clippy::disallowed_methods, reason = "on blocking threads only")]
+
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};

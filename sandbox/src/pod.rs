@@ -98,8 +98,11 @@ impl Watched {
                 signal = process::wait(started.pidfd) => signal,
                 () = process::keep_short(&stderr, &watches) => None,
             };
-            let end = End::read(&dirs, kind, &cgroup).by_signal(signal);
-            tracing::debug!(pod = %dirs.run.display(), clean = end.clean, detail = %end.detail, "pod ended");
+            let run = dirs.run.clone();
+            let read = blocking(move || Ok(End::read(&dirs, kind, &cgroup))).await;
+            // The runtime ends, and nobody will be told.
+            let Ok(end) = read.map(|end| end.by_signal(signal)) else { return };
+            tracing::debug!(pod = %run.display(), clean = end.clean, detail = %end.detail, "pod ended");
             let _ = sender.send(Some(end));
         });
         Self { pid, ended }
@@ -121,7 +124,8 @@ async fn ended(mut receiver: watch::Receiver<Option<End>>) -> End {
 }
 
 impl End {
-    /// What is known of a pod whose process has ended.
+    /// What is known of a pod whose process has ended. Blocks.
+    #[expect(clippy::disallowed_methods, reason = "on blocking threads only")]
     pub(crate) fn read(dirs: &Dirs, kind: Kind, cgroup: &PodCgroup) -> Self {
         let clean = dirs.stopping().exists();
         let report: Option<ExitReport> = dirs::read(&dirs.exit_report()).ok().flatten();
@@ -351,9 +355,9 @@ impl Pod {
         dirs::pods(&self.inner.shared.config.state_dir)
     }
 
-    /// Length of the microVM's disk file: no layer in it is longer. Blocks for a moment.
-    pub fn disk_size(&self) -> Option<u64> {
-        std::fs::metadata(self.inner.dirs.disk()).ok().map(|m| m.len())
+    /// Length of the microVM's disk file: no layer in it is longer.
+    pub async fn disk_size(&self) -> Option<u64> {
+        tokio::fs::metadata(self.inner.dirs.disk()).await.ok().map(|m| m.len())
     }
 
     /// The most that its microVM can ever have had.

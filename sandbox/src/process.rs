@@ -63,6 +63,7 @@ pub(crate) fn config_fd<T: Serialize>(config: &T) -> Result<OwnedFd, SandboxErro
 
 impl Program<'_> {
     /// Starts it in a session of its own. Blocks until it has been exec'ed.
+    #[expect(clippy::disallowed_methods, reason = "on blocking threads only")]
     pub(crate) fn start(&self) -> Result<Started, SandboxError> {
         let step = || format!("start {}", self.path.display());
         let stderr = File::options().create(true).append(true).open(self.stderr).doing(step)?;
@@ -120,7 +121,7 @@ fn open(pid: u32) -> io::Result<OwnedFd> {
     Ok(pidfd_open(pid, PidfdFlags::NONBLOCK)?)
 }
 
-/// The process of a record, if it still is the same one and not dead.
+/// The process of a record, if it still is the same one and not dead. Blocks.
 pub(crate) fn find(record: ProcessRecord) -> Option<OwnedFd> {
     let pidfd = open(record.pid).ok()?;
     // Compared with the pidfd open: afterwards the id can only be this process's.
@@ -131,6 +132,7 @@ pub(crate) fn find(record: ProcessRecord) -> Option<OwnedFd> {
 ///
 /// # Errors
 /// When the process has ended, or the kernel refuses.
+#[expect(clippy::disallowed_methods, reason = "on blocking threads only")]
 pub(crate) fn rate(record: ProcessRecord, oom_score_adj: i16) -> Result<(), SandboxError> {
     let step = || format!("set the oom_score_adj of process {} to {oom_score_adj}", record.pid);
     let path = format!("/proc/{}/oom_score_adj", record.pid);
@@ -142,7 +144,7 @@ pub(crate) fn rate(record: ProcessRecord, oom_score_adj: i16) -> Result<(), Sand
     file.write_all(oom_score_adj.to_string().as_bytes()).doing(step)
 }
 
-/// The record of a running process.
+/// The record of a running process. Blocks.
 pub(crate) fn identify(pid: u32) -> Result<Started, SandboxError> {
     let step = || format!("find process {pid}");
     let pidfd = open(pid).doing(step)?;
@@ -156,6 +158,7 @@ fn start_time(pid: u32) -> Option<u64> {
 }
 
 /// State and start time, in ticks since boot, of a process (proc(5), `/proc/pid/stat`, fields 3 and 22).
+#[expect(clippy::disallowed_methods, reason = "on blocking threads only")]
 fn state(pid: u32) -> Option<(char, u64)> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name, field 2, may hold anything but ends at the last parenthesis.
@@ -177,13 +180,15 @@ pub(crate) async fn wait(pidfd: OwnedFd) -> Option<i32> {
         }
         // The kernel's limit of watches is reached: a thread waits instead.
         let pidfd = Arc::clone(&pidfd);
-        let waited = tokio::task::spawn_blocking(move || {
-            while poll(&mut [PollFd::from_borrowed_fd(pidfd.as_fd(), PollFlags::IN)], None) == Err(Errno::INTR) {}
-        });
-        let _ = waited.await;
+        let _ = tokio::task::spawn_blocking(move || wait_on_this_thread(&pidfd)).await;
     };
     ended.await;
     reap(pidfd.as_fd())
+}
+
+#[expect(clippy::disallowed_methods, reason = "on blocking threads only")]
+fn wait_on_this_thread(pidfd: &OwnedFd) {
+    while poll(&mut [PollFd::from_borrowed_fd(pidfd.as_fd(), PollFlags::IN)], None) == Err(Errno::INTR) {}
 }
 
 /// Reaps a dead child; anything else is left alone. Answers the signal that ended it.
@@ -201,11 +206,13 @@ pub(crate) async fn keep_short(stderr: &Path, watches: &Watches) {
 }
 
 async fn cut(stderr: &Path, watches: &Watches) -> io::Result<()> {
-    let watch = watches.watch(stderr, inotify::WatchFlags::MODIFY)?;
-    let file = File::options().write(true).open(stderr)?;
+    let (watches, path) = (watches.clone(), stderr.to_owned());
+    let watching = tokio::task::spawn_blocking(move || watches.watch(&path, inotify::WatchFlags::MODIFY));
+    let watch = watching.await.map_err(io::Error::other)??;
+    let file = tokio::fs::OpenOptions::new().write(true).open(stderr).await?;
     while watch.changed().await {
-        if file.metadata()?.len() > MAX_STDERR {
-            file.set_len(0)?; // the writer appends
+        if file.metadata().await?.len() > MAX_STDERR {
+            file.set_len(0).await?; // the writer appends
         }
         // One look a second is enough, however much is written.
         tokio::time::sleep(Duration::from_secs(1)).await;
@@ -213,7 +220,8 @@ async fn cut(stderr: &Path, watches: &Watches) -> io::Result<()> {
     Ok(())
 }
 
-/// The last of what the process had to say, at most 2 KiB.
+/// The last of what the process had to say, at most 2 KiB. Blocks.
+#[expect(clippy::disallowed_methods, reason = "on blocking threads only")]
 pub(crate) fn last_words(stderr: &Path) -> String {
     const LIMIT: u64 = 2048;
     let read = || -> io::Result<Vec<u8>> {

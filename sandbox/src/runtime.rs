@@ -11,7 +11,7 @@ use crate::cgroup::PodCgroup;
 use crate::clock::{self, Steps};
 use crate::cni::{NetworkList, Networks};
 use crate::dirs::{self, Dirs, ProcessRecord, ReadyRecord};
-use crate::error::{Doing, SandboxError};
+use crate::error::{Doing, SandboxError, blocking};
 use crate::pod::{End, Pod, Watched};
 use crate::process::{self, Started};
 use crate::sealed::Sealed;
@@ -87,7 +87,7 @@ impl Runtime {
         Ok(Self { shared: Arc::new(shared) })
     }
 
-    /// Whether this node can run pods of `kind`; tried once, then remembered while the answer is yes.
+    /// Whether this node can run pods of `kind`; tried once, then remembered while the answer is yes. Blocks.
     ///
     /// # Errors
     /// [`SandboxError::Unusable`], with what to do.
@@ -110,7 +110,7 @@ impl Runtime {
         self.shared.no_users.as_deref()
     }
 
-    /// Whether CNI is configured, from the directory as it is now. Never runs a plugin.
+    /// Whether CNI is configured, from the directory as it is now. Never runs a plugin. Blocks.
     ///
     /// # Errors
     /// Says what is missing.
@@ -152,21 +152,13 @@ impl Runtime {
         let shared = &self.shared;
         let dirs = Dirs::of(&shared.config, id)?;
         let _lock = shared.lock(id).await;
-        let spec = dirs::read::<PodSpec>(&dirs.spec())?;
-        let process = dirs::read::<ProcessRecord>(&dirs.process())?;
-        let ready = dirs::read::<ReadyRecord>(&dirs.ready())?;
-        let (Some(spec), Some(process), Some(ready)) = (spec, process, ready) else {
-            return Err(SandboxError::step(
-                format!("find pod {id}"),
-                "its launch was not finished, or the node was rebooted",
-            ));
+        let (config, looked_in, named) = (shared.config.clone(), dirs.clone(), id.to_owned());
+        let Found { spec, ready, cgroup, process } = blocking(move || find(&config, &looked_in, &named)).await?;
+        let started = match process {
+            Ok(started) => started,
+            Err(end) => return Ok(Adopted::Ended(end)),
         };
-        quota::put_back(&dirs);
-        let cgroup = PodCgroup::new(&shared.config, &spec.cgroup_parent, id)?;
-        let Some(pidfd) = process::find(process) else {
-            return Ok(Adopted::Ended(End::read(&dirs, spec.kind, &cgroup)));
-        };
-        let watched = Watched::new(Started { record: process, pidfd }, &dirs, spec.kind, &cgroup, &shared.watches);
+        let watched = Watched::new(started, &dirs, spec.kind, &cgroup, &shared.watches);
         let cgroup = cgroup.name().to_owned();
         let channel = connect::agent(&dirs, spec.kind);
         let parts = (ready.network, BTreeMap::new(), Known::default());
@@ -192,7 +184,8 @@ impl Runtime {
         removing.await.unwrap_or_else(|error| Err(SandboxError::step("remove the pod", error)))
     }
 
-    /// Ids of all pods of which anything is there, run or not.
+    /// Ids of all pods of which anything is there, run or not. Blocks.
+    #[expect(clippy::disallowed_methods, reason = "on blocking threads only")]
     pub fn known(&self) -> Vec<String> {
         let config = &self.shared.config;
         let mut ids = BTreeSet::new();
@@ -203,6 +196,33 @@ impl Runtime {
         }
         ids.into_iter().collect()
     }
+}
+
+/// What an earlier daemon left of a pod.
+struct Found {
+    spec: PodSpec,
+    ready: ReadyRecord,
+    cgroup: PodCgroup,
+    /// Its process, or how that ended.
+    process: Result<Started, End>,
+}
+
+/// Looks what is there of pod `id`, and puts its CPU quota back. Blocks.
+fn find(config: &Config, dirs: &Dirs, id: &str) -> Result<Found, SandboxError> {
+    let spec = dirs::read::<PodSpec>(&dirs.spec())?;
+    let process = dirs::read::<ProcessRecord>(&dirs.process())?;
+    let ready = dirs::read::<ReadyRecord>(&dirs.ready())?;
+    let (Some(spec), Some(record), Some(ready)) = (spec, process, ready) else {
+        let why = "its launch was not finished, or the node was rebooted";
+        return Err(SandboxError::step(format!("find pod {id}"), why));
+    };
+    quota::put_back(dirs);
+    let cgroup = PodCgroup::new(config, &spec.cgroup_parent, id)?;
+    let process = match process::find(record) {
+        Some(pidfd) => Ok(Started { record, pidfd }),
+        None => Err(End::read(dirs, spec.kind, &cgroup)),
+    };
+    Ok(Found { spec, ready, cgroup, process })
 }
 
 /// Step name to microseconds since the launch began: `cni_start`, `cni_end`, `monitor_spawned`, `kernel_loaded`, ...

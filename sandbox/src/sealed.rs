@@ -3,6 +3,8 @@
 //! A container may reach the program of its first process through /proc; what cannot be written to by anybody cannot be changed
 //! for the next process of root that runs it (docs/security.md). The agent looks for the seals itself, and makes a copy of its own without them.
 
+#![expect(clippy::disallowed_methods, reason = "on blocking threads only")]
+
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;

@@ -4,6 +4,8 @@
 //! `tree/` is an ordinary directory that holds mount points. It is bind-mounted, read-only and private, at `share/`, which is what the
 //! file server serves: so mount points can be made through `tree/`, while a guest can make nothing in it.
 
+#![expect(clippy::disallowed_methods, reason = "on blocking threads only")]
+
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::ErrorKind;
+use std::path::Path;
 use std::sync::Arc;
 
 use crate::cgroup::PodCgroup;
@@ -65,24 +66,32 @@ pub(crate) async fn remove(shared: &Arc<Shared>, dirs: &Dirs, id: &str) -> Resul
 
 /// Kills every process of the pod.
 async fn end(shared: &Arc<Shared>, dirs: &Dirs, id: &str) -> Result<(), SandboxError> {
-    // Without a specification the launch did not get as far as processes, or the node was rebooted since.
-    let Some(spec) = dirs::read::<PodSpec>(&dirs.spec())? else { return Ok(()) };
-    let cgroup = PodCgroup::new(&shared.config, &spec.cgroup_parent, id)?;
-    blocking(move || cgroup.destroy()).await
+    let (shared, dirs, id) = (Arc::clone(shared), dirs.clone(), id.to_owned());
+    blocking(move || {
+        // Without a specification the launch did not get as far as processes, or the node was rebooted since.
+        let Some(spec) = dirs::read::<PodSpec>(&dirs.spec())? else { return Ok(()) };
+        PodCgroup::new(&shared.config, &spec.cgroup_parent, &id)?.destroy()
+    })
+    .await
 }
 
 /// Marks that the pod's end was asked for. A disk that is full costs the mark, not the end.
 async fn say_stopping(dirs: &Dirs) -> Result<(), SandboxError> {
     let (run, stopping) = (dirs.run.clone(), dirs.stopping());
     blocking(move || {
-        if run.exists()
-            && let Err(error) = fs::write(&stopping, "")
-        {
-            tracing::warn!(path = %stopping.display(), %error, "cannot mark that the pod is being stopped");
-        }
+        write_mark(&run, &stopping);
         Ok(())
     })
     .await
+}
+
+#[expect(clippy::disallowed_methods, reason = "on blocking threads only")]
+fn write_mark(run: &Path, stopping: &Path) {
+    if run.exists()
+        && let Err(error) = fs::write(stopping, "")
+    {
+        tracing::warn!(path = %stopping.display(), %error, "cannot mark that the pod is being stopped");
+    }
 }
 
 /// What CNI is to be asked to undo; nothing if it was asked for nothing, or has undone it.
@@ -124,9 +133,13 @@ async fn detach(shared: &Arc<Shared>, dirs: &Dirs, id: &str) -> Result<(), Sandb
             })
             .await?;
         }
-        let netns = dirs.netns();
-        let looked_at = netns.clone();
-        let there = blocking(move || Ok(netns::is_mounted(&looked_at))).await?;
+        let looked_in = dirs.clone();
+        let (netns, there) = blocking(move || {
+            let netns = looked_in.netns();
+            let there = netns::is_mounted(&netns);
+            Ok((netns, there))
+        })
+        .await?;
         match attachment.del(&shared.config.cni, there.then_some(&*netns)).await {
             // After a reboot the interface is gone whatever plugins say, and an ADD that did not succeed may never be undone by
             // plugins that cannot work at all. They were asked for their leases and rules.
@@ -155,7 +168,8 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-fn remove_file(path: &std::path::Path) -> Result<(), SandboxError> {
+#[expect(clippy::disallowed_methods, reason = "on blocking threads only")]
+fn remove_file(path: &Path) -> Result<(), SandboxError> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(error).doing(|| format!("delete {}", path.display())),
         _ => Ok(()),

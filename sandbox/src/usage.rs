@@ -1,6 +1,8 @@
 //! What a pod uses of the node: its whole cgroup, the monitor or supervisor included, and its interfaces. The guest is not asked, so
 //! what it says of itself plays no part.
 
+#![expect(clippy::disallowed_methods, reason = "on blocking threads only")]
+
 use std::fs;
 use std::os::fd::AsFd;
 

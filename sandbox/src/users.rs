@@ -5,6 +5,8 @@
 //! set the pod's sysctls. The daemon has many threads, so it cannot enter another user namespace itself: a child is born
 //! into all of them at once, its maps are written from outside, the namespaces are opened, and the child is killed.
 
+#![expect(clippy::disallowed_methods, reason = "on blocking threads only")]
+
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};

@@ -44,10 +44,11 @@ struct Told {
 }
 
 impl Watches {
-    /// Watches a file or directory for `events`. Must be called on the runtime.
+    /// Watches a file or directory for `events`. Blocks; must be called on a thread of the runtime.
     ///
     /// # Errors
     /// When the file is not there, or the kernel's limit of watches is reached.
+    #[expect(clippy::disallowed_methods, reason = "on blocking threads only")]
     pub fn watch(&self, path: &Path, events: WatchFlags) -> io::Result<Watch> {
         let instance = self.instance()?;
         // Found before the lock is held: a path may take long, or for ever.

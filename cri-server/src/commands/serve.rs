@@ -37,6 +37,7 @@ const GOODBYE: Duration = Duration::from_secs(10);
 /// Threads that serve calls; what blocks has threads of its own.
 const WORKERS: usize = 4;
 
+#[expect(clippy::disallowed_methods, reason = "the daemon's own thread, which is no worker")]
 pub(crate) fn run(path: Option<&Path>) -> Outcome {
     let (_, config) = load(path)?;
     journal::start(config.log_level);
@@ -105,7 +106,7 @@ async fn serve(config: Config) -> Result<(), Box<dyn std::error::Error>> {
     if let Ok(ended) = tokio::time::timeout(GOODBYE, server).await {
         ended??;
     }
-    fs::remove_file(&socket).ok();
+    tokio::fs::remove_file(&socket).await.ok();
     Ok(())
 }
 
@@ -121,12 +122,14 @@ fn probe_all(node: Arc<Node>) {
     });
 }
 
+#[expect(clippy::disallowed_methods, reason = "before the daemon serves anybody")]
 fn private_folder(path: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o700))
 }
 
 /// Listens on a socket that only root reaches. The records' lock has made sure that no other daemon of this state lives.
+#[expect(clippy::disallowed_methods, reason = "before the daemon serves anybody")]
 fn listen(path: &Path) -> io::Result<UnixListener> {
     match fs::remove_file(path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),

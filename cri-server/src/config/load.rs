@@ -1,5 +1,7 @@
 //! From files to a configuration.
 
+#![expect(clippy::disallowed_methods, reason = "before the daemon has workers")]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::ErrorKind;

@@ -213,6 +213,7 @@ fn from(path: Option<&Path>) -> String {
 }
 
 /// Memory of this node, MiB.
+#[expect(clippy::disallowed_methods, reason = "files of the kernel's, which are in memory")]
 pub(crate) fn node_memory_mib() -> u32 {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));

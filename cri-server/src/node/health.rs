@@ -45,6 +45,7 @@ impl Health {
 }
 
 /// Whether a file system has no room.
+#[expect(clippy::disallowed_methods, reason = "on blocking threads only")]
 fn full(state_dir: &Path) -> Option<Failing> {
     let fs = rustix::fs::statvfs(state_dir).ok()?;
     let bytes = fs.f_bavail.saturating_mul(fs.f_frsize);
@@ -65,6 +66,7 @@ fn full(state_dir: &Path) -> Option<Failing> {
 /// # Errors
 ///
 /// No thread can be started.
+#[expect(clippy::disallowed_methods, reason = "on a thread of its own")]
 pub(crate) fn look_after(node: &Arc<Node>) -> io::Result<()> {
     let node = Arc::downgrade(node);
     let work = move || {

@@ -152,6 +152,15 @@ impl Node {
         Ok(answer?)
     }
 
+    /// Why pods get no network, if so, as CNI's directory is now.
+    pub(crate) async fn without_network(&self) -> Option<String> {
+        let runtime = self.runtime.clone();
+        match tokio::task::spawn_blocking(move || runtime.network_ready()).await {
+            Ok(looked) => looked.err().map(|e| crate::error::chain(&e)),
+            Err(error) => Some(error.to_string()),
+        }
+    }
+
     /// Why pods of `kind` cannot run, if so, without trying.
     pub(crate) fn unusable(&self, kind: Kind) -> Option<String> {
         lock(&self.unusable).get(&kind).cloned()

@@ -1,5 +1,7 @@
 //! Numbers of processes: an agent counts in its own PID namespace, the node in the outermost one.
 
+#![expect(clippy::disallowed_methods, reason = "on blocking threads only")]
+
 use std::fs;
 use std::path::Path;
 

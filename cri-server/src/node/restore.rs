@@ -28,7 +28,9 @@ const START_TIME: Duration = Duration::from_secs(45);
 pub(crate) async fn all(node: &Arc<Node>) -> Result<(), CriError> {
     let kept = read(node).await?;
     let known: HashSet<String> = kept.pods.iter().map(|p| p.id.clone()).collect();
-    for id in node.runtime.known() {
+    let runtime = node.runtime.clone();
+    let there = tokio::task::spawn_blocking(move || runtime.known()).await;
+    for id in there.map_err(|e| CriError::internal("look for pods", e))? {
         if !known.contains(&id) {
             tracing::warn!(pod = %id, "pod without a record is removed");
             if let Err(error) = node.runtime.remove(&id).await {

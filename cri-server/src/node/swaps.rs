@@ -34,6 +34,7 @@ pub(crate) struct Swapped {
 }
 
 /// Where the link of a volume points that is swapped as the kubelet does it; nothing for other volumes. Blocks.
+#[expect(clippy::disallowed_methods, reason = "on blocking threads only")]
 pub(crate) fn data_link(volume: &Path) -> Option<String> {
     let target = std::fs::read_link(volume.join(DATA)).ok()?;
     let name = target.file_name().filter(|name| *name == target.as_os_str())?;
@@ -96,6 +97,7 @@ async fn follow(node: Arc<Node>, container: Arc<Container>, volume: Swapped) {
 }
 
 /// Watches a volume that is swapped. Blocks.
+#[expect(clippy::disallowed_methods, reason = "on blocking threads only")]
 fn begin(watches: &Watches, host_path: &Path) -> std::io::Result<Option<(PathBuf, Watch)>> {
     let source = host_path.canonicalize()?;
     if data_link(&source).is_none() {

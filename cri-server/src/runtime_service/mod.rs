@@ -63,7 +63,7 @@ impl RuntimeService for Runtime {
     }
 
     async fn status(&self, request: Request<cri::StatusRequest>) -> Answer<cri::StatusResponse> {
-        answer(Ok(status::status(&self.0, request.get_ref())))
+        answer(Ok(status::status(&self.0, request.get_ref()).await))
     }
 
     async fn runtime_config(&self, _: Request<cri::RuntimeConfigRequest>) -> Answer<cri::RuntimeConfigResponse> {

@@ -23,7 +23,12 @@ pub(super) async fn call(
     let began = Instant::now();
     let config = request.config.ok_or_else(|| CriError::invalid("there is no pod sandbox config"))?;
     let id = new_id()?;
-    let mut plan = plan(&node.config, &id, &request.runtime_handler, &config, now_nanos())?;
+    let planned = {
+        let (node, id) = (node.clone(), id.clone());
+        move || plan(&node.config, &id, &request.runtime_handler, &config, now_nanos())
+    };
+    let planned = tokio::task::spawn_blocking(planned).await;
+    let mut plan = planned.map_err(|e| CriError::internal("check a pod's configuration", e))??;
     if plan.moved {
         let name = format!("{}/{}", plan.record.namespace, plan.record.name);
         tracing::info!(

@@ -8,7 +8,6 @@ use cofferdam_sandbox::Kind;
 use serde_json::json;
 
 use crate::config::{CgroupDriver, HANDLERS};
-use crate::error::chain;
 use crate::node::Node;
 
 pub(super) fn version() -> cri::VersionResponse {
@@ -21,12 +20,12 @@ pub(super) fn version() -> cri::VersionResponse {
     }
 }
 
-pub(super) fn status(node: &Node, request: &cri::StatusRequest) -> cri::StatusResponse {
+pub(super) async fn status(node: &Node, request: &cri::StatusRequest) -> cri::StatusResponse {
     let unusable: Vec<String> = HANDLERS
         .iter()
         .filter_map(|(name, kind)| node.unusable(*kind).map(|why| format!("no {name} pods: {why}")))
         .collect();
-    let network = node.runtime.network_ready().err().map(|e| chain(&e));
+    let network = node.without_network().await;
     let conditions = vec![
         runtime_ready(unusable, node.health.trouble()),
         condition(

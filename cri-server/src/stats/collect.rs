@@ -68,7 +68,7 @@ pub(crate) async fn one(node: &Node, pod: &Arc<Pod>, processes: bool) -> Result<
     });
     let (usage, told) = futures::try_join!(of_node, of_agent)?;
     let (at, record) = (now_nanos(), pod.record());
-    let bounds = bounds(&sandbox, &record, at);
+    let bounds = bounds(&sandbox, &record, at).await;
     let mut told = told.containers;
     // A guest names ids freely: what it says of unknown ones, or twice, is dropped.
     let containers = node.containers_of(&pod.id).into_iter().filter_map(|container| {
@@ -82,7 +82,7 @@ pub(crate) async fn one(node: &Node, pod: &Arc<Pod>, processes: bool) -> Result<
     Ok(Measured { pod: pod.clone(), record, at, usage, containers, cgroup, backing })
 }
 
-fn bounds(sandbox: &Sandbox, record: &PodRecord, at: i64) -> Bounds {
+async fn bounds(sandbox: &Sandbox, record: &PodRecord, at: i64) -> Bounds {
     if sandbox.kind() == Kind::Host {
         return Bounds::NODE;
     }
@@ -91,6 +91,6 @@ fn bounds(sandbox: &Sandbox, record: &PodRecord, at: i64) -> Bounds {
     Bounds {
         cpu_nanos: age.saturating_mul(most.vcpus.into()),
         memory: u64::from(most.memory_mib) << 20,
-        disk: sandbox.disk_size().unwrap_or(0),
+        disk: sandbox.disk_size().await.unwrap_or(0),
     }
 }

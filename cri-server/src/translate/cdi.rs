@@ -1,6 +1,8 @@
 //! Devices by the Container Device Interface: a name of a request leads to what a file of the node's administrator says is to be
 //! changed in the container. Host pods only: a device of the node is not one of a microVM's.
 
+#![expect(clippy::disallowed_methods, reason = "on blocking threads only")]
+
 mod names;
 mod spec;
 

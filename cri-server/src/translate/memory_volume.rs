@@ -1,6 +1,8 @@
 //! emptyDir volumes of medium Memory. The kubelet mounts a tmpfs on the node for each; in a microVM the containers get one of the guest's
 //! instead, of the same size, owner and mode, so that what they write is the pod's memory and not the node's.
 
+#![expect(clippy::disallowed_methods, reason = "on blocking threads only")]
+
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};

@@ -144,6 +144,7 @@ pub(crate) fn is_mapped(mount: &agent::Mount) -> bool {
 }
 
 /// The source of a volume with links resolved; a missing one is made as a directory, as runtimes do. Blocks.
+#[expect(clippy::disallowed_methods, reason = "on blocking threads only")]
 pub(crate) fn source(host_path: &Path) -> Result<PathBuf, CriError> {
     let failed = |e| CriError::internal(format!("use {} as a volume", host_path.display()), e);
     match host_path.canonicalize() {

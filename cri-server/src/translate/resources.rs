@@ -103,6 +103,7 @@ pub(crate) fn merge(before: &ResourcesRecord, asked: &LinuxContainerResources) -
 
 /// Limits of huge pages as cgroup files. The kubelet sends a zero for each page size of the *node*: where a size is missing it changes
 /// nothing. More than zero is refused where it could not be kept.
+#[expect(clippy::disallowed_methods, reason = "files of the kernel's, which are in memory")]
 fn hugepages(r: &LinuxContainerResources, kind: Kind) -> Result<Vec<(String, String)>, CriError> {
     let mut knobs = Vec::new();
     for limit in &r.hugepage_limits {

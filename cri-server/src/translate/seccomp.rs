@@ -61,6 +61,7 @@ fn old_style(text: &str) -> Result<SecurityProfile, CriError> {
     Ok(SecurityProfile { profile_type: kind.into(), localhost_ref: path.to_owned(), ..Default::default() })
 }
 
+#[expect(clippy::disallowed_methods, reason = "on blocking threads only")]
 fn read(path: &Path) -> Result<Vec<u8>, CriError> {
     let bad = |why: String| CriError::invalid(format!("seccomp profile {}: {why}", path.display()));
     if !path.is_absolute() {

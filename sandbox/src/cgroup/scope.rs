@@ -4,6 +4,8 @@
 //! systemd makes a scope around a process that is there already, so one is forked to hold the place until the pod's own process has
 //! joined. The scope is delegated: what is below it is ours.
 
+#![expect(clippy::disallowed_methods, reason = "on blocking threads only")]
+
 use std::fs;
 use std::time::{Duration, Instant};
 

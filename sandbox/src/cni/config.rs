@@ -1,5 +1,7 @@
 //! Which network: the configuration in CNI's directory.
 
+#![expect(clippy::disallowed_methods, reason = "on blocking threads only")]
+
 use std::fs;
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;

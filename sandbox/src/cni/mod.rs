@@ -73,13 +73,13 @@ impl Attachment {
     ///
     /// # Errors
     /// Names the network and the plugin that failed. Those before it are not undone: call [`Self::del`].
-    pub(crate) async fn add(
+    pub(crate) async fn add<F: Future<Output = Result<(), SandboxError>>>(
         &mut self,
         config: &CniConfig,
         netns: &Path,
-        mut save: impl FnMut(&Self) -> Result<(), SandboxError>,
+        mut save: impl FnMut(&Self) -> F,
     ) -> Result<(), SandboxError> {
-        save(self)?;
+        save(self).await?;
         let plugins = self.network.plugins.len();
         for number in 0..plugins {
             let plugin = &self.network.plugins[number];
@@ -91,7 +91,7 @@ impl Attachment {
             }
             self.result = output.or(self.result.take());
             self.complete = number + 1 == plugins;
-            save(self)?;
+            save(self).await?;
         }
         Ok(())
     }

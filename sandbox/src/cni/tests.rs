@@ -1,4 +1,5 @@
 use std::fs;
+use std::future::ready;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -77,7 +78,7 @@ async fn add_goes_forward_with_results_and_del_backward() {
             attachment.result.clone().map(|result| status(&result).addresses[0].to_string()),
             attachment.complete,
         ));
-        Ok(())
+        ready(Ok(()))
     };
     attachment.add(&bench.config, Path::new("/n"), save).await.unwrap();
     let address = |text: &str| Some(text.to_owned());
@@ -117,7 +118,7 @@ async fn a_failure_names_plugin_and_network_and_del_still_asks_all() {
     let failing = r#"echo '{"code": 7, "msg": "no addresses", "details": "range is full"}'; exit 1"#;
     let bench = Bench::new(&[("first", "echo '{}'"), ("second", failing)]);
     let mut attachment = attachment(CHAIN);
-    let error = attachment.add(&bench.config, Path::new("/n"), |_| Ok(())).await.unwrap_err();
+    let error = attachment.add(&bench.config, Path::new("/n"), |_| ready(Ok(()))).await.unwrap_err();
     let expected = "cannot add the pod to network lab: plugin second: no addresses; range is full (code 7)";
     assert_eq!(chain(&error), expected);
     assert_eq!((attachment.result.clone(), attachment.complete), (Some(json!({})), false));
@@ -137,7 +138,7 @@ async fn what_plugins_may_answer_is_bounded() {
     ] {
         let bench = Bench::new(&[("first", script)]);
         let mut attachment = attachment(r#"{"cniVersion": "1.0.0", "name": "lab", "type": "first"}"#);
-        let error = attachment.add(&bench.config, Path::new("/n"), |_| Ok(())).await.unwrap_err();
+        let error = attachment.add(&bench.config, Path::new("/n"), |_| ready(Ok(()))).await.unwrap_err();
         assert!(chain(&error).contains(expected), "{script}: {}", chain(&error));
     }
 }
@@ -147,7 +148,7 @@ async fn a_plugin_that_hangs_is_killed_with_what_it_started() {
     let bench = Bench::new(&[("first", "sleep 1000 & echo $! >$0.pid; wait")]);
     let mut attachment = attachment(r#"{"cniVersion": "1.0.0", "name": "lab", "type": "first"}"#);
     let start = Instant::now();
-    let error = attachment.add(&bench.config, Path::new("/n"), |_| Ok(())).await.unwrap_err();
+    let error = attachment.add(&bench.config, Path::new("/n"), |_| ready(Ok(()))).await.unwrap_err();
     assert!(matches!(error, SandboxError::TimedOut { .. }) && start.elapsed() < Duration::from_secs(60), "{error}");
     let pid = fs::read_to_string(bench.folder.path().join("first.pid")).unwrap();
     let stat = PathBuf::from(format!("/proc/{}/stat", pid.trim()));
@@ -232,7 +233,7 @@ async fn every_capability_has_the_form_that_containerd_gives_it() {
     let resolv_conf = "nameserver 10.0.0.1\nsearch a b\noptions ndots:5\n";
     let list = NetworkList::parse(list).unwrap();
     let mut attachment = Attachment::new(list, "pod1", &spec, resolv_conf, "/kubepods/besteffort/pod1").unwrap();
-    attachment.add(&bench.config, Path::new("/n"), |_| Ok(())).await.unwrap();
+    attachment.add(&bench.config, Path::new("/n"), |_| ready(Ok(()))).await.unwrap();
     attachment.del(&bench.config, Some(Path::new("/n"))).await.unwrap();
     for call in bench.calls() {
         let input: Value = serde_json::from_str(&call[call.find('{').unwrap()..]).unwrap();

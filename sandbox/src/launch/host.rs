@@ -12,7 +12,7 @@ use tokio::net::unix::pipe;
 
 use super::Launch;
 use crate::connect::listener;
-use crate::dirs;
+use crate::dirs::{self, Dirs};
 use crate::error::{Doing, SandboxError, blocking};
 use crate::pod::Watched;
 use crate::process::{self, Program, Started};
@@ -22,6 +22,8 @@ use crate::spec::Kind;
 /// with which all of the pod would go: so it is rated below the containers of Guaranteed pods, which have -997.
 const SUPERVISOR_OOM_SCORE_ADJ: i16 = -998;
 
+const STEP: &str = "start the pod's supervisor";
+
 /// Starts it and waits until it serves.
 pub(super) async fn start(launch: &Arc<Launch>) -> Result<Watched, SandboxError> {
     let (starter, ready) = {
@@ -30,21 +32,27 @@ pub(super) async fn start(launch: &Arc<Launch>) -> Result<Watched, SandboxError>
     };
     // The starter ends when the supervisor is ready; it is our child, and reaped in any case.
     let starter = tokio::spawn(process::wait(starter.pidfd));
-    let step = || "start the pod's supervisor".to_owned();
     let limit = launch.shared.config.vm.boot_timeout;
     let read = async {
-        let ready = read_ready(ready).await.doing(step)?;
+        let ready = read_ready(ready).await.doing(|| STEP.into())?;
         let _ = starter.await;
         Ok::<_, SandboxError>(ready)
     };
     let Ok(ready) = tokio::time::timeout(limit, read).await else {
         return Err(SandboxError::TimedOut { step: "starting the pod's supervisor".into(), seconds: limit.as_secs() });
     };
-    let Some(ready) = ready? else { return Err(why(&launch.dirs.stderr())).doing(step) };
-    let started = process::identify(ready.pid).map_err(|_| SandboxError::step(step(), why(&launch.dirs.stderr())))?;
-    dirs::write(&launch.dirs.process(), &started.record)?;
+    let (ready, dirs) = (ready?, launch.dirs.clone());
+    let started = blocking(move || record(&dirs, ready)).await?;
     launch.clock.mark("supervisor_started");
     Ok(Watched::new(started, &launch.dirs, Kind::Host, &launch.cgroup, &launch.shared.watches))
+}
+
+/// Records the supervisor that says it is ready. Blocks.
+fn record(dirs: &Dirs, ready: Option<Ready>) -> Result<Started, SandboxError> {
+    let failed = || SandboxError::step(STEP, why(&dirs.stderr()));
+    let started = process::identify(ready.ok_or_else(failed)?.pid).map_err(|_| failed())?;
+    dirs::write(&dirs.process(), &started.record)?;
+    Ok(started)
 }
 
 /// Reads the one message; nothing when there will be none.

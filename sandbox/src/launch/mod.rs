@@ -49,13 +49,10 @@ pub(crate) async fn launch(shared: &Arc<Shared>, spec: &PodSpec) -> Result<Pod, 
         return Err(SandboxError::Unusable { kind: "user namespace", reason: why.clone() });
     }
     let cgroup = PodCgroup::new(&shared.config, &spec.cgroup_parent, &spec.id)?;
-    if dirs.run.exists() || dirs.state.exists() {
-        return Err(SandboxError::Invalid(format!("something of a pod {} is there already: remove it first", spec.id)));
-    }
-    let mut spec = spec.clone();
-    if spec.kind == Kind::Vm {
-        spec.vm = size::fit(spec.vm, cgroup.memory_limit())?;
-    }
+    let spec = {
+        let (spec, dirs, cgroup) = (spec.clone(), dirs.clone(), cgroup.clone());
+        blocking(move || fit(spec, &dirs, &cgroup)).await?
+    };
     let needs_cards = Arc::new(AtomicUsize::new(0));
     let outcome = run(shared, &spec, &dirs, (cgroup, clock), &needs_cards).await;
     let Err(error) = outcome else { return outcome };
@@ -110,7 +107,8 @@ async fn run(
         Kind::Host => cause,
     })?;
     configure(&launch, &channel, status.as_ref(), guest, &watched).await?;
-    dirs::write(&launch.dirs.ready(), &ReadyRecord { network: status.clone() })?;
+    let (path, ready) = (launch.dirs.ready(), ReadyRecord { network: status.clone() });
+    blocking(move || dirs::write(&path, &ready)).await?;
     launch.clock.mark("configured");
     let cgroup = launch.cgroup.name().to_owned();
     let parts = (status, launch.clock.timeline(), known);
@@ -118,6 +116,18 @@ async fn run(
     let pod = Pod::new(Arc::clone(shared), spec, dirs, cgroup, parts, channel, watched);
     clock::follow(shared, &pod, false);
     Ok(pod)
+}
+
+/// Looks whether the pod has a place, and makes a guest as large as there is room for. Blocks.
+#[expect(clippy::disallowed_methods, reason = "on blocking threads only")]
+fn fit(mut spec: PodSpec, dirs: &Dirs, cgroup: &PodCgroup) -> Result<PodSpec, SandboxError> {
+    if dirs.run.exists() || dirs.state.exists() {
+        return Err(SandboxError::Invalid(format!("something of a pod {} is there already: remove it first", spec.id)));
+    }
+    if spec.kind == Kind::Vm {
+        spec.vm = size::fit(spec.vm, cgroup.memory_limit())?;
+    }
+    Ok(spec)
 }
 
 /// What a specification must not say.
@@ -212,7 +222,7 @@ async fn configure(
     let request = ConfigurePodRequest {
         hostname: spec.hostname.clone(),
         resolv_conf: spec.resolv_conf.clone(),
-        hosts: hosts(&spec.hostname, network),
+        hosts: hosts(&spec.hostname, network).await,
         interfaces: guest.interfaces,
         netlink_routes: guest.routes,
         netlink_rules: guest.rules,
@@ -233,8 +243,8 @@ async fn configure(
 }
 
 /// `/etc/hosts` of the pod; on the node's network it is the node's.
-fn hosts(hostname: &str, network: Option<&NetworkStatus>) -> String {
-    let Some(network) = network else { return std::fs::read_to_string("/etc/hosts").unwrap_or_default() };
+async fn hosts(hostname: &str, network: Option<&NetworkStatus>) -> String {
+    let Some(network) = network else { return tokio::fs::read_to_string("/etc/hosts").await.unwrap_or_default() };
     let mut text = String::from("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n");
     for address in network.addresses.iter().filter(|_| !hostname.is_empty()) {
         text.push_str(&format!("{address}\t{hostname}\n"));

@@ -18,16 +18,28 @@ pub(super) async fn attach(launch: &Arc<Launch>) -> Result<(Option<NetworkStatus
     let spec = &launch.spec;
     let Some(network) = &spec.network else { return Ok((None, GuestNetwork::default())) };
     let config = &launch.shared.config.cni;
-    let list = NetworkList::load(config).doing(|| "use the pod network".into())?;
+    let list = {
+        let config = config.clone();
+        blocking(move || NetworkList::load(&config).doing(|| "use the pod network".into())).await?
+    };
     let mut attachment = Attachment::new(list, &spec.id, network, &spec.resolv_conf, &spec.cgroup_parent)?;
     let networks = &launch.shared.networks;
     let alone = networks.enter(&attachment.network.name).await;
     launch.clock.mark("cni_start");
     let (lasting, attached) = (launch.dirs.network(), attachment.clone());
-    blocking(move || dirs::write_durably(&lasting, &attached)).await?;
+    let looked_in = launch.dirs.clone();
+    let netns = blocking(move || {
+        dirs::write_durably(&lasting, &attached)?;
+        Ok(looked_in.netns())
+    })
+    .await?;
     // What plugins answer is of use as long as the node runs: it need not outlive that.
     let file = launch.dirs.answers();
-    attachment.add(config, &launch.dirs.netns(), |attachment| dirs::write(&file, attachment)).await?;
+    let save = |attachment: &Attachment| {
+        let (file, known) = (file.clone(), attachment.clone());
+        blocking(move || dirs::write(&file, &known))
+    };
+    attachment.add(config, &netns, save).await?;
     launch.clock.mark("cni_end");
     networks.used(&attachment.network.name);
     drop(alone);

@@ -27,11 +27,13 @@ pub(super) async fn start(launch: &Arc<Launch>) -> Result<Watched, SandboxError>
     Ok(Watched::new(started, &launch.dirs, Kind::Vm, &launch.cgroup, &launch.shared.watches))
 }
 
+#[expect(clippy::disallowed_methods, reason = "on blocking threads only")]
 fn open(path: &Path, write: bool) -> Result<OwnedFd, SandboxError> {
     let file = File::options().read(true).write(write).open(path);
     file.map(OwnedFd::from).doing(|| format!("open {}", path.display()))
 }
 
+#[expect(clippy::disallowed_methods, reason = "on blocking threads only")]
 fn spawn(launch: &Launch) -> Result<process::Started, SandboxError> {
     let (dirs, spec, config) = (&launch.dirs, &launch.spec, &launch.shared.config.vm);
     let cgroup = launch.cgroup.create("monitor", false)?;

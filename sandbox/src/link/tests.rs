@@ -47,7 +47,7 @@ fn a_guest_behind_the_tap_is_on_the_network() {
             ..NetworkSpec::default()
         };
         let mut attachment = Attachment::new(list, &new_id(), &spec, "", "/x").unwrap();
-        attachment.add(&node.config.cni, &path, |_| Ok(())).await.unwrap();
+        attachment.add(&node.config.cni, &path, |_| std::future::ready(Ok(()))).await.unwrap();
         let addresses = crate::cni::status(attachment.result.as_ref().unwrap()).addresses;
         let IpAddr::V4(own) = addresses[0] else { panic!("{addresses:?}") };
         assert!(

@@ -1,5 +1,7 @@
 //! What host pods need of the node.
 
+#![expect(clippy::disallowed_methods, reason = "on blocking threads only")]
+
 use std::fs;
 use std::path::Path;
 

@@ -2,6 +2,8 @@
 //! Is KVM usable? There are machines whose `/dev/kvm` opens and creates VMs, and yet cannot run an ordinary kernel, so a few
 //! instructions of 64-bit code are run, and an interrupt is delivered to them.
 
+#![expect(clippy::disallowed_methods, reason = "on blocking threads only")]
+
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};

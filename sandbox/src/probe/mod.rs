@@ -1,5 +1,7 @@
 //! Can this node run pods? Tried, not guessed.
 
+#![expect(clippy::disallowed_methods, reason = "on blocking threads only")]
+
 mod host;
 mod kvm;
 mod machine;

@@ -1,5 +1,7 @@
 //! The mounts below a volume's source. A guest sees one file system, so what differs between them is said here.
 
+#![expect(clippy::disallowed_methods, reason = "on blocking threads only")]
+
 use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::fd::{AsFd, OwnedFd};

@@ -25,6 +25,7 @@ const PERIOD: i64 = 100_000;
 const SHARES: i64 = 1024;
 
 /// Whether this node's kernel measures pressure.
+#[expect(clippy::disallowed_methods, reason = "files of the kernel's, which are in memory")]
 pub(crate) fn has_pressure() -> bool {
     std::path::Path::new("/proc/pressure/cpu").exists()
 }

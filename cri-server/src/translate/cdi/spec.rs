@@ -1,5 +1,7 @@
 //! A CDI specification file: its format, read within bounds. What a hostile or broken file could do is a message, never more.
 
+#![expect(clippy::disallowed_methods, reason = "on blocking threads only")]
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
