@@ -85,6 +85,10 @@ pub struct LaunchConfig {
     pub kvm_fd: i32,
     /// virtio-fs: the pod's share directory, opened `O_PATH | O_DIRECTORY`.
     pub share_fd: i32,
+    /// A mount namespace whose root is the share, which the monitor enters before the guest's first instruction; launchers that know of
+    /// none leave the monitor in theirs.
+    #[serde(default)]
+    pub mounts_fd: Option<i32>,
     /// virtio-blk: the pod's disk for writable layers, opened read-write.
     pub disk_fd: i32,
     /// virtio-net: a tap (`IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`), absent without network.

@@ -10,8 +10,8 @@
 //!     quota.json                  the CPU quota of the pod's cgroup, while it is lifted
 //!     netns                       the network namespace, bind-mounted (pods of older daemons only)
 //!     control.sock vsock.sock exit.json           vm
-//!     tree/<container>/<n>        vm: mount points
-//!     share/                      vm: tree, bind-mounted read-only and private; exports are mounted below it
+//!     tree/<container>/<n>        vm: mount points; the root of the pod's own mount namespace, where exports are mounted on them
+//!     share/                      vm: the same, mounted on the node (pods of older daemons only)
 //!     agent.sock sink.sock roots/                 host
 //!     stderr                      what the process had to say
 //! <netns_dir>/cni-<uuid>          the network namespace, bind-mounted; the UUID is the first half of the pod's id
@@ -109,7 +109,8 @@ impl Dirs {
     pub(crate) fn tree(&self) -> PathBuf {
         self.run.join("tree")
     }
-    pub(crate) fn share(&self) -> PathBuf {
+    /// Where pods of older daemons have their exports.
+    pub(crate) fn old_share(&self) -> PathBuf {
         self.run.join("share")
     }
     pub(crate) fn agent(&self) -> PathBuf {

@@ -16,6 +16,7 @@ mod cgroup;
 mod clock;
 mod cni;
 mod connect;
+mod devices;
 mod dirs;
 mod disk;
 mod error;

@@ -13,7 +13,7 @@ use rustix::mount::mount_bind;
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
 use crate::error::{Doing, SandboxError};
-use crate::share;
+use crate::{devices, share};
 
 /// What the names of the taps in a pod's namespace begin with; a number follows.
 const TAP: &str = "tap";
@@ -74,14 +74,14 @@ pub(crate) fn adopt(path: &Path, fd: OwnedFd) -> Result<NetNs, SandboxError> {
 pub(crate) fn create(path: &Path, taps: usize) -> Result<NetNs, SandboxError> {
     let step = || making(path);
     mount_point(path)?;
-    on_a_thread(|| {
+    on_a_thread("netns", || {
         // SAFETY: only the network namespace of this thread changes, which ends soon; no descriptor table is unshared.
         unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.doing(step)?;
         let own = "/proc/thread-self/ns/net";
         mount_bind(own, path).doing(step)?;
         let fd = rustix::fs::open(own, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).doing(step)?;
         up("lo").doing(|| "bring up lo in the pod's network namespace".into())?;
-        let taps: io::Result<_> = (0..taps).map(|number| tap(&tap_name(number))).collect();
+        let taps: Result<_, SandboxError> = (0..taps).map(|number| tap(&tap_name(number))).collect();
         let taps =
             taps.doing(|| "make a tap in the pod's network namespace; is the tun module there (/dev/net/tun)?".into())?;
         Ok(NetNs { fd, taps })
@@ -93,16 +93,20 @@ pub(crate) fn inside<T: Send>(
     netns: BorrowedFd<'_>,
     work: impl FnOnce() -> Result<T, SandboxError> + Send,
 ) -> Result<T, SandboxError> {
-    on_a_thread(|| {
+    on_a_thread("netns", || {
         move_into_link_name_space(netns, Some(LinkNameSpaceType::Network))
             .doing(|| "enter the pod's network namespace".into())?;
         work()
     })
 }
 
-fn on_a_thread<T: Send>(work: impl FnOnce() -> Result<T, SandboxError> + Send) -> Result<T, SandboxError> {
+/// Runs `work` on a thread that ends with it, for what must not be left behind on others.
+pub(crate) fn on_a_thread<T: Send>(
+    name: &str,
+    work: impl FnOnce() -> Result<T, SandboxError> + Send,
+) -> Result<T, SandboxError> {
     std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().name("netns".into()).spawn_scoped(scope, work);
+        let thread = std::thread::Builder::new().name(name.into()).spawn_scoped(scope, work);
         match thread.doing(|| "start a thread".into())?.join() {
             Ok(result) => result,
             Err(panic) => std::panic::resume_unwind(panic),
@@ -148,15 +152,20 @@ pub(crate) fn up(name: &str) -> io::Result<()> {
     ioctl(socket.as_fd(), libc::SIOCSIFFLAGS, &mut request)
 }
 
-fn tap(name: &str) -> io::Result<OwnedFd> {
-    let file = rustix::fs::open("/dev/net/tun", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+fn tap(name: &str) -> Result<OwnedFd, SandboxError> {
+    let file = devices::open("net/tun")?;
+    attach(&file, name).doing(|| format!("make {name} of /dev/net/tun"))?;
+    Ok(file)
+}
+
+/// Makes `file` the tap `name`.
+fn attach(file: &OwnedFd, name: &str) -> io::Result<()> {
     let mut request = request(name);
     let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
     request.ifr_ifru.ifru_flags = libc::c_short::try_from(flags).unwrap_or_default();
     ioctl(file.as_fd(), libc::TUNSETIFF, &mut request)?;
     no_ipv6(name)?;
-    up(name)?;
-    Ok(file)
+    up(name)
 }
 
 fn ioctl(fd: BorrowedFd<'_>, code: libc::Ioctl, request: &mut libc::ifreq) -> io::Result<()> {

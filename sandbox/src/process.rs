@@ -6,7 +6,7 @@ use std::io::{self, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,9 +14,11 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{MemfdFlags, inotify};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, pidfd_open, waitid};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
 use serde::Serialize;
 use tokio::io::unix::AsyncFd;
 
+use crate::devices;
 use crate::dirs::ProcessRecord;
 use crate::error::{Doing, SandboxError};
 use crate::watches::Watches;
@@ -42,6 +44,9 @@ pub(crate) struct Program<'a> {
     pub(crate) stderr: &'a Path,
     /// How the kernel rates it when memory is short; the daemon's own score must not be inherited.
     pub(crate) oom_score_adj: i16,
+    /// It is alone in a PID namespace, where it can name no other process, and has no file of the node as standard input or output that
+    /// it could change.
+    pub(crate) apart: bool,
 }
 
 /// A started program.
@@ -73,13 +78,14 @@ impl Program<'_> {
         // Looked up by the child, which has the descriptor until the exec is through.
         let copy = self.copy.map(|fd| PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd())));
         let mut command = Command::new(copy.as_deref().unwrap_or(self.path));
+        let null = || if self.apart { devices::open("null").map(Stdio::from) } else { Ok(Stdio::null()) };
         command
             .arg0(self.path)
             .args(self.args)
             .env_clear()
             .current_dir("/")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
+            .stdin(null()?)
+            .stdout(null()?)
             .stderr(stderr);
         let score_text = self.oom_score_adj.to_string();
         let child_side = move || {
@@ -103,12 +109,28 @@ impl Program<'_> {
         };
         // SAFETY: the closure makes system calls alone: it neither allocates nor takes locks.
         unsafe { command.pre_exec(child_side) };
-        let child = command.spawn().doing(step)?;
+        let child = if self.apart { born_apart(command) } else { command.spawn() }.doing(step)?;
         // The child is not reaped before the pidfd is open, so its id cannot be another's.
         let pidfd = open(child.id()).doing(step)?;
         let (_, start_time) = state(child.id()).ok_or("it is not in /proc").doing(step)?;
         Ok(Started { record: ProcessRecord { pid: child.id(), start_time }, pidfd })
     }
+}
+
+/// Starts `command` as process 1 of a PID namespace of its own.
+#[expect(clippy::disallowed_methods, reason = "on blocking threads only")]
+fn born_apart(mut command: Command) -> io::Result<Child> {
+    let born = move || {
+        // SAFETY: this changes nothing but where the children of this thread are born, which ends soon.
+        unsafe { unshare_unsafe(UnshareFlags::NEWPID) }?;
+        command.spawn()
+    };
+    // The thread's children are the whole daemon's: any of its threads can wait for them.
+    std::thread::Builder::new()
+        .name("spawn".into())
+        .spawn(born)?
+        .join()
+        .unwrap_or_else(|_| Err(io::Error::other("a thread panicked")))
 }
 
 fn check(result: isize) -> io::Result<()> {

@@ -1,8 +1,8 @@
 #![allow(unsafe_code)] // mount_setattr has no safe wrapper
 //! The share of a vm pod: what of the node its guest can see.
 //!
-//! `tree/` is an ordinary directory that holds mount points. It is bind-mounted, read-only and private, at `share/`, which is what the
-//! file server serves: so mount points can be made through `tree/`, while a guest can make nothing in it.
+//! `tree/` is an ordinary directory that holds mount points. A read-only mount of it is the root of the pod's own mount namespace
+//! ([`place`]), which is what the file server serves: so mount points can be made through `tree/`, while a guest can make nothing in it.
 
 #![expect(clippy::disallowed_methods, reason = "on blocking threads only")]
 
@@ -14,16 +14,16 @@ use std::path::{Path, PathBuf};
 use cofferdam_proto::agent::GUEST_SHARE;
 use cofferdam_proto::unshared;
 use rustix::fs::{FileType, Mode, OFlags, StatVfsMountFlags};
-use rustix::mount::{
-    MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount_change, move_mount, open_tree, unmount,
-};
+use rustix::mount::{OpenTreeFlags, UnmountFlags, open_tree, unmount};
 
 use crate::dirs::{Dirs, make_private};
 use crate::error::{Doing, SandboxError};
 use crate::{mountinfo, users};
 
+mod place;
 mod submounts;
 
+use place::Place;
 use submounts::Submounts;
 
 /// Folder of the volumes; no container's id.
@@ -65,17 +65,29 @@ pub struct Submount {
     pub read_only: bool,
 }
 
-/// Makes an empty share; returns its root for the monitor.
-pub(crate) fn create(dirs: &Dirs) -> Result<OwnedFd, SandboxError> {
-    let (tree, share) = (dirs.tree(), dirs.share());
-    make_private(&tree)?;
-    make_private(&share)?;
-    let source = path_fd(&tree)?;
-    mount(&source, &share, Access { read_only: true, ..Access::default() }, None)?;
-    // Whatever is attached to a shared mount, as /run is, becomes shared: exports would show up in every mount namespace of the node.
-    // Unbindable is that and more: a pod that has the node's / as a volume gets no copies of other pods' shares, nor of its own.
-    mount_change(&share, MountPropagationFlags::UNBINDABLE).doing(|| format!("make {} private", share.display()))?;
-    path_fd(&share)
+/// A new share, for the monitor.
+pub(crate) struct Share {
+    /// Its root.
+    pub(crate) root: OwnedFd,
+    /// The mount namespace whose root that is.
+    pub(crate) mounts: OwnedFd,
+}
+
+/// Makes an empty share.
+pub(crate) fn create(dirs: &Dirs) -> Result<Share, SandboxError> {
+    make_private(&dirs.tree())?;
+    let root = copy(&path_fd(&dirs.tree())?, Access { read_only: true, ..Access::default() }, None)?;
+    let mounts = place::create(&root)?;
+    Ok(Share { root, mounts })
+}
+
+/// Opens a folder with all that is mounted below through mounts of our own that take no changes.
+pub(crate) fn unchangeable(folder: &Path) -> Result<OwnedFd, SandboxError> {
+    let step = || format!("make a read-only mount of {}", folder.display());
+    let below = OpenTreeFlags::AT_RECURSIVE | OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let tree = open_tree(rustix::fs::CWD, folder, below).doing(step)?;
+    set_attributes(&tree, libc::MOUNT_ATTR_RDONLY, libc::MS_PRIVATE, true).doing(step)?;
+    Ok(tree)
 }
 
 /// Shows `source`, a path without symlinks, to the pod for `container`.
@@ -158,10 +170,9 @@ fn export_mount(
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         other => other.doing(step)?,
     }
-    let target = dirs.share().join(VOLUMES).join(&key);
-    let there = rustix::fs::stat(&target).doing(step)?;
-    if (there.st_dev, there.st_ino) != (stat.st_dev, stat.st_ino)
-        && let Err(error) = mount(from, &target, access, users)
+    let (place, target) = (Place::of(dirs)?, Path::new(VOLUMES).join(&key));
+    if !place.has(&target, &stat)?
+        && let Err(error) = copy(from, access, users).and_then(|tree| place.attach(&tree, &target))
     {
         let _ = if is_folder { fs::remove_dir(&point) } else { fs::remove_file(&point) };
         return Err(error);
@@ -204,9 +215,9 @@ pub(crate) fn export_layer(
     let points = dirs.tree().join(container);
     make_private(&points)?;
     let name = claim(&points).doing(|| format!("make a mount point for {}", source.display()))?;
-    let target = dirs.share().join(container).join(&name);
+    let (place, target) = (Place::of(dirs)?, Path::new(container).join(&name));
     let access = Access { read_only: true, recursive: true, ..Access::default() };
-    if let Err(error) = mount(&from, &target, access, users) {
+    if let Err(error) = copy(&from, access, users).and_then(|tree| place.attach(&tree, &target)) {
         let _ = fs::remove_dir(points.join(&name));
         return Err(error);
     }
@@ -218,13 +229,14 @@ pub(crate) fn unexport(dirs: &Dirs, container: &str) -> Result<(), SandboxError>
     plain(container)?;
     let points = dirs.tree().join(container);
     let Ok(entries) = fs::read_dir(&points) else { return Ok(()) };
+    let place = Place::of(dirs)?;
     for entry in entries.flatten() {
         let path = entry.path();
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            unmount_all(&dirs.share().join(container).join(entry.file_name()))?;
+            place.detach(&Path::new(container).join(entry.file_name()))?;
             fs::remove_dir(&path).doing(|| format!("remove mount point {}", path.display()))?;
         } else {
-            release(dirs, container, Path::new(&entry.file_name()))?;
+            release(dirs, &place, container, Path::new(&entry.file_name()))?;
             fs::remove_file(&path).doing(|| format!("remove {}", path.display()))?;
         }
     }
@@ -232,7 +244,7 @@ pub(crate) fn unexport(dirs: &Dirs, container: &str) -> Result<(), SandboxError>
 }
 
 /// `container` uses the volume `key` no more: unmounts it if it is a file and nobody else does.
-fn release(dirs: &Dirs, container: &str, key: &Path) -> Result<(), SandboxError> {
+fn release(dirs: &Dirs, place: &Place, container: &str, key: &Path) -> Result<(), SandboxError> {
     let point = dirs.tree().join(VOLUMES).join(key);
     if !point.is_file() {
         return Ok(());
@@ -242,7 +254,7 @@ fn release(dirs: &Dirs, container: &str, key: &Path) -> Result<(), SandboxError>
     if others.any(|other| other.path().join(key).exists()) {
         return Ok(());
     }
-    unmount_all(&dirs.share().join(VOLUMES).join(key))?;
+    place.detach(&Path::new(VOLUMES).join(key))?;
     fs::remove_file(&point).doing(|| format!("remove mount point {}", point.display()))
 }
 
@@ -279,10 +291,10 @@ fn claim(points: &Path) -> io::Result<String> {
     }
 }
 
-/// Binds the mount that `source` is in to `target`, private; or with all that is mounted below and as a slave, into which comes what
-/// is mounted on the node later. Owners are shown as `users`, if any.
-fn mount(source: &OwnedFd, target: &Path, access: Access, users: Option<&OwnedFd>) -> Result<(), SandboxError> {
-    let step = || format!("mount {}", target.display());
+/// Copies the mount that `source` is in, private; or with all that is mounted below and as a slave, into which comes what is mounted on
+/// the node later. Owners are shown as `users`, if any. The copy has no place yet.
+fn copy(source: &OwnedFd, access: Access, users: Option<&OwnedFd>) -> Result<OwnedFd, SandboxError> {
+    let step = || format!("copy the mount of {}", name_of(source));
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     let below = if access.follow { OpenTreeFlags::AT_RECURSIVE } else { OpenTreeFlags::empty() };
     let tree = open_tree(source, "", flags | below).doing(step)?;
@@ -300,7 +312,7 @@ fn mount(source: &OwnedFd, target: &Path, access: Access, users: Option<&OwnedFd
     if access.read_only {
         set_attributes(&tree, libc::MOUNT_ATTR_RDONLY, 0, access.recursive).doing(step)?;
     }
-    move_mount(&tree, "", rustix::fs::CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).doing(step)
+    Ok(tree)
 }
 
 /// The path of an open file, for messages.

@@ -127,6 +127,7 @@ fn spawn(launch: &Launch) -> Result<(Started, OwnedFd), SandboxError> {
         netns: None,
         stderr: &dirs.stderr(),
         oom_score_adj: SUPERVISOR_OOM_SCORE_ADJ,
+        apart: false,
     };
     let started = program.start()?;
     launch.clock.mark("supervisor_spawned");

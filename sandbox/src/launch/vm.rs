@@ -16,7 +16,7 @@ use crate::pod::Watched;
 use crate::process::{self, Program};
 use crate::spec::Kind;
 use crate::versions::ProgramVersion;
-use crate::{dirs, disk, share};
+use crate::{devices, dirs, disk, share};
 
 /// Starts it.
 pub(super) async fn start(launch: &Arc<Launch>) -> Result<Watched, SandboxError> {
@@ -28,9 +28,8 @@ pub(super) async fn start(launch: &Arc<Launch>) -> Result<Watched, SandboxError>
 }
 
 #[expect(clippy::disallowed_methods, reason = "on blocking threads only")]
-fn open(path: &Path, write: bool) -> Result<OwnedFd, SandboxError> {
-    let file = File::options().read(true).write(write).open(path);
-    file.map(OwnedFd::from).doing(|| format!("open {}", path.display()))
+fn open(path: &Path) -> Result<OwnedFd, SandboxError> {
+    File::open(path).map(OwnedFd::from).doing(|| format!("open {}", path.display()))
 }
 
 #[expect(clippy::disallowed_methods, reason = "on blocking threads only")]
@@ -40,8 +39,7 @@ fn spawn(launch: &Launch) -> Result<process::Started, SandboxError> {
     let share = share::create(dirs)?;
     let control = listener(&dirs.control(), SocketType::SEQPACKET)?;
     let vsock = listener(&dirs.vsock(), SocketType::STREAM)?;
-    let (kvm, kernel, initrd) =
-        (open(Path::new("/dev/kvm"), true)?, open(&config.kernel, false)?, open(&config.initramfs, false)?);
+    let (kvm, kernel, initrd) = (devices::open("kvm")?, open(&config.kernel)?, open(&config.initramfs)?);
     let disk = disk::create(&config.disk_template, &dirs.disk())?;
     let exit = File::create_new(dirs.exit_report()).map(OwnedFd::from).doing(|| "make the exit report".into())?;
     let taps = launch.netns.as_ref().map(|netns| &netns.taps[..]).unwrap_or_default();
@@ -59,13 +57,16 @@ fn spawn(launch: &Launch) -> Result<process::Started, SandboxError> {
         vsock_fd: vsock.as_raw_fd(),
         exit_fd: exit.as_raw_fd(),
         kvm_fd: kvm.as_raw_fd(),
-        share_fd: share.as_raw_fd(),
+        share_fd: share.root.as_raw_fd(),
+        mounts_fd: Some(share.mounts.as_raw_fd()),
         disk_fd: disk.as_raw_fd(),
         tap_fd: taps.first().map(AsRawFd::as_raw_fd),
         more_tap_fds: taps.iter().skip(1).map(AsRawFd::as_raw_fd).collect(),
     })?;
     let mut inherit: Vec<_> =
-        [&settings, &kernel, &initrd, &control, &vsock, &exit, &kvm, &share, &disk].map(AsFd::as_fd).into();
+        [&settings, &kernel, &initrd, &control, &vsock, &exit, &kvm, &share.root, &share.mounts, &disk]
+            .map(AsFd::as_fd)
+            .into();
     inherit.extend(taps.iter().map(AsFd::as_fd));
     let number = settings.as_raw_fd().to_string();
     let program = Program {
@@ -77,6 +78,7 @@ fn spawn(launch: &Launch) -> Result<process::Started, SandboxError> {
         netns: launch.netns.as_ref().map(|netns| netns.fd.as_fd()),
         stderr: &dirs.stderr(),
         oom_score_adj: spec.oom_score_adj,
+        apart: true,
     };
     let started = program.start()?;
     launch.clock.mark("monitor_spawned");

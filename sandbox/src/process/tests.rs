@@ -14,7 +14,7 @@ fn script(folder: &Path, text: &str) -> std::path::PathBuf {
     path
 }
 
-fn start(config: &Config, folder: &Path, text: &str) -> (Started, PodCgroup) {
+fn start(config: &Config, folder: &Path, text: &str, apart: bool) -> (Started, PodCgroup) {
     let cgroup = PodCgroup::new(config, "/cofferdam-test", &new_id()).unwrap();
     let procs = cgroup.create("leaf", true).unwrap();
     let settings = config_fd(&"settings").unwrap();
@@ -28,6 +28,7 @@ fn start(config: &Config, folder: &Path, text: &str) -> (Started, PodCgroup) {
         netns: None,
         stderr: &folder.join("stderr"),
         oom_score_adj: 7,
+        apart,
     };
     (program.start().unwrap(), cgroup)
 }
@@ -38,7 +39,7 @@ fn a_program_gets_what_it_needs_and_its_end_is_seen() {
         let folder = node.folder.path().to_owned();
         let text = "{ cat /proc/self/fd/$1; echo; readlink /proc/$$/fd/* | tr '\\n' ' '; cat /proc/$$/oom_score_adj; \
                     cut -d: -f3 /proc/$$/cgroup | tail -1; } >&2\nread forever <&1 || true; exec sleep 1000";
-        let (started, cgroup) = start(&node.config, &folder, text);
+        let (started, cgroup) = start(&node.config, &folder, text, false);
         assert!(find(started.record).is_some());
         let later = ProcessRecord { start_time: started.record.start_time + 1, ..started.record };
         assert!(find(later).is_none(), "another process with the same id was taken for it");
@@ -73,6 +74,35 @@ fn a_program_gets_what_it_needs_and_its_end_is_seen() {
         let stat = Path::new("/proc").join(started.record.pid.to_string());
         assert!(!stat.exists(), "a zombie is left");
         cgroup.destroy().unwrap();
+        let _ = fs::remove_dir(node.config.cgroup_root.join("cofferdam-test"));
+    });
+}
+
+#[test]
+fn a_program_apart_can_name_no_other_process() {
+    on_a_node(|node| async move {
+        let folder = node.folder.path().to_owned();
+        // What it writes as its standard output goes nowhere, whose file it cannot change. SIGTERM to itself does nothing to process 1.
+        let text = format!(
+            "echo lost; {{ echo I am $$; kill -0 {} || echo nobody; chmod 666 /proc/self/fd/0 || echo unchanged; }} >&2\n\
+             kill -TERM $$; echo still here >&2; exec sleep 1000",
+            std::process::id()
+        );
+        let (started, cgroup) = start(&node.config, &folder, &text, true);
+        let words = loop {
+            let words = last_words(&folder.join("stderr"));
+            if words.contains("still here") {
+                break words;
+            }
+            assert!(find(started.record).is_some(), "it has ended: {words}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        };
+        assert!(words.starts_with("I am 1\n"), "{words}");
+        assert!(words.contains("\nnobody\n") && words.contains("\nunchanged\n"), "{words}");
+        assert_ne!(started.record.pid, 1);
+        let watch = tokio::spawn(wait(started.pidfd));
+        tokio::task::spawn_blocking(move || cgroup.destroy()).await.unwrap().unwrap();
+        assert_eq!(watch.await.unwrap(), Some(libc::SIGKILL));
         let _ = fs::remove_dir(node.config.cgroup_root.join("cofferdam-test"));
     });
 }

@@ -1,110 +1,115 @@
 use std::os::unix::fs::PermissionsExt;
 
+use rustix::mount::{MountPropagationFlags, MoveMountFlags, mount_change, move_mount};
+
 use super::*;
-use crate::testing::{new_id, on_a_node};
+use crate::testing::{Node, new_id, on_a_node};
+
+mod pod;
+
+use pod::TestPod;
 
 #[test]
 fn what_is_exported_is_there_read_only_if_so_and_goes_away() {
     on_a_node(|node| async move {
-        let dirs = Dirs::of(&node.config, &new_id()).unwrap();
-        make_private(&dirs.run).unwrap();
-        let root = create(&dirs).unwrap();
-        let source = node.folder.path().join("volume with space");
-        fs::create_dir_all(source.join("sub")).unwrap();
-        fs::write(source.join("file"), "text").unwrap();
-        // A mount below the source is exported with it.
-        rustix::mount::mount("tmpfs", source.join("sub"), "tmpfs", rustix::mount::MountFlags::empty(), None).unwrap();
-
-        let (ro, rro, rw) = (
-            Access { read_only: true, ..Access::default() },
-            Access { read_only: true, recursive: true, ..Access::default() },
-            Access::default(),
-        );
-        let container = new_id();
-        let other = new_id();
-        let seen = |guest: String| PathBuf::from(guest.replacen(GUEST_SHARE, dirs.share().to_str().unwrap(), 1));
-        let path = |exported: Exported| seen(exported.path);
-        let read_only = path(export(&dirs, &container, &source, rro, None).unwrap());
-        let writable = path(export(&dirs, &container, &source, rw, None).unwrap());
-        let file = path(export(&dirs, &container, &source.join("file"), ro, None).unwrap());
-        let layer = export_layer(&dirs, &container, &source, None).unwrap();
-        assert_eq!(layer, format!("{GUEST_SHARE}/{container}/layer0"));
-        assert_eq!(
-            export_layer(&dirs, &container, &source, None).unwrap(),
-            format!("{GUEST_SHARE}/{container}/layer1")
-        );
-        let layer = seen(layer);
-        let below = |access| {
-            let exported = export(&dirs, &container, &source, access, None).unwrap();
-            let [submount] = &exported.submounts[..] else { panic!("{exported:?}") };
-            assert_eq!((submount.below.to_str(), submount.read_only), (Some("sub"), access.recursive));
-            seen(submount.path.clone())
-        };
-        // Read-only, but not recursively: the mount below stays as it is.
-        let above = path(export(&dirs, &container, &source, ro, None).unwrap());
-        assert_eq!(below(ro), below(rw), "and is the same for all");
-        // Another container that sees the same sees the same mounts.
-        assert_eq!(path(export(&dirs, &other, &source, rw, None).unwrap()), writable);
-        assert_eq!(path(export(&dirs, &other, &source.join("file"), ro, None).unwrap()), file);
-        assert_eq!(fs::read_to_string(&file).unwrap(), "text");
-        let refused = |path: PathBuf| {
-            let error = fs::write(&path, "x").unwrap_err();
-            assert_eq!(error.raw_os_error(), Some(libc::EROFS), "{}: {error}", path.display());
-        };
-        refused(read_only.join("new"));
-        refused(read_only.join("sub/new"));
-        refused(below(rro).join("new"));
-        refused(above.join("new"));
-        refused(file.clone());
-        refused(layer.join("new"));
-        refused(dirs.share().join("new"));
-        refused(dirs.share().join(&container).join("new"));
-        fs::write(below(rw).join("new"), "x").unwrap();
-        assert!(source.join("sub/new").exists() && !writable.join("sub/new").exists());
-        fs::write(writable.join("top"), "x").unwrap();
-        // The monitor's descriptor sees what was mounted after it was opened.
-        let name = writable.strip_prefix(dirs.share()).unwrap().join("top");
-        rustix::fs::openat(&root, &name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).unwrap();
-        // What is mounted on the node later does not get in.
-        fs::create_dir(source.join("late")).unwrap();
-        rustix::mount::mount("tmpfs", source.join("late"), "tmpfs", rustix::mount::MountFlags::empty(), None).unwrap();
-        fs::write(source.join("late/secret"), "x").unwrap();
-        assert!(!writable.join("late/secret").exists());
-        // A container that comes after it sees it.
-        let after = export(&dirs, &other, &source, rw, None).unwrap();
-        assert_eq!(after.submounts.len(), 2);
-        assert!(after.submounts.iter().any(|submount| seen(submount.path.clone()).join("secret").exists()));
-        assert_eq!(path(after), writable);
-
-        assert!(export(&dirs, &container, Path::new("/nowhere"), ro, None).is_err());
-        assert!(export(&dirs, "../up", &source, ro, None).is_err());
-        let mode = |path: PathBuf| fs::metadata(path).unwrap().permissions().mode() & 0o777;
-        assert_eq!(mode(dirs.run.clone()), 0o700);
-
-        unexport(&dirs, &container).unwrap();
-        unexport(&dirs, &container).unwrap();
-        assert!(!dirs.tree().join(&container).exists());
-        assert_eq!(fs::read_to_string(&file).unwrap(), "text", "another container has it still");
-        unexport(&dirs, &other).unwrap();
-        assert!(!file.exists());
-        assert!(writable.join("top").exists(), "folders stay as long as the pod");
-        assert_eq!(fs::read_to_string(source.join("file")).unwrap(), "text");
-
-        export(&dirs, &container, &source, ro, None).unwrap();
-        unmount_below(&dirs.run).unwrap();
-        let mounts = fs::read_to_string("/proc/thread-self/mounts").unwrap();
-        assert!(!mounts.contains(dirs.run.to_str().unwrap()), "{mounts}");
-        crate::dirs::delete(&dirs.run).unwrap();
-        assert_eq!(fs::read_to_string(source.join("file")).unwrap(), "text");
+        for pod in [TestPod::new(&node), TestPod::old(&node)] {
+            exports_come_and_go(&node, pod);
+        }
     });
+}
+
+fn exports_come_and_go(node: &Node, pod: TestPod) {
+    let dirs = &pod.dirs;
+    let source = node.folder.path().join("volume with space");
+    fs::create_dir_all(source.join("sub")).unwrap();
+    fs::write(source.join("file"), "text").unwrap();
+    // A mount below the source is exported with it.
+    rustix::mount::mount("tmpfs", source.join("sub"), "tmpfs", rustix::mount::MountFlags::empty(), None).unwrap();
+
+    let (ro, rro, rw) = (
+        Access { read_only: true, ..Access::default() },
+        Access { read_only: true, recursive: true, ..Access::default() },
+        Access::default(),
+    );
+    let container = new_id();
+    let other = new_id();
+    let seen = |guest: String| pod.seen(&guest);
+    let path = |exported: Exported| seen(exported.path);
+    let read_only = path(export(dirs, &container, &source, rro, None).unwrap());
+    let writable = path(export(dirs, &container, &source, rw, None).unwrap());
+    let file = path(export(dirs, &container, &source.join("file"), ro, None).unwrap());
+    let layer = export_layer(dirs, &container, &source, None).unwrap();
+    assert_eq!(layer, format!("{GUEST_SHARE}/{container}/layer0"));
+    assert_eq!(export_layer(dirs, &container, &source, None).unwrap(), format!("{GUEST_SHARE}/{container}/layer1"));
+    let layer = seen(layer);
+    let below = |access| {
+        let exported = export(dirs, &container, &source, access, None).unwrap();
+        let [submount] = &exported.submounts[..] else { panic!("{exported:?}") };
+        assert_eq!((submount.below.to_str(), submount.read_only), (Some("sub"), access.recursive));
+        seen(submount.path.clone())
+    };
+    // Read-only, but not recursively: the mount below stays as it is.
+    let above = path(export(dirs, &container, &source, ro, None).unwrap());
+    assert_eq!(below(ro), below(rw), "and is the same for all");
+    // Another container that sees the same sees the same mounts.
+    assert_eq!(path(export(dirs, &other, &source, rw, None).unwrap()), writable);
+    assert_eq!(path(export(dirs, &other, &source.join("file"), ro, None).unwrap()), file);
+    assert_eq!(fs::read_to_string(&file).unwrap(), "text");
+    let refused = |path: PathBuf| {
+        let error = fs::write(&path, "x").unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EROFS), "{}: {error}", path.display());
+    };
+    refused(read_only.join("new"));
+    refused(read_only.join("sub/new"));
+    refused(below(rro).join("new"));
+    refused(above.join("new"));
+    refused(file.clone());
+    refused(layer.join("new"));
+    refused(pod.share.join("new"));
+    refused(pod.share.join(&container).join("new"));
+    fs::write(below(rw).join("new"), "x").unwrap();
+    assert!(source.join("sub/new").exists() && !writable.join("sub/new").exists());
+    fs::write(writable.join("top"), "x").unwrap();
+    // The monitor's descriptor sees what was mounted after it was opened.
+    let name = writable.strip_prefix(&pod.share).unwrap().join("top");
+    rustix::fs::openat(&pod.root, &name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).unwrap();
+    // What is mounted on the node later does not get in.
+    fs::create_dir(source.join("late")).unwrap();
+    rustix::mount::mount("tmpfs", source.join("late"), "tmpfs", rustix::mount::MountFlags::empty(), None).unwrap();
+    fs::write(source.join("late/secret"), "x").unwrap();
+    assert!(!writable.join("late/secret").exists());
+    // A container that comes after it sees it.
+    let after = export(dirs, &other, &source, rw, None).unwrap();
+    assert_eq!(after.submounts.len(), 2);
+    assert!(after.submounts.iter().any(|submount| seen(submount.path.clone()).join("secret").exists()));
+    assert_eq!(path(after), writable);
+
+    assert!(export(dirs, &container, Path::new("/nowhere"), ro, None).is_err());
+    assert!(export(dirs, "../up", &source, ro, None).is_err());
+    let mode = |path: PathBuf| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(dirs.run.clone()), 0o700);
+
+    unexport(dirs, &container).unwrap();
+    unexport(dirs, &container).unwrap();
+    assert!(!dirs.tree().join(&container).exists());
+    assert_eq!(fs::read_to_string(&file).unwrap(), "text", "another container has it still");
+    unexport(dirs, &other).unwrap();
+    assert!(!file.exists());
+    assert!(writable.join("top").exists(), "folders stay as long as the pod");
+    assert_eq!(fs::read_to_string(source.join("file")).unwrap(), "text");
+
+    export(dirs, &container, &source, ro, None).unwrap();
+    pod.remove();
+    assert_eq!(fs::read_to_string(source.join("file")).unwrap(), "text");
+    unmount_below(&source).unwrap();
+    fs::remove_dir_all(&source).unwrap();
 }
 
 #[test]
 fn what_is_mounted_on_the_node_later_comes_in_where_it_is_asked_for() {
     on_a_node(|node| async move {
-        let dirs = Dirs::of(&node.config, &new_id()).unwrap();
-        make_private(&dirs.run).unwrap();
-        create(&dirs).unwrap();
+        let pod = TestPod::new(&node);
+        let dirs = &pod.dirs;
         let container = new_id();
         let source = node.folder.path().join("shared");
         fs::create_dir_all(source.join("late")).unwrap();
@@ -112,8 +117,8 @@ fn what_is_mounted_on_the_node_later_comes_in_where_it_is_asked_for() {
         mount_change(&source, MountPropagationFlags::SHARED).unwrap();
         let follow = Access { follow: true, ..Access::default() };
         let seen = |access| {
-            let exported = export(&dirs, &container, &source, access, None).unwrap();
-            PathBuf::from(exported.path.replacen(GUEST_SHARE, dirs.share().to_str().unwrap(), 1))
+            let exported = export(dirs, &container, &source, access, None).unwrap();
+            pod.seen(&exported.path)
         };
         let (slave, private) = (seen(follow), seen(Access::default()));
         let read_only = seen(Access { read_only: true, ..follow });
@@ -125,14 +130,17 @@ fn what_is_mounted_on_the_node_later_comes_in_where_it_is_asked_for() {
         assert!(!private.join("late/file").exists());
         // And nothing goes the other way.
         fs::create_dir(slave.join("own")).unwrap();
-        rustix::mount::mount("tmpfs", slave.join("own"), "tmpfs", rustix::mount::MountFlags::empty(), None).unwrap();
-        fs::write(slave.join("own/file"), "x").unwrap();
-        assert!(!source.join("own/file").exists());
+        let other = node.folder.path().join("other");
+        fs::create_dir(&other).unwrap();
+        fs::write(other.join("file"), "x").unwrap();
+        let tree = copy(&path_fd(&other).unwrap(), Access::default(), None).unwrap();
+        let name = slave.strip_prefix(&pod.share).unwrap().join("own");
+        Place::of(dirs).unwrap().attach(&tree, &name).unwrap();
+        assert!(slave.join("own/file").exists() && !source.join("own/file").exists());
         unmount(source.join("late"), UnmountFlags::DETACH).unwrap();
         assert!(!slave.join("late/file").exists());
         fs::remove_dir(source.join("late")).unwrap();
-        unmount_below(&dirs.run).unwrap();
-        crate::dirs::delete(&dirs.run).unwrap();
+        pod.remove();
         unmount(&source, UnmountFlags::DETACH).unwrap();
     });
 }
@@ -145,9 +153,8 @@ fn owners_are_mapped_where_it_is_asked_for() {
         if let Err(why) = users::try_out(node.folder.path()) {
             return eprintln!("skipped: {why}");
         }
-        let dirs = Dirs::of(&node.config, &new_id()).unwrap();
-        make_private(&dirs.run).unwrap();
-        create(&dirs).unwrap();
+        let pod = TestPod::new(&node);
+        let dirs = &pod.dirs;
         let own = users::mapping(crate::spec::UserRange { host_id: 200_000, length: 1000 }).unwrap();
         let source = node.folder.path().join("owned");
         fs::create_dir_all(source.join("below")).unwrap();
@@ -157,9 +164,9 @@ fn owners_are_mapped_where_it_is_asked_for() {
             chown(source.join(name), Some(owner), Some(owner)).unwrap();
         }
         let container = new_id();
-        let seen = |guest: &str| PathBuf::from(guest.replacen(GUEST_SHARE, dirs.share().to_str().unwrap(), 1));
+        let seen = |guest: &str| pod.seen(guest);
         let paths = |access| {
-            let exported = export(&dirs, &container, &source, access, Some(&own)).unwrap();
+            let exported = export(dirs, &container, &source, access, Some(&own)).unwrap();
             (seen(&exported.path), seen(&exported.submounts[0].path))
         };
         let (mapped, below) = paths(Access { mapped: true, ..Access::default() });
@@ -168,7 +175,7 @@ fn owners_are_mapped_where_it_is_asked_for() {
         // What follows says that it is one of several views of the same files, which the file server keeps apart.
         assert!(mapped.to_str().unwrap().ends_with("-rw-p1"), "{}", mapped.display());
         assert!(below.to_str().unwrap().ends_with("-rw-p1"), "{}", below.display());
-        let layer = seen(&export_layer(&dirs, &container, &source.join("below"), Some(&own)).unwrap());
+        let layer = seen(&export_layer(dirs, &container, &source.join("below"), Some(&own)).unwrap());
         let owners = |path: PathBuf| fs::metadata(&path).map(|m| (m.uid(), m.gid())).unwrap();
         for (name, expected) in [("root", 200_000), ("user", 200_007), ("stranger", 65_534)] {
             assert_eq!(owners(mapped.join(name)), (expected, expected), "{name}");
@@ -184,22 +191,20 @@ fn owners_are_mapped_where_it_is_asked_for() {
         // A file system that cannot show owners mapped.
         rustix::mount::mount("ramfs", source.join("below"), "ramfs", rustix::mount::MountFlags::empty(), None).unwrap();
         let access = Access { mapped: true, ..Access::default() };
-        let error = export(&dirs, &container, &source, access, Some(&own)).unwrap_err();
+        let error = export(dirs, &container, &source, access, Some(&own)).unwrap_err();
         assert!(matches!(&error, SandboxError::Invalid(text) if text.contains("owned")), "{error}");
         for _ in 0..2 {
             unmount(source.join("below"), UnmountFlags::DETACH).unwrap();
         }
-        unmount_below(&dirs.run).unwrap();
-        crate::dirs::delete(&dirs.run).unwrap();
+        pod.remove();
     });
 }
 
 #[test]
 fn mounts_below_are_exports_of_their_own_and_the_node_keeps_its_way() {
     on_a_node(|node| async move {
-        let dirs = Dirs::of(&node.config, &new_id()).unwrap();
-        make_private(&dirs.run).unwrap();
-        create(&dirs).unwrap();
+        let pod = TestPod::new(&node);
+        let dirs = &pod.dirs;
         let container = new_id();
         // What lies on a shared mount cannot be moved.
         let around = node.folder.path().join("around");
@@ -232,9 +237,9 @@ fn mounts_below_are_exports_of_their_own_and_the_node_keeps_its_way() {
         rustix::mount::mount_bind("/dev/null", source.join("null")).unwrap();
 
         let exported =
-            export(&dirs, &container, &source, Access { read_only: true, ..Access::default() }, None).unwrap();
+            export(dirs, &container, &source, Access { read_only: true, ..Access::default() }, None).unwrap();
         assert!(exported.writable_below.is_empty());
-        let seen = |path: &str| PathBuf::from(path.replacen(GUEST_SHARE, dirs.share().to_str().unwrap(), 1));
+        let seen = |guest: &str| pod.seen(guest);
         let find = |name: &str| {
             let place = exported.submounts.iter().position(|submount| submount.below == Path::new(name));
             let place = place.unwrap_or_else(|| panic!("no {name} in {exported:?}"));
@@ -251,64 +256,100 @@ fn mounts_below_are_exports_of_their_own_and_the_node_keeps_its_way() {
 
         // As long as the exports live, the node can unmount and remove everything.
         for name in ["null", "file", "new/old", "new", "over", "over/covered", "over", "a/closed"] {
-            unmount(source.join(name), UnmountFlags::empty()).unwrap_or_else(|error| panic!("{name}: {error}"));
+            // What other tests fork holds this one's files for a moment.
+            let mut tries = 0;
+            while let Err(error) = unmount(source.join(name), UnmountFlags::empty()) {
+                tries += 1;
+                assert!(error == rustix::io::Errno::BUSY && tries < 1000, "{name}: {error}");
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
         }
         fs::remove_dir(source.join("over")).unwrap();
         fs::remove_dir_all(&source).unwrap();
         assert!(find("over").2.join("topmost").exists(), "and the container keeps what it has");
         unmount(&around, UnmountFlags::DETACH).unwrap();
-        unmount_below(&dirs.run).unwrap();
-        crate::dirs::delete(&dirs.run).unwrap();
+        pod.remove();
     });
 }
 
 #[test]
 fn too_many_mounts_below_are_refused() {
     on_a_node(|node| async move {
-        let dirs = Dirs::of(&node.config, &new_id()).unwrap();
-        make_private(&dirs.run).unwrap();
-        create(&dirs).unwrap();
+        let pod = TestPod::new(&node);
+        let dirs = &pod.dirs;
         let source = node.folder.path().join("volume");
         for number in 0..1025 {
             let place = source.join(number.to_string());
             fs::create_dir_all(&place).unwrap();
             rustix::mount::mount_bind(&place, &place).unwrap();
         }
-        let export = || export(&dirs, &new_id(), &source, Access::default(), None);
+        let export = || export(dirs, &new_id(), &source, Access::default(), None);
         let error = export().unwrap_err();
         assert!(matches!(&error, SandboxError::Invalid(text) if text.contains("more than 1024 mounts")), "{error}");
         unmount(source.join("0"), UnmountFlags::empty()).unwrap();
         assert_eq!(export().unwrap().submounts.len(), 1024);
         unmount_below(&source).unwrap();
-        unmount_below(&dirs.run).unwrap();
-        crate::dirs::delete(&dirs.run).unwrap();
+        pod.remove();
     });
 }
 
 #[test]
 fn no_share_is_in_a_volume() {
     on_a_node(|node| async move {
-        let dirs = Dirs::of(&node.config, &new_id()).unwrap();
-        make_private(&dirs.run).unwrap();
-        create(&dirs).unwrap();
-        let container = new_id();
-        let export = |source: &Path| export(&dirs, &container, source, Access::default(), None);
-        export(node.folder.path()).unwrap();
-        let run = export(&dirs.run).unwrap();
-        assert!(run.submounts.is_empty(), "{run:?}");
-        let run = PathBuf::from(run.path.replacen(GUEST_SHARE, dirs.share().to_str().unwrap(), 1));
-        assert!(dirs.share().join("volumes").exists() && !run.join("share/volumes").exists());
-        unmount_below(&dirs.run).unwrap();
-        crate::dirs::delete(&dirs.run).unwrap();
+        for pod in [TestPod::new(&node), TestPod::old(&node)] {
+            let (dirs, container) = (&pod.dirs, new_id());
+            let export = |source: &Path| export(dirs, &container, source, Access::default(), None);
+            export(node.folder.path()).unwrap();
+            let run = export(&dirs.run).unwrap();
+            assert!(run.submounts.is_empty(), "{run:?}");
+            let run = pod.seen(&run.path);
+            assert!(pod.share.join("volumes").exists() && run.join("tree/volumes").exists());
+            assert!(!run.join("share/volumes").exists());
+            pod.remove();
+        }
+    });
+}
+
+#[test]
+fn a_share_is_mounted_for_its_monitor_alone() {
+    on_a_node(|node| async move {
+        let pod = TestPod::new(&node);
+        let (dirs, container) = (&pod.dirs, new_id());
+        fs::write(dirs.run.join("secret"), "x").unwrap();
+        let volume = node.folder.path().join("volume");
+        fs::create_dir(&volume).unwrap();
+        let before = fs::read_to_string("/proc/thread-self/mounts").unwrap();
+        let exported = export(dirs, &container, &volume, Access::default(), None).unwrap();
+        assert!(pod.seen(&exported.path).exists());
+        assert_eq!(fs::read_to_string("/proc/thread-self/mounts").unwrap(), before);
+        let mounts = fs::read_to_string(format!("/proc/{}/mountinfo", pod.monitor.as_ref().unwrap().0)).unwrap();
+        let points: Vec<&str> = mounts.lines().filter_map(|line| line.split(' ').nth(4)).collect();
+        let exported = exported.path.strip_prefix(GUEST_SHARE).unwrap();
+        assert_eq!(points, ["/", exported], "nothing else is in reach, {mounts}");
+        // What the monitor has of the node leads up to nothing.
+        let up = rustix::fs::openat(&pod.root, "../../secret", OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+        assert!(up.is_err() && !pod.share.join("../secret").exists());
+
+        // A process that did not enter the namespace: nothing is mounted on the node for its sake.
+        let own = crate::process::identify(std::process::id()).unwrap().record;
+        crate::dirs::write(&dirs.process(), &own).unwrap();
+        let error = export(dirs, &container, &node.folder.path().join("net.d"), Access::default(), None).unwrap_err();
+        let why = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+        assert!(why.contains("another root"), "{error}: {why}");
+        // One that has ended: there is nothing to take back, and nothing can be added.
+        let ended = crate::dirs::ProcessRecord { start_time: own.start_time + 1, ..own };
+        crate::dirs::write(&dirs.process(), &ended).unwrap();
+        assert!(export(dirs, &container, &volume, Access::default(), None).is_err());
+        unexport(dirs, &container).unwrap();
+        pod.remove();
     });
 }
 
 #[test]
 fn sockets_pipes_and_devices_are_refused() {
     on_a_node(|node| async move {
-        let dirs = Dirs::of(&node.config, &new_id()).unwrap();
-        make_private(&dirs.run).unwrap();
-        create(&dirs).unwrap();
+        let pod = TestPod::new(&node);
+        let dirs = &pod.dirs;
         let folder = node.folder.path().join("things");
         fs::create_dir(&folder).unwrap();
         let _socket = std::os::unix::net::UnixListener::bind(folder.join("socket")).unwrap();
@@ -316,26 +357,24 @@ fn sockets_pipes_and_devices_are_refused() {
         let container = new_id();
         let rows = [("socket", "is a unix socket"), ("pipe", "is a named pipe"), ("/dev/null", "is a device")];
         for (path, why) in rows {
-            let error = export(&dirs, &container, &folder.join(path), Access::default(), None).unwrap_err();
+            let error = export(dirs, &container, &folder.join(path), Access::default(), None).unwrap_err();
             assert!(
                 matches!(&error, SandboxError::Invalid(text) if text.contains(why) && text.contains("\"host\"")),
                 "{error}"
             );
         }
-        export(&dirs, &container, &folder, Access::default(), None).unwrap();
-        unmount_below(&dirs.run).unwrap();
-        crate::dirs::delete(&dirs.run).unwrap();
+        export(dirs, &container, &folder, Access::default(), None).unwrap();
+        pod.remove();
     });
 }
 
 #[test]
 fn file_systems_of_the_kernel_s_own_are_not_exported() {
     on_a_node(|node| async move {
-        let dirs = Dirs::of(&node.config, &new_id()).unwrap();
-        make_private(&dirs.run).unwrap();
-        create(&dirs).unwrap();
+        let pod = TestPod::new(&node);
+        let dirs = &pod.dirs;
         let container = new_id();
-        let export = |source: &Path| export(&dirs, &container, source, Access::default(), None);
+        let export = |source: &Path| export(dirs, &container, source, Access::default(), None);
         for (path, name) in [("/proc", "proc"), ("/proc/self/status", "proc"), ("/proc/self/ns/net", "nsfs")] {
             let error = export(&fs::canonicalize(path).unwrap_or_else(|_| path.into())).unwrap_err();
             let wanted = format!("lies on {name},");
@@ -357,7 +396,6 @@ fn file_systems_of_the_kernel_s_own_are_not_exported() {
         let below: Vec<&Path> = exported.submounts.iter().map(|submount| &*submount.below).collect();
         assert_eq!(below, [Path::new("kept")]);
         unmount_below(&source).unwrap();
-        unmount_below(&dirs.run).unwrap();
-        crate::dirs::delete(&dirs.run).unwrap();
+        pod.remove();
     });
 }

@@ -82,6 +82,7 @@ fn run(dir: &Path, monitor: &str, files: [&str; 4], rest: &[&str]) -> Result<()>
         exit_fd: inherited(exit)?,
         kvm_fd: inherited(OpenOptions::new().read(true).write(true).open("/dev/kvm")?)?,
         share_fd: inherited(rustix::fs::open(share, OFlags::PATH | OFlags::DIRECTORY, Mode::empty())?)?,
+        mounts_fd: None,
         disk_fd: inherited(OpenOptions::new().read(true).write(true).open(dir.join("disk"))?)?,
         tap_fd: std::env::var("TAP_FD").ok().map(|text| text.parse()).transpose()?,
         more_tap_fds: Vec::new(),

@@ -88,6 +88,8 @@ pub(crate) struct Handed {
     pub(crate) vsock: OwnedFd,
     /// The pod's share directory.
     pub(crate) share: OwnedFd,
+    /// A mount namespace whose root is the share; absent when the launcher knows of none.
+    pub(crate) mounts: Option<OwnedFd>,
     /// The pod's disk.
     pub(crate) disk: OwnedFd,
     /// The taps, none without a network.
@@ -141,6 +143,7 @@ impl Launch {
             control: take(config.control_fd, "the control socket")?,
             vsock: take(config.vsock_fd, "the vsock socket")?,
             share: take(config.share_fd, "the share directory")?,
+            mounts: config.mounts_fd.map(|fd| take(fd, "the mount namespace")).transpose()?,
             disk: take(config.disk_fd, "the disk")?,
             taps: config
                 .tap_fd
@@ -207,6 +210,7 @@ mod tests {
             exit_fd: loose(),
             kvm_fd: loose(),
             share_fd: loose(),
+            mounts_fd: None,
             disk_fd: loose(),
             tap_fd: None,
             more_tap_fds: Vec::new(),

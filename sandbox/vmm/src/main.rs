@@ -65,7 +65,6 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs the VM; answers how it ended, and whether the exit report was written.
 /// A program that serves one pod does not go on after a panic: the message first, then the end.
 fn abort_on_panic() {
     let say = std::panic::take_hook();
@@ -75,11 +74,13 @@ fn abort_on_panic() {
     }));
 }
 
+/// Runs the VM; answers how it ended, and whether the exit report was written.
 fn run(launch: &mut Launch, timeline: Arc<Timeline>) -> Result<(End, bool), Box<dyn Error>> {
-    let (settings, handed) = launch.check()?;
+    process::end_by_signals()?;
+    let (settings, mut handed) = launch.check()?;
     process::name(&settings.name);
-    let share = handed.share.try_clone()?;
+    let (share, mounts) = (handed.share.try_clone()?, handed.mounts.take());
     let prepared = Prepared::new(&settings, handed, timeline)?;
-    lock_in::lock_in(share.as_fd())?;
+    lock_in::lock_in(share.as_fd(), mounts)?;
     Ok(prepared.start(&launch.exit)?.wait())
 }

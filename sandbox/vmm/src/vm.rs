@@ -138,7 +138,7 @@ struct DeviceFds {
 impl Prepared {
     /// Builds the VM, up to but not including its first instruction.
     pub(crate) fn new(settings: &Settings, handed: Handed, timeline: Arc<Timeline>) -> Result<Self, VmError> {
-        let Handed { kvm, kernel, initrd, control, vsock, share, disk, taps } = handed;
+        let Handed { kvm, kernel, initrd, control, vsock, share, disk, taps, mounts: _ } = handed;
         let memory = memory::map(settings.memory_mib).map_err(step("map the guest's memory"))?;
         let (ram, hotplug) = (memory.clone(), settings.hotplug_mib);
         let reserve = |mib| Region::reserve(&ram, mib).map_err(step("reserve memory for later"));

@@ -56,15 +56,15 @@ fn killed(handler: &'static str) -> Outcome {
     crictl.remove_pod(&id)
 }
 
-/// Kills the pod's monitor or supervisor.
-fn kill_pod_process(pod: &str, handler: &str) -> Outcome {
+/// Ends the pod's monitor or supervisor by a signal.
+fn kill_pod_process(pod: &str, handler: &str, signal: &str) -> Outcome {
     let name = if handler == "vm" { "cofferdam-vmm" } else { "cofferdam-agent" };
     let folder = format!("/cofferdam/{pod}");
     let of_the_pod = |pid: &u32| fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|c| c.contains(&folder));
     let Some(victim) = processes::heads(name).into_iter().find(of_the_pod) else {
         return Err(format!("no {name} in the pod's cgroup").into());
     };
-    let killed = Command::new("kill").args(["-KILL", &victim.to_string()]).status().doing("run kill")?;
+    let killed = Command::new("kill").args([signal, &victim.to_string()]).status().doing("run kill")?;
     ensure!(killed.success(), "kill {victim} failed");
     Ok(())
 }
@@ -85,7 +85,8 @@ fn pod_dies(handler: &'static str) -> Outcome {
     let pod = Pod::new("mortal");
     let id = crictl.run_pod(handler, &pod)?;
     let container = crictl.run_container(&id, &pod, &Container::shell("sleeper", "exec sleep 100000"))?;
-    kill_pod_process(&id, handler)?;
+    // As a node that shuts down does it; a monitor is process 1 of a namespace, where signals are ignored by default.
+    kill_pod_process(&id, handler, if handler == "vm" { "-TERM" } else { "-KILL" })?;
     dead_pod_is_reported(&crictl, &id, &container)
 }
 
@@ -95,7 +96,7 @@ fn pod_dies_meanwhile(handler: &'static str) -> Outcome {
     let id = crictl.run_pod(handler, &pod)?;
     let container = crictl.run_container(&id, &pod, &Container::shell("sleeper", "exec sleep 100000"))?;
     daemon::kill()?;
-    let killed = kill_pod_process(&id, handler);
+    let killed = kill_pod_process(&id, handler, "-KILL");
     daemon::start()?;
     killed?;
     dead_pod_is_reported(&crictl, &id, &container)

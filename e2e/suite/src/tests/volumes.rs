@@ -13,6 +13,7 @@ use super::config_volumes::write_version;
 use super::{Check, Test, in_one_pod, with_both};
 use crate::crictl::{self, BUSYBOX, Container, Crictl, Output, Pod, wait_for};
 use crate::failure::{Doing, Outcome, ensure};
+use crate::processes;
 
 pub(super) const TESTS: &[Test] =
     &[("volumes", || with_both(|handler| in_one_pod(handler, &Pod::new("volumes"), CHECKS)))];
@@ -98,7 +99,7 @@ fn read_only(container: &str, path: &str) -> Outcome {
     Ok(())
 }
 
-fn access(_handler: &'static str, id: &str, pod: &Pod) -> Outcome {
+fn access(handler: &'static str, id: &str, pod: &Pod) -> Outcome {
     let folder = Folder::new()?;
     let (plain, shared, secret) = (folder.dir("plain")?, folder.dir("shared")?, folder.dir("secret")?);
     mount(&["-t", "tmpfs", "tmpfs", &folder.dir("plain/tmpfs")?])?;
@@ -135,6 +136,9 @@ fn access(_handler: &'static str, id: &str, pod: &Pod) -> Outcome {
         ensure!(got == wanted, "{path} holds {got:?}, not {wanted:?}");
     }
 
+    if handler == "vm" {
+        monitor_sees_its_share_alone()?;
+    }
     prints(&container, "ls /follows/late /private/late | grep -c flag; true", "0")?;
     mount(&["-t", "tmpfs", "tmpfs", &late])?;
     fs::write(format!("{late}/flag"), "").doing("write the flag")?;
@@ -150,6 +154,23 @@ fn access(_handler: &'static str, id: &str, pod: &Pod) -> Outcome {
     let status = crictl.json(&["inspect", "-o", "json", &container])?;
     let echoed = status.pointer("/status/mounts").and_then(Value::as_array).map_or(0, Vec::len);
     ensure!(echoed == mounts.len(), "the status has {echoed} of {} mounts", mounts.len());
+    Ok(())
+}
+
+/// The only monitor is alone in a PID namespace, and of the node's files it sees the layers and volumes of its pod.
+fn monitor_sees_its_share_alone() -> Outcome {
+    let running = processes::heads("cofferdam-vmm");
+    let [monitor] = running[..] else { return Err(format!("{} monitors run", running.len()).into()) };
+    let read = |name: &str| fs::read_to_string(format!("/proc/{monitor}/{name}")).doing(&format!("read its {name}"));
+    let ids = read("status")?.lines().find_map(|line| line.strip_prefix("NSpid:").map(str::to_owned));
+    let ids = ids.unwrap_or_default();
+    ensure!(ids.split_whitespace().eq([monitor.to_string().as_str(), "1"]), "the monitor's process ids are {ids}");
+    let mounts = read("mountinfo")?;
+    let points: Vec<&str> = mounts.lines().filter_map(|line| line.split(' ').nth(4)).collect();
+    let given = |point: &str| point == "/" || point.starts_with("/volumes/") || point.contains("/layer");
+    ensure!(points.len() > 8 && points.iter().all(|point| given(point)), "the monitor sees {mounts}");
+    let node = fs::read_to_string("/proc/self/mountinfo").doing("read the node's mounts")?;
+    ensure!(!node.contains("/run/cofferdam/pods/"), "a pod's mounts are the node's: {node}");
     Ok(())
 }
 

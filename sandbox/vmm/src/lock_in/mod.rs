@@ -1,8 +1,9 @@
 //! The monitor locks itself in: once everything is open and before the first instruction of the guest.
 //!
-//! From here on, the process and all threads that it starts can open files below the share only (Landlock), have no capabilities
-//! beyond what acting for a guest's users needs, and each thread can make only the system calls that [`calls`] lists for its kind.
-//! Nothing of this can be taken back.
+//! From here on, the process and all threads that it starts are in a mount namespace whose root is the share, can open files below the
+//! share only (Landlock), have no capabilities beyond what acting for a guest's users needs, and each thread can make only the system
+//! calls that [`calls`] lists for its kind. Nothing of this can be taken back. The PID namespace that they are alone in is the
+//! launcher's to make.
 
 mod calls;
 mod landlock;
@@ -12,12 +13,12 @@ mod tests;
 mod threads;
 
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{
-    CapabilitySet, CapabilitySets, capabilities, remove_capability_from_bounding_set, set_capabilities,
-    set_no_new_privs,
+    CapabilitySet, CapabilitySets, LinkNameSpaceType, capabilities, move_into_link_name_space,
+    remove_capability_from_bounding_set, set_capabilities, set_no_new_privs,
 };
 
 pub(crate) use calls::ThreadKind;
@@ -49,13 +50,19 @@ fn step<E: Into<io::Error>>(step: &'static str) -> impl Fn(E) -> LockInError {
     move |source| LockInError { step, source: source.into() }
 }
 
-/// Locks the calling thread, the main one, in, and every thread that is started later; `share` is what may be opened below.
-pub(crate) fn lock_in(share: BorrowedFd<'_>) -> Result<(), LockInError> {
+/// Locks the calling thread, the main one, in, and every thread that is started later; `share` is what may be opened below, and the
+/// root of the mount namespace `mounts`.
+pub(crate) fn lock_in(share: BorrowedFd<'_>, mounts: Option<OwnedFd>) -> Result<(), LockInError> {
     // A guest may know as many files as its memory holds; a crash's core would be the guest's memory.
     let files = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files })
         .map_err(step("raise its limit of files"))?;
     setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) }).map_err(step("forbid core dumps"))?;
+    match mounts {
+        // Fails if there is another thread, which would stay in the node's namespace.
+        Some(mounts) => enter(mounts.as_fd()).map_err(step("enter its mount namespace"))?,
+        None => eprintln!("the launcher handed over no mount namespace: the monitor stays in that of the node"),
+    }
     set_no_new_privs(true).map_err(step("give up new privileges"))?;
     drop_capabilities().map_err(step("drop capabilities"))?;
     let missing = landlock::restrict(share).map_err(io::Error::other).map_err(step("restrict what it may open"))?;
@@ -64,6 +71,11 @@ pub(crate) fn lock_in(share: BorrowedFd<'_>) -> Result<(), LockInError> {
     }
     seccomp::restrict_process().map_err(step("restrict its system calls"))?;
     threads::divide().map_err(step("restrict the system calls of its main thread"))
+}
+
+/// Makes the root of the namespace `mounts` the root and working directory of the calling thread, which must share them with no other.
+fn enter(mounts: BorrowedFd<'_>) -> rustix::io::Result<()> {
+    move_into_link_name_space(mounts, Some(LinkNameSpaceType::Mount))
 }
 
 fn drop_capabilities() -> rustix::io::Result<()> {

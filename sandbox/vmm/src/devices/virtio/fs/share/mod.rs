@@ -29,10 +29,11 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::Mode;
 
 use super::places::Place;
 use crate::event_loop::lock;
+use crate::process;
 use descriptors::Descriptors;
 use handles::Handles;
 use nodes::{Class, Node, Nodes};
@@ -62,8 +63,7 @@ impl Share {
 
     /// As [`Self::new`], with a bound for the descriptors that the guest makes it hold.
     fn bounded(root: OwnedFd, descriptors: Descriptors) -> io::Result<Self> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let proc_fd = rustix::fs::open("/proc/self/fd", flags, Mode::empty())?;
+        let proc_fd = process::descriptors()?;
         let privileged = rustix::process::geteuid().is_root();
         let nodes = Mutex::new(Nodes::new(root, descriptors.clone())?);
         let handles = Mutex::new(Handles::new(descriptors));
