@@ -41,9 +41,17 @@ pub(crate) fn volumes(asked: &[Mount], kind: Kind, users: Option<UserRange>) -> 
     if asked.len() > MAX_MOUNTS {
         return Err(CriError::invalid(format!("more than {MAX_MOUNTS} mounts")));
     }
-    let mut volumes: Vec<Volume> = asked.iter().map(|m| volume(m, kind, users)).collect::<Result<_, _>>()?;
+    let wanted = asked.iter().filter(|m| !is_the_guests_own(m, kind));
+    let mut volumes: Vec<Volume> = wanted.map(|m| volume(m, kind, users)).collect::<Result<_, _>>()?;
     volumes.sort_by_key(|v| Path::new(&v.mount.destination).components().count());
     Ok(volumes)
+}
+
+/// The node's /dev as /dev of a container in a microVM: the devices are the node's, and no number of theirs means the same in the
+/// guest. Such a container has the guest's /dev, which its programs can use.
+fn is_the_guests_own(m: &Mount, kind: Kind) -> bool {
+    let is_dev = |path: &str| Path::new("/").join(path).components().eq(Path::new("/dev").components());
+    kind == Kind::Vm && m.image.is_none() && is_dev(&m.host_path) && is_dev(&m.container_path)
 }
 
 fn volume(m: &Mount, kind: Kind, users: Option<UserRange>) -> Result<Volume, CriError> {

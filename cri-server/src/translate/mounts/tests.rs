@@ -12,6 +12,14 @@ fn folders_come_before_what_lies_in_them() {
     assert_eq!(order, ["/relative", "/data", "/data/deep/er"]);
 }
 
+#[test]
+fn the_nodes_devices_are_not_those_of_a_guest() {
+    let asked = [mount("/dev/", "/dev"), mount("/host/dev", "/dev"), mount("/dev/shm", "/srv")];
+    let of = |kind| volumes(&asked, kind, None).unwrap().into_iter().map(|v| v.mount.destination).collect::<Vec<_>>();
+    assert_eq!(of(Kind::Vm), ["/host/dev", "/dev/shm"]);
+    assert_eq!(of(Kind::Host), ["/dev/", "/host/dev", "/dev/shm"]);
+}
+
 fn image(name: &str) -> ImageSpec {
     ImageSpec { image: name.into(), user_specified_image: "docs:1".into(), ..Default::default() }
 }

@@ -129,7 +129,7 @@ struct Parts {
     child: crate::sys::Child,
     channel: Outer,
     outside: Outside,
-    devpts: Option<OwnedFd>,
+    devpts: OwnedFd,
     user: Resolved,
 }
 
@@ -166,6 +166,7 @@ async fn launch(
             None => return Err(Error::new(Kind::Internal, "the container's process died while it was set up")),
         }
     };
+    let devpts = devpts.ok_or_else(|| Error::new(Kind::Internal, "the container's process sent no devpts"))?;
     Ok(Parts { child, channel: outer, outside, devpts, user })
 }
 

@@ -64,9 +64,7 @@ async fn begin(agent: &Arc<Agent>, container: Arc<Container>, start: &ExecStart)
     spec.terminal = start.terminal;
 
     let (inside, outside, terminal) = if start.terminal {
-        let devpts = container.devpts.as_ref();
-        let devpts = devpts.ok_or_else(|| Error::precondition("the container has no /dev/pts of its own"))?;
-        let (master, slave) = stdio::terminal(devpts)?;
+        let (master, slave) = stdio::terminal(&container.devpts)?;
         let outside = Outside { stdout: Some(End::new(master)?), ..Outside::default() };
         (Inside::Terminal, outside, Some(slave))
     } else {

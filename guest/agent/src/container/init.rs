@@ -21,7 +21,7 @@ use super::process::{self, Launch};
 use super::rootfs::{self, Layer};
 use super::spec::{MountSpec, Spec};
 use super::stdio::{self, Inside};
-use super::{paths, user, volumes};
+use super::{dev, paths, user, volumes};
 use crate::agent::Agent;
 use crate::error::{Doing, Error, Result};
 use crate::users::Users;
@@ -67,9 +67,11 @@ fn set_up(
     if let Some(users) = agent.users() {
         users.own_what_is_made()?;
     }
-    let dev = mounts::standard(&root, spec, agent.users(), &mut trees)?;
-    mounts::device_nodes(&root, &spec.devices.nodes)?;
+    mounts::standard(&root, spec, &mut trees)?;
+    let dev = dev::make(&root, spec, agent.users(), &mut trees)?;
+    dev::device_nodes(&root, &spec.devices.nodes)?;
     mounts::requested(&root, &spec.mounts, std::mem::take(&mut trees.binds))?;
+    dev::complete(&root, spec, &dev, &mut trees)?;
     user.home = user::home(&root, user.uid);
     if let Some(users) = agent.users() {
         for id in user.groups.iter().chain([&user.uid, &user.gid]) {
@@ -78,19 +80,15 @@ fn set_up(
     }
     paths::make_dir(&root, &spec.process.cwd)?;
     mounts::make_readonly(&root, &spec.readonly)?;
-    mounts::mask(&root, &dev, &spec.masked)?;
+    mounts::mask(&root, dev.dir.as_ref(), &spec.masked)?;
 
     let mut slave = None;
-    if let Some(pts) = &dev.pts {
-        channel.report(&Report::Devpts, Some(pts))?;
-        if spec.process.terminal {
-            let (master, inner) = stdio::terminal(pts)?;
-            mounts::console(&dev, &inner)?;
-            channel.report(&Report::Terminal, Some(&master))?;
-            slave = Some(inner);
-        }
-    } else if spec.process.terminal {
-        return Err(Error::invalid("a terminal needs the standard /dev/pts"));
+    channel.report(&Report::Devpts, Some(&dev.pts))?;
+    if spec.process.terminal {
+        let (master, inner) = stdio::terminal(&dev.pts)?;
+        dev::console(&root, spec, &dev, &inner)?;
+        channel.report(&Report::Terminal, Some(&master))?;
+        slave = Some(inner);
     }
     rootfs::pivot(&root)?;
     if spec.readonly_rootfs {

@@ -47,7 +47,7 @@ pub struct Container {
     /// Its writable layer.
     pub layer: Layer,
     /// Its instance of devpts.
-    pub devpts: Option<OwnedFd>,
+    pub devpts: OwnedFd,
     /// What the writable layer holds.
     pub usage: Usage,
     /// Held by whoever changes limits: one change is whole before the next begins.

@@ -1,25 +1,23 @@
 //! What is mounted in a container's root, besides the root itself.
 //!
-//! The agent makes the standard set: /proc, /dev (tmpfs with the usual nodes, pts, shm, mqueue), /sys, /sys/fs/cgroup, and the
-//! pod's /etc/resolv.conf, /etc/hosts and /etc/hostname. A mount of the request with the same destination takes its place.
+//! The agent makes the standard set: /proc, /dev (see [`super::dev`]), /sys, /sys/fs/cgroup, and the pod's /etc/resolv.conf,
+//! /etc/hosts and /etc/hostname. A mount of the request with the same destination takes its place.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::mount::{OpenTreeFlags, UnmountFlags, open_tree, unmount};
 
-use super::devices::{Node, STANDARD};
 use super::paths;
 use super::rootfs::{Layer, attach, mount_layers, new_mount};
 use super::spec::{MountSpec, Propagation, Spec};
 use crate::error::{Doing, Error, Result};
 use crate::sys::mount_setattr;
-use crate::users::Users;
 
-const NOSUID: u64 = libc::MOUNT_ATTR_NOSUID;
-const NODEV: u64 = libc::MOUNT_ATTR_NODEV;
-const NOEXEC: u64 = libc::MOUNT_ATTR_NOEXEC;
+pub(super) const NOSUID: u64 = libc::MOUNT_ATTR_NOSUID;
+pub(super) const NODEV: u64 = libc::MOUNT_ATTR_NODEV;
+pub(super) const NOEXEC: u64 = libc::MOUNT_ATTR_NOEXEC;
 const RDONLY: u64 = libc::MOUNT_ATTR_RDONLY;
 
 const PROC_MAGIC: i64 = 0x9fa0;
@@ -77,7 +75,7 @@ pub fn again(fd: impl AsFd, recursive: bool) -> std::io::Result<OwnedFd> {
 }
 
 /// A directory that must not be a link in the image: /proc and the like are where everybody looks for them.
-fn plain_dir(root: &OwnedFd, path: &str) -> Result<OwnedFd> {
+pub(super) fn plain_dir(root: &OwnedFd, path: &str) -> Result<OwnedFd> {
     let relative = path.trim_start_matches('/');
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
@@ -91,29 +89,19 @@ fn plain_dir(root: &OwnedFd, path: &str) -> Result<OwnedFd> {
     }
 }
 
-fn parameters(list: &[(&str, &str)]) -> Vec<(String, Option<String>)> {
+pub(super) fn parameters(list: &[(&str, &str)]) -> Vec<(String, Option<String>)> {
     list.iter().map(|(k, v)| ((*k).to_owned(), (!v.is_empty()).then(|| (*v).to_owned()))).collect()
 }
 
-/// Descriptors that outlive the set-up.
-#[derive(Debug, Default)]
-pub struct Dev {
-    /// Instance of devpts, for terminals.
-    pub pts: Option<OwnedFd>,
-    /// The /dev itself.
-    pub dir: Option<OwnedFd>,
-}
-
-/// Makes the standard mounts.
+/// Makes the standard mounts but /dev.
 ///
 /// # Errors
 /// When the image stands in the way or the kernel refuses.
-pub fn standard(root: &OwnedFd, spec: &Spec, users: Option<&Users>, trees: &mut Trees) -> Result<Dev> {
+pub fn standard(root: &OwnedFd, spec: &Spec, trees: &mut Trees) -> Result<()> {
     if !spec.mounts_over("/proc") {
         let proc = new_mount("proc", &[], NOSUID | NODEV | NOEXEC)?;
         attach(&proc, plain_dir(root, "/proc")?, Path::new("/proc"))?;
     }
-    let dev = if spec.mounts_over("/dev") { Dev::default() } else { dev(root, spec, users, trees)? };
     let sys_readonly = if spec.privileged { 0 } else { RDONLY };
     if !spec.mounts_over("/sys") {
         let sys = new_mount("sysfs", &[], NOSUID | NODEV | NOEXEC | sys_readonly)?;
@@ -132,82 +120,6 @@ pub fn standard(root: &OwnedFd, spec: &Spec, users: Option<&Users>, trees: &mut 
             mount_setattr(&tree, false, RDONLY, 0, 0).doing("make a file of the pod read-only")?;
         }
         attach(&tree, paths::mount_point(root, &destination, false)?, &destination)?;
-    }
-    Ok(dev)
-}
-
-fn dev(root: &OwnedFd, spec: &Spec, users: Option<&Users>, trees: &mut Trees) -> Result<Dev> {
-    let root_user = users.map_or(0, Users::root);
-    let dev =
-        new_mount("tmpfs", &parameters(&[("mode", "755"), ("size", "64k")]), NOSUID | libc::MOUNT_ATTR_STRICTATIME)?;
-    // Nobody else is in this mount namespace yet, and this file system is new: names are what they seem.
-    for (name, major, minor) in STANDARD {
-        let node = Node {
-            path: PathBuf::from(name),
-            kind: FileType::CharacterDevice,
-            number: (major, minor),
-            mode: 0o666,
-            owner: (root_user, root_user),
-        };
-        make_node(&dev, Path::new(name), &node)?;
-    }
-    for (name, target) in [
-        ("fd", "/proc/self/fd"),
-        ("stdin", "/proc/self/fd/0"),
-        ("stdout", "/proc/self/fd/1"),
-        ("stderr", "/proc/self/fd/2"),
-        ("ptmx", "pts/ptmx"),
-    ] {
-        rustix::fs::symlinkat(target, &dev, name).doing(format!("make /dev/{name}"))?;
-    }
-    for (name, mode) in [("pts", 0o755), ("shm", 0o1777), ("mqueue", 0o1777)] {
-        rustix::fs::mkdirat(&dev, name, Mode::from_raw_mode(mode)).doing(format!("make /dev/{name}"))?;
-    }
-    attach(&dev, plain_dir(root, "/dev")?, Path::new("/dev"))?;
-    let on = |name: &str, tree: OwnedFd| -> Result<OwnedFd> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let place = rustix::fs::openat(&dev, name, flags, Mode::empty()).doing(format!("open /dev/{name}"))?;
-        attach(&tree, place, &Path::new("/dev").join(name))?;
-        Ok(tree)
-    };
-    let mut pts = None;
-    if !spec.mounts_over("/dev/pts") {
-        // The group of terminals, by its number in the pod.
-        let gid = users.map_or(Ok(5), |users| users.on_node(5)).unwrap_or(root_user).to_string();
-        let data = parameters(&[("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", &gid)]);
-        pts = Some(on("pts", new_mount("devpts", &data, NOSUID | NOEXEC)?)?);
-    }
-    if !spec.mounts_over("/dev/shm")
-        && let Some(shm) = trees.shm.take()
-    {
-        on("shm", shm)?;
-    }
-    if !spec.mounts_over("/dev/mqueue") {
-        on("mqueue", new_mount("mqueue", &[], NOSUID | NODEV | NOEXEC)?)?;
-    }
-    Ok(Dev { pts, dir: Some(dev) })
-}
-
-fn make_node(dir: impl AsFd, name: &Path, node: &Node) -> Result<()> {
-    let device = rustix::fs::makedev(node.number.0, node.number.1);
-    match rustix::fs::mknodat(dir.as_fd(), name, node.kind, Mode::from_raw_mode(node.mode), device) {
-        Ok(()) => {}
-        Err(rustix::io::Errno::EXIST) => return Ok(()),
-        Err(e) => return Err(e).doing(format!("make device {}", node.path.display())),
-    }
-    let (uid, gid) = (Uid::from_raw(node.owner.0), Gid::from_raw(node.owner.1));
-    rustix::fs::chownat(dir, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
-        .doing(format!("give away device {}", node.path.display()))
-}
-
-/// Makes the devices of the request.
-///
-/// # Errors
-/// When the kernel refuses.
-pub fn device_nodes(root: &OwnedFd, nodes: &[Node]) -> Result<()> {
-    for node in nodes {
-        let (Some(parent), Some(name)) = (node.path.parent(), node.path.file_name()) else { continue };
-        make_node(paths::make_dir(root, parent)?, Path::new(name), node)?;
     }
     Ok(())
 }
@@ -320,11 +232,11 @@ fn check_not_in_proc(root: &OwnedFd, target: &OwnedFd, m: &MountSpec) -> Result<
     Err(Error::invalid(format!("{} lies inside /proc, where nothing may be mounted", m.destination.display())))
 }
 
-/// Hides paths: a directory becomes an empty one, a file becomes /dev/null.
+/// Hides paths: a directory becomes an empty one, a file becomes the /dev/null of `dev`, or of the container if that is none.
 ///
 /// # Errors
 /// When the kernel refuses; a path that is not there is fine.
-pub fn mask(root: &OwnedFd, dev: &Dev, list: &[PathBuf]) -> Result<()> {
+pub fn mask(root: &OwnedFd, dev: Option<&OwnedFd>, list: &[PathBuf]) -> Result<()> {
     for path in list {
         let Some(target) = existing(root, path)? else { continue };
         if paths::file_type(&target).doing(format!("look at {}", path.display()))? == FileType::Directory {
@@ -337,7 +249,7 @@ pub fn mask(root: &OwnedFd, dev: &Dev, list: &[PathBuf]) -> Result<()> {
             continue;
         }
         // The node that this agent made, or what a mount of the request put there, if it is the null device.
-        let null = match &dev.dir {
+        let null = match dev {
             Some(dir) => {
                 rustix::fs::openat(dir, "null", OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
                     .doing("open /dev/null")?
@@ -371,23 +283,11 @@ pub fn make_readonly(root: &OwnedFd, list: &[PathBuf]) -> Result<()> {
     Ok(())
 }
 
-fn existing(root: &OwnedFd, path: &Path) -> Result<Option<OwnedFd>> {
+/// What is at `path`, if something is.
+pub(super) fn existing(root: &OwnedFd, path: &Path) -> Result<Option<OwnedFd>> {
     match paths::open(root, path, OFlags::PATH) {
         Ok(target) => Ok(Some(target)),
         Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => Ok(None),
         Err(e) => Err(e).doing(format!("open {} in the container's root", path.display())),
     }
-}
-
-/// Binds the terminal to /dev/console.
-///
-/// # Errors
-/// When the kernel refuses.
-pub fn console(dev: &Dev, terminal: &OwnedFd) -> Result<()> {
-    let Some(dir) = &dev.dir else { return Ok(()) };
-    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
-    rustix::fs::openat(dir, "console", flags, Mode::from_raw_mode(0o600)).doing("make /dev/console")?;
-    let place = rustix::fs::openat(dir, "console", OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
-        .doing("open /dev/console")?;
-    attach(again(terminal, false).doing("copy the terminal")?, place, Path::new("/dev/console"))
 }
