@@ -15,6 +15,7 @@ use cofferdam_proto::monitor::{
 use futures::StreamExt;
 use rustix::fs::CWD;
 use rustix::mount::{MountPropagationFlags, MoveMountFlags, UnmountFlags, mount_change, move_mount, unmount};
+use rustix::process::{Resource, Rlimit, setrlimit};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
 use tonic::transport::server::Connected;
@@ -29,6 +30,10 @@ use crate::{network, reclaim, service, sys};
 
 /// The pod's disk for writable layers.
 const DISK: &str = "/run/cofferdam/disk";
+/// As many numbers as a process can have.
+const MAX_PROCESSES: u64 = 4 << 20;
+/// Signals that wait for a user's processes: those of a node with 8 GiB.
+const MAX_SIGNALS: u64 = 32 << 10;
 /// The agent's own files.
 const RUN: &str = "/run/cofferdam/run";
 
@@ -49,8 +54,21 @@ pub fn run() -> ! {
     }
 }
 
+/// Processes and threads of a container are bounded by its cgroup alone, as on a node. By itself the kernel would allow as many
+/// as suit the memory that the guest started with: 900 for each user of a guest of 256 MiB.
+fn lift_limits() -> Result<()> {
+    for (name, most) in [("threads-max", MAX_PROCESSES), ("pid_max", MAX_PROCESSES)] {
+        let path = Path::new("/proc/sys/kernel").join(name);
+        sys::write_knob(&path, most.to_string()).doing(format!("set {}", path.display()))?;
+    }
+    setrlimit(Resource::Nproc, Rlimit { current: None, maximum: None }).doing("lift the limit on processes")?;
+    let signals = Rlimit { current: Some(MAX_SIGNALS), maximum: Some(MAX_SIGNALS) };
+    setrlimit(Resource::Sigpending, signals).doing("raise the limit on pending signals")
+}
+
 fn serve() -> Result<()> {
     mount_kernel()?;
+    lift_limits()?;
     sys::write_knob(Path::new("/proc/self/oom_score_adj"), "-1000").doing("be the last one to be killed")?;
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
         .doing("keep containers from looking into the agent")?;

@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use rustix::io::Errno;
-use rustix::process::{Resource, Rlimit, Signal, setrlimit};
+use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use rustix::thread::{Gid, Uid};
 
 use super::channel::Inner;
@@ -131,6 +131,9 @@ impl<'a> Launch<'a> {
         sys::close_range(first, u32::MAX).doing("close descriptors")?;
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
         setrlimit(Resource::Nofile, self.nofile).doing("set the limit on open files")?;
+        // Programs may dump core, as under other runtimes; only the daemon and what it runs beside them must not.
+        let most = getrlimit(Resource::Core).maximum;
+        setrlimit(Resource::Core, Rlimit { current: most, maximum: most }).doing("set the limit on core files")?;
         for (resource, limit) in &self.spec.rlimits {
             setrlimit(*resource, *limit).doing(format!("set the limit {resource:?}"))?;
         }
