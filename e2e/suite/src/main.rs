@@ -15,6 +15,7 @@ mod demo;
 mod direct;
 mod emulator;
 mod failure;
+mod inside;
 mod kubelet;
 mod openmetrics;
 mod pod_cgroup;
@@ -48,6 +49,12 @@ enum Command {
     Soak(soak::Options),
     /// A real kubelet on Cofferdam alone, with static pods.
     Kubelet,
+    /// What a test does inside a container.
+    #[command(hide = true)]
+    Inside {
+        #[command(subcommand)]
+        work: inside::Work,
+    },
     /// Cofferdam beside containerd + runc.
     Bench {
         /// Where benchmarks.json and benchmarks.md go.
@@ -80,6 +87,7 @@ fn main() -> ExitCode {
         Command::Test { filter } => tests::run(filter.as_deref()),
         Command::Soak(options) => soak::run(&options),
         Command::Kubelet => kubelet::run(),
+        Command::Inside { work } => inside::run(&work),
         Command::Bench { out, n, pulls, list_pods, idle_seconds, machine, lists_only } => {
             bench::run(&bench::Options { out, n, pulls, list_pods, idle_seconds, machine, lists_only })
         }

@@ -16,6 +16,7 @@ mod memory;
 mod metrics;
 mod network;
 mod records;
+mod reported;
 mod resources;
 mod security;
 mod soak;
@@ -48,6 +49,7 @@ fn all() -> Vec<Test> {
         disk::TESTS,
         logs::TESTS,
         records::TESTS,
+        reported::TESTS,
         resources::TESTS,
         memory::TESTS,
         starts::TESTS,
