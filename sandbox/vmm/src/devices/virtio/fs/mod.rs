@@ -4,6 +4,7 @@
 //! threads, so that a slow disk holds up nothing else, and a file system that never answers only who asks for it.
 
 mod device;
+mod extra;
 mod places;
 mod request;
 pub(crate) mod share;

@@ -1,5 +1,6 @@
 //! Which requests are worth decoding: the file server's own bounds, before `fuse_backend_rs` sees a byte.
 
+use super::extra;
 use crate::devices::virtio::Buffers;
 
 /// Bytes of a request at most: the longest write (1 MiB), and a page for everything before its data.
@@ -46,6 +47,7 @@ const ANSWERED: &[u32] = &[
     44, // READDIRPLUS
     45, // RENAME2
     46, // LSEEK
+    extra::TMPFILE,
 ];
 /// Linux takes ENOSYS from this one for a broken server.
 const IOCTL: u32 = 39;

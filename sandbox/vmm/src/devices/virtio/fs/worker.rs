@@ -18,6 +18,7 @@ use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::QUEUE_SIZES;
+use super::extra;
 use super::places::{Place, Places};
 use super::request::{self, MAX_REQUEST};
 use super::share::Share;
@@ -224,14 +225,14 @@ impl Shared {
     fn serve(&self, queue: usize, chain: Chain) {
         if queue != REQUESTS {
             // FORGET: no file system is asked.
-            let length = serve(&self.server, &self.memory, chain.clone());
+            let length = serve(&self.share, &self.server, &self.memory, chain.clone());
             self.complete(queue, &chain, length);
             return;
         }
         let place = place(&self.share, &self.memory, &chain);
         let mut next = lock(&self.state).places.enter(place, chain);
         while let Some(chain) = next {
-            let length = serve(&self.server, &self.memory, chain.clone());
+            let length = serve(&self.share, &self.server, &self.memory, chain.clone());
             self.complete(queue, &chain, length);
             next = lock(&self.state).places.leave(place);
         }
@@ -294,9 +295,12 @@ fn place(share: &Share, memory: &GuestMemoryMmap, chain: &Chain) -> Place {
 }
 
 /// Serves one request; answers how many bytes were written to its chain.
-fn serve(server: &Server<Arc<Share>>, memory: &GuestMemoryMmap, chain: Chain) -> u32 {
-    let Some(buffers) = Buffers::new(memory, chain.clone()) else { return 0 };
+fn serve(share: &Share, server: &Server<Arc<Share>>, memory: &GuestMemoryMmap, chain: Chain) -> u32 {
+    let Some(mut buffers) = Buffers::new(memory, chain.clone()) else { return 0 };
     if let Err(written) = request::check(&buffers) {
+        return written;
+    }
+    if let Some(written) = extra::serve(share, &mut buffers) {
         return written;
     }
     // What follows walks the chain twice more and checks every descriptor again, as the guest may change them meanwhile; so

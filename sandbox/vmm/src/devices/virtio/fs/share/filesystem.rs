@@ -22,7 +22,7 @@ use super::{Share, errno, nothing, sys, xattr};
 use crate::event_loop::lock;
 
 /// What a guest may ask of an open file; `O_DIRECT` would want aligned guest memory, the rest is not the guest's to say.
-const OPEN_FLAGS: OFlags =
+pub(super) const OPEN_FLAGS: OFlags =
     OFlags::RWMODE.union(OFlags::APPEND).union(OFlags::TRUNC).union(OFlags::DSYNC).union(OFlags::SYNC);
 /// `SEEK_DATA` and `SEEK_HOLE`; other positions are the guest's kernel's business.
 const SEEK_DATA: u32 = libc::SEEK_DATA as u32;
@@ -49,6 +49,12 @@ impl Share {
     fn forget_once(&self, number: u64) {
         let unused = lock(&self.nodes).forget(number, 1);
         drop(unused); // without the lock
+    }
+
+    /// Keeps a file open of which the guest is told by `entry`. If that cannot be, the guest is told of nothing.
+    pub(super) fn keep_open(&self, entry: &Entry, file: File) -> io::Result<u64> {
+        let kept = lock(&self.handles).insert(entry.inode, file);
+        kept.inspect_err(|_| self.forget_once(entry.inode))
     }
 
     /// The directory in which `name` is to be made, changed or removed.
@@ -99,7 +105,7 @@ fn path(node: &Node) -> String {
     node.file.as_raw_fd().to_string()
 }
 
-fn mode(mode: u32, umask: u32) -> Mode {
+pub(super) fn mode(mode: u32, umask: u32) -> Mode {
     Mode::from_raw_mode((mode & !umask & 0o7777) as RawMode)
 }
 
@@ -346,7 +352,7 @@ impl FileSystem for Share {
                 opened.inspect_err(|_| self.forget_once(entry.inode))
             }
         };
-        let handle = lock(&self.handles).insert(entry.inode, opened?)?;
+        let handle = self.keep_open(&entry, opened?)?;
         Ok((entry, Some(handle), caching(parent.class, false), None))
     }
 

@@ -22,6 +22,7 @@ mod handles;
 mod nodes;
 mod nothing;
 mod sys;
+mod unnamed;
 mod xattr;
 
 use std::hash::{DefaultHasher, Hasher};

@@ -120,10 +120,16 @@ pub(super) fn look_up(nodes: &Mutex<Nodes>, parent: &Node, name: &CStr) -> io::R
     check_name(name)?;
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = rustix::fs::openat(&parent.file, name, flags, Mode::empty())?;
+    add(nodes, parent.class, name, file)
+}
+
+/// Counts that the guest knows `file` (opened `O_PATH`), which is `name` in a directory of `parent`'s. The file system is asked
+/// without the lock.
+pub(super) fn add(nodes: &Mutex<Nodes>, parent: Class, name: &CStr, file: OwnedFd) -> io::Result<Entry> {
     let stat = status(&file)?;
     let (identity, asks) = {
         let nodes = lock(nodes);
-        let identity = identity(&stat, nodes.class(parent.class, name, &stat));
+        let identity = identity(&stat, nodes.class(parent, name, &stat));
         (identity, nodes.asks_whether_writable(&identity))
     };
     let mount_writable = asks && is_writable(&file)?;
@@ -135,7 +141,7 @@ pub(super) fn look_up(nodes: &Mutex<Nodes>, parent: &Node, name: &CStr) -> io::R
     };
     let (inode, _unused) = inserted?;
     // A name of the share itself may be another mount at any time.
-    let entry_timeout = parent.class.attributes_valid();
+    let entry_timeout = parent.attributes_valid();
     Ok(Entry { inode, attr, attr_timeout: class.attributes_valid(), entry_timeout, ..Entry::default() })
 }
 

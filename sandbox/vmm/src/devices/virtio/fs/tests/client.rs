@@ -40,6 +40,7 @@ pub(super) mod op {
     pub(in super::super) const READDIRPLUS: u32 = 44;
     pub(in super::super) const RENAME2: u32 = 45;
     pub(in super::super) const SETUPMAPPING: u32 = 48;
+    pub(in super::super) const TMPFILE: u32 = 51;
 }
 
 pub(super) const ROOT: u64 = 1;

@@ -1,6 +1,7 @@
 mod client;
 mod hanging;
 mod nothing;
+mod unnamed;
 mod unshared;
 
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
@@ -35,6 +36,7 @@ fn a_hostile_client_changes_nothing_that_is_read_only() {
         let refused = [
             (op::CREATE, top, [fields(&[(O_CREAT | O_WRONLY) as u32, 0o644, 0, 0]), name("new")].concat()),
             (op::CREATE, top, [fields(&[(O_CREAT | O_RDWR) as u32, 0o644, 0, 0]), name("file")].concat()),
+            (op::TMPFILE, top, [fields(&[O_RDWR as u32, 0o644, 0, 0]), name("/")].concat()),
             (op::MKDIR, top, [fields(&[0o755, 0]), name("new")].concat()),
             (op::MKNOD, top, [fields(&[libc::S_IFREG | 0o644, 0, 0, 0]), name("new")].concat()),
             (op::SYMLINK, top, [name("new"), name("/etc/passwd")].concat()),
