@@ -308,8 +308,11 @@ fn ending() {
         "panic" => panic!("on purpose"),
         // SAFETY: it is to fail.
         "touch" => unsafe { std::ptr::without_provenance_mut::<u8>(16).write_volatile(1) },
-        // SAFETY: touches no memory.
-        "term" => call(libc::SYS_kill, [own().0, libc::SIGTERM.into(), 0, 0]),
+        "term" => {
+            call(libc::SYS_kill, [own().0, libc::SIGTERM.into(), 0, 0]);
+            // The kernel may give the signal to another thread, which needs a moment.
+            std::thread::sleep(std::time::Duration::from_secs(10));
+        }
         _ => return,
     }
     println!("I am still here");
