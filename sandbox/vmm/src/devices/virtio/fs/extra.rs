@@ -1,32 +1,47 @@
-//! Requests that `fuse_backend_rs` does not know.
+//! Requests that `fuse_backend_rs` does not know, or not in the form in which Linux sends them.
 
+use std::ffi::CStr;
 use std::io;
 
-use fuse_backend_rs::abi::fuse_abi::{CreateIn, EntryOut, InHeader, OpenOut, OutHeader};
+use fuse_backend_rs::abi::fuse_abi::{CreateIn, EntryOut, InHeader, InitOut, OpenOut, OutHeader};
 use fuse_backend_rs::api::filesystem::Context;
 use vm_memory::ByteValued;
 
-use super::share::Share;
+use super::init;
+use super::share::{NewAttribute, Share};
 use crate::devices::virtio::{Buffers, Slices};
 
-/// A file without a name (`FUSE_TMPFILE`, Linux 6.2). Its request and reply are those of a file with a name.
+const SETXATTR: u32 = 21;
+const INIT: u32 = 26;
+/// A file without a name (`FUSE_TMPFILE`, Linux 6.2). Its request and reply are those of a file
+/// with a name.
 pub(super) const TMPFILE: u32 = 51;
-/// Bytes of the longest reply.
-const MAX_REPLY: usize = size_of::<OutHeader>() + size_of::<EntryOut>() + size_of::<OpenOut>();
+/// `FUSE_SETXATTR_ACL_KILL_SGID`.
+const ACL_KILL_SGID: u32 = 1;
+/// Bytes of an attribute's name and value at most (`XATTR_NAME_MAX`, its end, `XATTR_SIZE_MAX`).
+const MAX_ATTRIBUTE: usize = 256 + (64 << 10);
 
-/// Carries `request` out if it is one of these, and answers how many bytes of reply were written. If it is another one, nothing
-/// happens to it.
+/// Carries `request` out if it is one of these, and answers how many bytes of reply were written.
+/// If it is another one, nothing happens to it.
 pub(super) fn serve(share: &Share, request: &mut Buffers<'_>) -> Option<u32> {
     let mut header = InHeader::default();
     request.readable.copy_to(header.as_mut_slice());
-    if header.opcode != TMPFILE {
-        return None;
-    }
-    if request.writable.len() < MAX_REPLY {
+    let room = match header.opcode {
+        SETXATTR => 0,
+        INIT => size_of::<InitOut>(),
+        TMPFILE => size_of::<EntryOut>() + size_of::<OpenOut>(),
+        _ => return None,
+    };
+    if request.writable.len() < size_of::<OutHeader>() + room {
         return Some(0); // only a broken driver makes one
     }
     request.readable.take_front(size_of::<InHeader>())?;
-    let result = unnamed(share, &header, &mut request.readable);
+    let body = &mut request.readable;
+    let result = match header.opcode {
+        SETXATTR => set_attribute(share, &header, body),
+        INIT => initialize(share, body),
+        _ => unnamed(share, &header, body),
+    };
     Some(reply(request, &header, result))
 }
 
@@ -36,6 +51,34 @@ fn unnamed(share: &Share, header: &InHeader, body: &mut Slices<'_>) -> io::Resul
     let (entry, handle, options) = share.create_unnamed(&Context::from(header), header.nodeid, arguments)?;
     let open = OpenOut { fh: handle, open_flags: options.bits(), ..OpenOut::default() };
     Ok([EntryOut::from(entry).as_slice(), open.as_slice()].concat())
+}
+
+fn initialize(share: &Share, body: &mut Slices<'_>) -> io::Result<Vec<u8>> {
+    let agreed = init::agree(&read(body)?)?;
+    share.begin(agreed.flags & init::SETXATTR_EXT != 0);
+    Ok(agreed.as_slice().to_vec())
+}
+
+/// Sets an extended attribute: `u32 size | u32 flags`, then `u32 more flags | u32` if that was
+/// agreed on, the name, 0, the value.
+fn set_attribute(share: &Share, header: &InHeader, body: &mut Slices<'_>) -> io::Result<Vec<u8>> {
+    let ([size, flags], mut more) = ([read::<u32>(body)?, read(body)?], 0);
+    if share.sets_attributes_extended() {
+        (more, _) = (read(body)?, read::<u32>(body)?);
+    }
+    if body.len() > MAX_ATTRIBUTE {
+        return Err(io::Error::from_raw_os_error(libc::E2BIG));
+    }
+    let mut bytes = vec![0; body.len()];
+    body.copy_to(&mut bytes);
+    let name = CStr::from_bytes_until_nul(&bytes).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+    let value = &bytes[name.count_bytes() + 1..];
+    if value.len() != size as usize {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    let attribute = NewAttribute { name, value, flags, kill_setgid: more & ACL_KILL_SGID != 0 };
+    share.set_attribute(&Context::from(header), header.nodeid, &attribute)?;
+    Ok(Vec::new())
 }
 
 /// The next bytes of a request.

@@ -5,6 +5,7 @@
 
 mod device;
 mod extra;
+mod init;
 mod places;
 mod request;
 pub(crate) mod share;

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use rustix::fs::{Mode, RawMode};
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 
 use super::{Share, errno, sys};
@@ -76,5 +77,23 @@ impl Drop for WithoutSetid {
         {
             complain!("fs: cannot take a capability up again: {error}");
         }
+    }
+}
+
+/// What a program's umask takes off the modes of the files that it makes, while this lives. The
+/// node's kernel applies it, as it knows whether a default ACL of the directory takes its place.
+/// The calling thread's own umask is none.
+pub(super) struct Umask;
+
+impl Umask {
+    pub(super) fn new(umask: u32) -> Self {
+        rustix::process::umask(Mode::from_raw_mode((umask & 0o777) as RawMode));
+        Self
+    }
+}
+
+impl Drop for Umask {
+    fn drop(&mut self) {
+        rustix::process::umask(Mode::empty());
     }
 }

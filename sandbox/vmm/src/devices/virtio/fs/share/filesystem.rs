@@ -8,15 +8,15 @@ use std::time::Duration;
 
 use fuse_backend_rs::abi::fuse_abi::{CreateIn, FOPEN_IN_KILL_SUIDGID, WRITE_KILL_PRIV};
 use fuse_backend_rs::api::filesystem::{
-    Context, DirEntry, Entry, FileSystem, FsOptions, GetxattrReply, ListxattrReply, OpenOptions, SetattrValid,
-    ZeroCopyReader, ZeroCopyWriter,
+    Context, DirEntry, Entry, FileSystem, GetxattrReply, ListxattrReply, OpenOptions, SetattrValid, ZeroCopyReader,
+    ZeroCopyWriter,
 };
 use rustix::fs::{
     AtFlags, FallocateFlags, FileType, Mode, OFlags, RawMode, RenameFlags, SeekFrom, StatxFlags, Timespec, Timestamps,
 };
 use rustix::io::Errno;
 
-use super::credentials::{ActingFor, WithoutSetid};
+use super::credentials::{ActingFor, Umask, WithoutSetid};
 use super::nodes::{Class, Node, check_name, look_up, status};
 use super::{Share, errno, nothing, sys, xattr};
 use crate::event_loop::lock;
@@ -51,7 +51,8 @@ impl Share {
         drop(unused); // without the lock
     }
 
-    /// Keeps a file open of which the guest is told by `entry`. If that cannot be, the guest is told of nothing.
+    /// Keeps a file open of which the guest is told by `entry`. If that cannot be, the guest is
+    /// told of nothing.
     pub(super) fn keep_open(&self, entry: &Entry, file: File) -> io::Result<u64> {
         let kept = lock(&self.handles).insert(entry.inode, file);
         kept.inspect_err(|_| self.forget_once(entry.inode))
@@ -105,8 +106,8 @@ fn path(node: &Node) -> String {
     node.file.as_raw_fd().to_string()
 }
 
-pub(super) fn mode(mode: u32, umask: u32) -> Mode {
-    Mode::from_raw_mode((mode & !umask & 0o7777) as RawMode)
+pub(super) fn mode(mode: u32) -> Mode {
+    Mode::from_raw_mode((mode & 0o7777) as RawMode)
 }
 
 /// How a guest may cache what it reads of an open file.
@@ -121,21 +122,6 @@ fn caching(class: Class, directory: bool) -> OpenOptions {
 impl FileSystem for Share {
     type Inode = u64;
     type Handle = u64;
-
-    fn init(&self, _capable: FsOptions) -> io::Result<FsOptions> {
-        self.clear();
-        Ok(FsOptions::ASYNC_READ
-            | FsOptions::ATOMIC_O_TRUNC
-            | FsOptions::BIG_WRITES
-            | FsOptions::MAX_PAGES
-            | FsOptions::AUTO_INVAL_DATA
-            | FsOptions::DO_READDIRPLUS
-            | FsOptions::READDIRPLUS_AUTO
-            | FsOptions::ASYNC_DIO
-            | FsOptions::PARALLEL_DIROPS
-            | FsOptions::CACHE_SYMLINKS
-            | FsOptions::HANDLE_KILLPRIV_V2)
-    }
 
     fn destroy(&self) {
         self.clear();
@@ -182,7 +168,7 @@ impl FileSystem for Share {
         let node = self.node(inode)?;
         node.class.check_writable()?;
         if valid.contains(SetattrValid::MODE) {
-            self.change_mode(&node, mode(attr.st_mode, 0))?;
+            self.change_mode(&node, mode(attr.st_mode))?;
         }
         if valid.intersects(SetattrValid::UID | SetattrValid::GID) {
             let uid = valid.contains(SetattrValid::UID).then(|| rustix::fs::Uid::from_raw(attr.st_uid));
@@ -254,7 +240,8 @@ impl FileSystem for Share {
         let parent = self.directory(parent, name)?;
         {
             let _acting = ActingFor::new(self, context.uid, context.gid)?;
-            rustix::fs::mknodat(&parent.file, name, kind, mode(raw_mode, umask), 0)?;
+            let _masked = Umask::new(umask);
+            rustix::fs::mknodat(&parent.file, name, kind, mode(raw_mode), 0)?;
         }
         self.look_up(&parent, name)
     }
@@ -263,7 +250,8 @@ impl FileSystem for Share {
         let parent = self.directory(parent, name)?;
         {
             let _acting = ActingFor::new(self, context.uid, context.gid)?;
-            rustix::fs::mkdirat(&parent.file, name, mode(raw_mode, umask))?;
+            let _masked = Umask::new(umask);
+            rustix::fs::mkdirat(&parent.file, name, mode(raw_mode))?;
         }
         self.look_up(&parent, name)
     }
@@ -333,8 +321,9 @@ impl FileSystem for Share {
         let flags = asked & OPEN_FLAGS;
         let made = {
             let _acting = ActingFor::new(self, context.uid, context.gid)?;
+            let _masked = Umask::new(args.umask);
             let flags = flags | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            match rustix::fs::openat(&parent.file, name, flags, mode(args.mode, args.umask)) {
+            match rustix::fs::openat(&parent.file, name, flags, mode(args.mode)) {
                 Ok(file) => Some(File::from(file)),
                 Err(Errno::EXIST) if !asked.contains(OFlags::EXCL) => None,
                 Err(error) => return Err(error.into()),
@@ -479,10 +468,6 @@ impl FileSystem for Share {
         let closed = lock(&self.handles).remove(handle, inode)?;
         drop(closed); // without the lock
         Ok(())
-    }
-
-    fn setxattr(&self, _: &Context, inode: u64, name: &CStr, value: &[u8], flags: u32) -> io::Result<()> {
-        xattr::set(&*self.node(inode)?, name, value, flags)
     }
 
     fn getxattr(&self, _: &Context, inode: u64, name: &CStr, size: u32) -> io::Result<GetxattrReply> {

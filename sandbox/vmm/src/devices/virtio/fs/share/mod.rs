@@ -28,6 +28,7 @@ mod xattr;
 use std::hash::{DefaultHasher, Hasher};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use rustix::fs::Mode;
@@ -38,6 +39,7 @@ use crate::process;
 use descriptors::Descriptors;
 use handles::Handles;
 use nodes::{Class, Node, Nodes};
+pub(super) use xattr::NewAttribute;
 
 /// Where a request's own number is, of the bytes of a request.
 const UNIQUE: usize = 8;
@@ -54,6 +56,8 @@ pub(crate) struct Share {
     proc_fd: OwnedFd,
     /// Whether this process may act for other users.
     privileged: bool,
+    /// The guest's kernel sends the longer form of requests to set an attribute.
+    extended: AtomicBool,
 }
 
 impl Share {
@@ -68,7 +72,7 @@ impl Share {
         let privileged = rustix::process::geteuid().is_root();
         let nodes = Mutex::new(Nodes::new(root, descriptors.clone())?);
         let handles = Mutex::new(Handles::new(descriptors));
-        Ok(Self { nodes, handles, proc_fd, privileged })
+        Ok(Self { nodes, handles, proc_fd, privileged, extended: AtomicBool::new(false) })
     }
 
     /// Makes the calling thread one that may serve: its working directory and umask are its own, and serve this.
@@ -77,6 +81,18 @@ impl Share {
         rustix::process::fchdir(&self.proc_fd)?;
         rustix::process::umask(Mode::empty());
         Ok(())
+    }
+
+    /// Begins anew, with a guest's kernel that sends the longer form of requests to set an
+    /// attribute, or not.
+    pub(super) fn begin(&self, extended: bool) {
+        self.clear();
+        self.extended.store(extended, Ordering::Relaxed);
+    }
+
+    /// Whether requests to set an attribute have the longer form.
+    pub(super) fn sets_attributes_extended(&self) -> bool {
+        self.extended.load(Ordering::Relaxed)
     }
 
     /// Forgets everything but the root, and closes it.

@@ -123,8 +123,8 @@ pub(super) fn look_up(nodes: &Mutex<Nodes>, parent: &Node, name: &CStr) -> io::R
     add(nodes, parent.class, name, file)
 }
 
-/// Counts that the guest knows `file` (opened `O_PATH`), which is `name` in a directory of `parent`'s. The file system is asked
-/// without the lock.
+/// Counts that the guest knows `file` (opened `O_PATH`), which is `name` in a directory of
+/// `parent`'s. The file system is asked without the lock.
 pub(super) fn add(nodes: &Mutex<Nodes>, parent: Class, name: &CStr, file: OwnedFd) -> io::Result<Entry> {
     let stat = status(&file)?;
     let (identity, asks) = {

@@ -1,23 +1,44 @@
-//! Extended attributes. The thread's working directory is `/proc/self/fd`, so a node's name is its descriptor's number.
+//! Extended attributes, ACLs among them. The thread's working directory is `/proc/self/fd`, so a
+//! node's name is its descriptor's number.
+//!
+//! The guest's kernel checks who may change an ACL, and whom an ACL lets in. The node's kernel
+//! keeps it, changes it together with the mode, and gives it to what is made in a directory. The
+//! numbers of users in an ACL are those that the owners of files have, in the guest and, through a
+//! mapped mount, on the node.
 
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::AsRawFd;
 
-use fuse_backend_rs::api::filesystem::{GetxattrReply, ListxattrReply};
+use fuse_backend_rs::api::filesystem::{Context, GetxattrReply, ListxattrReply};
 use rustix::fs::XattrFlags;
+use rustix::io::Errno;
 
-use super::errno;
+use super::credentials::{ActingFor, WithoutSetid};
 use super::nodes::Node;
+use super::{Share, errno};
 
 /// Linux's limits of a value and of a list (`XATTR_SIZE_MAX`, `XATTR_LIST_MAX`).
 const MAX_SIZE: usize = 64 << 10;
 
+/// The two ACLs of a file.
+const ACL_ACCESS: &[u8] = b"system.posix_acl_access";
+const ACL_DEFAULT: &[u8] = b"system.posix_acl_default";
+
+/// An attribute that is to be set.
+pub(crate) struct NewAttribute<'a> {
+    pub(crate) name: &'a CStr,
+    pub(crate) value: &'a [u8],
+    /// Those of setxattr(2).
+    pub(crate) flags: u32,
+    /// If it is an ACL, it takes the set-group bit away: the program is not of the file's group.
+    pub(crate) kill_setgid: bool,
+}
+
 /// Names that a guest may write. `trusted.` and the rest of `security.` mean something to the node's kernel.
 fn check_writable(name: &CStr) -> io::Result<()> {
     let name = name.to_bytes();
-    let allowed = name.starts_with(b"user.")
-        || matches!(name, b"system.posix_acl_access" | b"system.posix_acl_default" | b"security.capability");
+    let allowed = name.starts_with(b"user.") || matches!(name, ACL_ACCESS | ACL_DEFAULT | b"security.capability");
     if allowed { Ok(()) } else { Err(errno(libc::EPERM)) }
 }
 
@@ -25,7 +46,16 @@ fn path(node: &Node) -> String {
     node.file.as_raw_fd().to_string()
 }
 
+/// The guest's kernel asks for the ACL of each file whose permissions it checks, and any error but
+/// ENODATA would be the program's. So a file has no ACL where the node's file system knows none;
+/// setting one fails there as it does on the node.
 pub(super) fn get(node: &Node, name: &CStr, size: u32) -> io::Result<GetxattrReply> {
+    let is_acl = matches!(name.to_bytes(), ACL_ACCESS | ACL_DEFAULT);
+    let value = read(node, name, size);
+    value.map_err(|error| if is_acl && error == Errno::OPNOTSUPP { errno(libc::ENODATA) } else { error.into() })
+}
+
+fn read(node: &Node, name: &CStr, size: u32) -> rustix::io::Result<GetxattrReply> {
     if size == 0 {
         return Ok(GetxattrReply::Count(rustix::fs::getxattr_query(path(node), name)? as u32));
     }
@@ -45,10 +75,19 @@ pub(super) fn list(node: &Node, size: u32) -> io::Result<ListxattrReply> {
     Ok(ListxattrReply::Names(names))
 }
 
-pub(super) fn set(node: &Node, name: &CStr, value: &[u8], flags: u32) -> io::Result<()> {
-    node.class.check_writable()?;
-    check_writable(name)?;
-    Ok(rustix::fs::setxattr(path(node), name, value, XattrFlags::from_bits_truncate(flags))?)
+impl Share {
+    /// Sets an attribute of a file.
+    pub(crate) fn set_attribute(&self, context: &Context, number: u64, new: &NewAttribute<'_>) -> io::Result<()> {
+        let node = self.node(number)?;
+        node.class.check_writable()?;
+        check_writable(new.name)?;
+        // The node's kernel does it for whoever is not of the file's group, and may not do so in
+        // spite of that.
+        let _acting = new.kill_setgid.then(|| ActingFor::new(self, 0, context.gid)).transpose()?;
+        let _without = WithoutSetid::new(new.kill_setgid)?;
+        let flags = XattrFlags::from_bits_truncate(new.flags);
+        Ok(rustix::fs::setxattr(path(&node), new.name, new.value, flags)?)
+    }
 }
 
 pub(super) fn remove(node: &Node, name: &CStr) -> io::Result<()> {

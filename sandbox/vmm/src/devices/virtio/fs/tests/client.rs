@@ -30,6 +30,7 @@ pub(super) mod op {
     pub(in super::super) const RELEASE: u32 = 18;
     pub(in super::super) const SETXATTR: u32 = 21;
     pub(in super::super) const GETXATTR: u32 = 22;
+    pub(in super::super) const LISTXATTR: u32 = 23;
     pub(in super::super) const REMOVEXATTR: u32 = 24;
     pub(in super::super) const INIT: u32 = 26;
     pub(in super::super) const OPENDIR: u32 = 27;

@@ -1,3 +1,4 @@
+mod acl;
 mod client;
 mod hanging;
 mod nothing;
@@ -48,7 +49,7 @@ fn a_hostile_client_changes_nothing_that_is_read_only() {
             (op::OPEN, file, fields(&[O_RDWR as u32, 0])),
             (op::OPEN, file, fields(&[O_WRONLY as u32, 0])),
             (op::OPEN, file, fields(&[(O_RDONLY | O_TRUNC) as u32, 0])),
-            (op::SETXATTR, file, [fields(&[1, 0]), name("user.x"), b"v".to_vec()].concat()),
+            (op::SETXATTR, file, [fields(&[1, 0, 0, 0]), name("user.x"), b"v".to_vec()].concat()),
             (op::REMOVEXATTR, file, name("user.x")),
         ];
         for (opcode, node, body) in refused {
@@ -160,10 +161,10 @@ fn devices_and_the_kernels_own_attributes_are_not_made() {
     let whiteout = [&volume.to_le_bytes()[..], &fields(&[4, 0]), &name("file"), &name("other")].concat();
     assert_eq!(client.call(op::RENAME2, volume, &whiteout), Err(EINVAL));
     for attribute in ["trusted.overlay.opaque", "security.selinux", "security.evm", "system.other"] {
-        let body = [fields(&[1, 0]), name(attribute), b"y".to_vec()].concat();
+        let body = [fields(&[1, 0, 0, 0]), name(attribute), b"y".to_vec()].concat();
         assert_eq!(client.call(op::SETXATTR, file, &body), Err(EPERM), "{attribute}");
     }
-    let body = [fields(&[3, 0]), name("user.overlay.origin"), b"abc".to_vec()].concat();
+    let body = [fields(&[3, 0, 0, 0]), name("user.overlay.origin"), b"abc".to_vec()].concat();
     client.call(op::SETXATTR, file, &body).unwrap();
     let get = |size| [fields(&[size, 0]), name("user.overlay.origin")].concat();
     assert_eq!(client.call(op::GETXATTR, file, &get(100)).unwrap(), b"abc");
