@@ -27,6 +27,7 @@ mod tls;
 mod tour;
 mod volumes;
 
+use std::thread;
 use std::time::{Instant, SystemTime};
 
 use crate::census::Census;
@@ -71,6 +72,17 @@ fn all() -> Vec<Test> {
     .concat()
 }
 
+/// A test that mostly waits, for limits of the daemon's that are minutes long.
+const WAITS: &str = "start_without_an_answer";
+/// Tests that run meanwhile: they need nothing of the node but pods of their own, and leave all else alone.
+const MEANWHILE: [&str; 5] = [
+    "exit_codes_and_reasons",
+    "containers_of_one_pod",
+    "images",
+    "reported_of_other_runtimes",
+    "large_frames_reach_a_guest_whole",
+];
+
 /// Runs the tests whose names contain `filter`, says how each ended, and counts.
 pub(crate) fn run(filter: Option<&str>) -> Outcome {
     let chosen: Vec<Test> = all().into_iter().filter(|(name, _)| filter.is_none_or(|f| name.contains(f))).collect();
@@ -81,32 +93,52 @@ pub(crate) fn run(filter: Option<&str>) -> Outcome {
     bad_registry::start()?;
     Crictl::default().run(&["pull", crictl::BUSYBOX])?;
     let mut failed = Vec::new();
-    for (name, test) in &chosen {
+    let waits = chosen.iter().any(|(name, _)| *name == WAITS);
+    let (meanwhile, alone): (Vec<Test>, Vec<Test>) =
+        chosen.iter().partition(|(name, _)| waits && MEANWHILE.contains(name));
+    for (name, test) in &alone {
+        let beside = if *name == WAITS { &meanwhile[..] } else { &[] };
         let (started, since) = (Instant::now(), SystemTime::now());
-        let mut outcome = once(*test);
+        let mut outcome = once(*test, beside);
         if let (Err(failure), Some(slip)) = (&outcome, emulator::slip(since)) {
             println!("again, as the emulator slipped: {name}\n        {failure}\n        {slip}");
             sweep();
-            outcome = once(*test);
+            outcome = once(*test, beside);
         }
-        let seconds = started.elapsed().as_secs_f32();
-        match outcome {
-            Ok(()) => println!("ok      {seconds:6.1} s  {name}"),
-            Err(failure) => {
-                println!("FAILED  {seconds:6.1} s  {name}\n        {failure}");
-                failed.push(*name);
-                sweep();
-            }
+        if !told(name, started, &outcome) {
+            failed.push(*name);
+            sweep();
         }
     }
     println!("\n{} passed, {} failed", chosen.len() - failed.len(), failed.len());
     if failed.is_empty() { Ok(()) } else { Err(Failure(format!("tests that failed: {}", failed.join(", ")))) }
 }
 
-/// Runs a test, and looks whether it left anything.
-fn once(test: fn() -> Outcome) -> Outcome {
+/// Says how a test ended; whether it passed.
+fn told(name: &str, started: Instant, outcome: &Outcome) -> bool {
+    let seconds = started.elapsed().as_secs_f32();
+    match outcome {
+        Ok(()) => println!("ok      {seconds:6.1} s  {name}"),
+        Err(failure) => println!("FAILED  {seconds:6.1} s  {name}\n        {failure}"),
+    }
+    outcome.is_ok()
+}
+
+/// Runs a test and, while it waits, the tests `beside` it; looks whether they left anything.
+fn once(test: fn() -> Outcome, beside: &[Test]) -> Outcome {
     let before = Census::take()?;
-    test()?;
+    thread::scope(|scope| {
+        let waiting = scope.spawn(test);
+        let mut outcome = Ok(());
+        for (name, test) in beside {
+            let started = Instant::now();
+            let ended = test();
+            told(name, started, &ended);
+            outcome = outcome.and(ended.map_err(|failure| Failure(format!("beside it, {name}: {failure}"))));
+        }
+        let waited = waiting.join().unwrap_or_else(|_| Err("the test panicked".into()));
+        waited.and(outcome)
+    })?;
     before.unchanged()
 }
 

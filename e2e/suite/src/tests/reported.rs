@@ -128,7 +128,7 @@ fn one_container(handler: &'static str, id: &str, pod: &Pod) -> Outcome {
     prints(&container, "/v/i386", "thirty-two")?;
     prints(
         &container,
-        "dd if=/dev/zero of=/dev/file bs=1M count=8 2>&1 && rm /dev/file; df -k /dev | grep -c 65536",
+        "dd if=/dev/zero of=/dev/file bs=1M count=8 2>/dev/null && rm /dev/file; df -k /dev | grep -c 65536",
         "1",
     )?;
     let own = "cd /sys/fs/cgroup$(sed -n s/^0:://p /proc/self/cgroup); cat memory.max cpu.max | xargs";
@@ -311,6 +311,7 @@ fn full_disk() -> Outcome {
         (0..4).map(|_| crictl.attempt(&["create", &id, &long.file()?, &pod.file()?])).collect::<Outcome<Vec<_>>>();
     let stopped = crictl.run(&["stopp", &id]);
     fs::remove_file(FILL).doing("give the room back")?;
+    drop(fill);
     ensure!(refused?.iter().any(|output| output.code != 0), "a full disk refused nothing: it was not full");
     stopped?;
     let again = Pod::new("room");
