@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use cofferdam_proto::monitor::{API_VERSIONS, ExitReason, Memory, Reply, Request, Status};
 use cofferdam_proto::packet::{self, PacketError};
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::accept::Listener;
 use crate::counters::{INTERRUPTS, QUEUE_KICKS, VCPU_EXITS};
@@ -14,12 +15,16 @@ use crate::devices::serial::SerialPort;
 use crate::devices::virtio::mem::Mem;
 use crate::devices::virtio::vsock::Vsock;
 use crate::ending::Ending;
-use crate::event_loop::{EventFlags, EventHandler, Flow, Poller, lock};
+use crate::event_loop::{EventFlags, EventHandler, Flow, Poller, event_fd, lock};
 use crate::kvm::RunningVcpus;
+use crate::log_sink::Ticket;
 use crate::report;
 use crate::timeline::Timeline;
 
 const LISTENER: u32 = 0;
+/// The log sink has done what was asked of it.
+const SINK: u32 = 1;
+const FIRST_CONNECTION: u32 = 2;
 /// Connections at once; the daemon needs one or two.
 const MAX_CONNECTIONS: usize = 16;
 /// Bytes of console that one reply carries; escaped as JSON they may be six times as many.
@@ -34,6 +39,7 @@ pub(crate) struct Control {
     parts: Parts,
     timeline: Arc<Timeline>,
     ending: Arc<Ending>,
+    sink_changed: Arc<EventFd>,
 }
 
 /// The devices that requests reach.
@@ -51,6 +57,17 @@ pub(crate) struct Parts {
 struct Connection {
     socket: OwnedFd,
     greeted: bool,
+    /// What its reply waits for; no request is read meanwhile.
+    waits: Option<Ticket>,
+}
+
+/// What becomes of a request.
+enum Answer {
+    Now(Reply),
+    /// The VM ends after it.
+    Last(Reply),
+    /// [`Reply::Done`], once the log sink has done it.
+    Later(Ticket),
 }
 
 impl Control {
@@ -62,8 +79,9 @@ impl Control {
         ending: Arc<Ending>,
     ) -> io::Result<Self> {
         let listener = Listener::new(listener)?;
-        let connections = BTreeMap::new();
-        Ok(Self { listener, connections, next_token: LISTENER + 1, poller: None, parts, timeline, ending })
+        let (connections, next_token) = (BTreeMap::new(), FIRST_CONNECTION);
+        let sink_changed = lock(&parts.vsock).sink_changed();
+        Ok(Self { listener, connections, next_token, poller: None, parts, timeline, ending, sink_changed })
     }
 
     fn accept(&mut self) -> io::Result<()> {
@@ -73,57 +91,87 @@ impl Control {
             return Ok(());
         }
         let token = self.next_token;
-        self.next_token = self.next_token.checked_add(1).unwrap_or(LISTENER + 1);
+        self.next_token = self.next_token.checked_add(1).unwrap_or(FIRST_CONNECTION);
         if let Some(poller) = &self.poller {
             poller.add(&socket, token, EventFlags::IN)?;
         }
-        self.connections.insert(token, Connection { socket, greeted: false });
+        self.connections.insert(token, Connection { socket, greeted: false, waits: None });
         Ok(())
     }
 
     /// Serves one packet; false when the connection is over.
     fn serve(&mut self, token: u32) -> bool {
         let Some(connection) = self.connections.get_mut(&token) else { return true };
-        let (reply, kill) = match packet::recv::<Request>(&connection.socket) {
+        if connection.waits.is_some() {
+            return false; // whoever asked has gone, which is all that is watched for
+        }
+        let answer = match packet::recv::<Request>(&connection.socket) {
             Ok(None) => return false,
             Err(PacketError::Socket(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR)) => return true,
             Err(PacketError::Socket(_)) => return false,
-            Err(error) => (refused(format!("{error}: {error:?}")), false),
+            Err(error) => Answer::Now(refused(format!("{error}: {error:?}"))),
             Ok(Some((Request::Hello { api_version }, _))) if API_VERSIONS.contains(&api_version) => {
                 connection.greeted = true;
                 let monitor_version = env!("CARGO_PKG_VERSION").to_owned();
-                (Reply::Hello { api_version, monitor_version }, false)
+                Answer::Now(Reply::Hello { api_version, monitor_version })
             }
             Ok(Some((Request::Hello { api_version }, _))) => {
                 let (oldest, newest) = API_VERSIONS.into_inner();
-                (
-                    refused(format!("the monitor speaks versions {oldest} to {newest} of its API, not {api_version}")),
-                    false,
-                )
+                Answer::Now(refused(format!(
+                    "the monitor speaks versions {oldest} to {newest} of its API, not {api_version}"
+                )))
             }
-            Ok(Some(_)) if !connection.greeted => (refused("the first request must be a hello".into()), false),
+            Ok(Some(_)) if !connection.greeted => Answer::Now(refused("the first request must be a hello".into())),
             Ok(Some((request, fd))) => self.answer(request, fd),
         };
-        let sent = self.send(token, &reply);
-        if kill {
-            self.ending.finish(ExitReason::Killed, "killed by request");
+        match answer {
+            Answer::Now(reply) => self.send(token, &reply),
+            Answer::Last(reply) => {
+                let sent = self.send(token, &reply);
+                self.ending.finish(ExitReason::Killed, "killed by request");
+                sent
+            }
+            Answer::Later(ticket) => self.answer_later(token, ticket),
         }
-        sent
     }
 
-    /// The reply to a request of a greeted connection, and whether the VM ends after it.
-    fn answer(&self, request: Request, fd: Option<OwnedFd>) -> (Reply, bool) {
-        match request {
-            Request::Status => (Reply::Status(self.status()), false),
-            Request::Console => (Reply::Console { text: lock(&self.parts.serial).tail(CONSOLE_LIMIT) }, false),
-            Request::Memory { plugged_mib } => (self.plug(plugged_mib), false),
-            Request::Vcpus { count } => (self.make_vcpus(count), false),
+    /// What becomes of a request of a greeted connection.
+    fn answer(&self, request: Request, fd: Option<OwnedFd>) -> Answer {
+        Answer::Now(match request {
+            Request::Status => Reply::Status(self.status()),
+            Request::Console => Reply::Console { text: lock(&self.parts.serial).tail(CONSOLE_LIMIT) },
+            Request::Memory { plugged_mib } => self.plug(plugged_mib),
+            Request::Vcpus { count } => self.make_vcpus(count),
             Request::Sink(request) => match lock(&self.parts.vsock).sink_request(&request, fd) {
-                Ok(()) => (Reply::Done, false),
-                Err(error) => (refused(error.to_string()), false),
+                Ok(ticket) => return Answer::Later(ticket),
+                Err(error) => refused(report::chain(&error)),
             },
-            Request::Kill => (Reply::Done, true),
-            Request::Hello { .. } => (refused("unexpected hello".into()), false),
+            Request::Kill => return Answer::Last(Reply::Done),
+            Request::Hello { .. } => refused("unexpected hello".into()),
+        })
+    }
+
+    /// Leaves a connection alone, unless it is closed, until `ticket` is done. False when that
+    /// cannot be.
+    fn answer_later(&mut self, token: u32, ticket: Ticket) -> bool {
+        let Some(connection) = self.connections.get_mut(&token) else { return false };
+        connection.waits = Some(ticket);
+        let watched = self.poller.as_ref().map(|poller| poller.modify(&connection.socket, token, EventFlags::RDHUP));
+        !matches!(watched, Some(Err(_)))
+    }
+
+    /// Answers those whose request the log sink has done.
+    fn sink_has_changed(&mut self) {
+        let _ = self.sink_changed.read();
+        let done = |connection: &Connection| connection.waits.as_ref().is_some_and(Ticket::is_done);
+        let tokens: Vec<u32> = self.connections.iter().filter(|(_, c)| done(c)).map(|(token, _)| *token).collect();
+        for token in tokens {
+            let Some(connection) = self.connections.get_mut(&token) else { continue };
+            connection.waits = None;
+            let watched = self.poller.as_ref().map(|poller| poller.modify(&connection.socket, token, EventFlags::IN));
+            if matches!(watched, Some(Err(_))) || !self.send(token, &Reply::Done) {
+                self.connections.remove(&token);
+            }
         }
     }
 
@@ -191,6 +239,7 @@ fn refused(message: String) -> Reply {
 impl EventHandler for Control {
     fn register(&mut self, poller: Poller) -> io::Result<()> {
         poller.add(&self.listener, LISTENER, EventFlags::IN)?;
+        poller.add(event_fd(&self.sink_changed), SINK, EventFlags::IN)?;
         self.poller = Some(poller);
         Ok(())
     }
@@ -200,6 +249,8 @@ impl EventHandler for Control {
             if let Err(error) = self.accept() {
                 complain!("control: cannot accept a connection: {error}");
             }
+        } else if token == SINK {
+            self.sink_has_changed();
         } else if !self.serve(token) {
             self.connections.remove(&token); // closing it leaves the event loop too
         }

@@ -78,6 +78,7 @@ pub(crate) struct Running {
 /// What both phases have.
 struct Parts {
     vcpus: Arc<Mutex<RunningVcpus>>,
+    vsock: Arc<Mutex<Vsock>>,
     events: EventLoop,
     serial: Arc<Mutex<SerialPort>>,
     ending: Arc<Ending>,
@@ -178,7 +179,7 @@ impl Prepared {
         let vcpus = Arc::new(Mutex::new(vcpus.map_err(step("install the vCPUs' signal"))?));
 
         let later = (count.most > 1).then(|| vcpus.clone());
-        let parts = control::Parts { serial: serial.clone(), vsock, mem, vcpus: later };
+        let parts = control::Parts { serial: serial.clone(), vsock: vsock.clone(), mem, vcpus: later };
         let control =
             Control::new(control, parts, timeline.clone(), ending.clone()).map_err(step("serve the control socket"))?;
         for handler in [
@@ -187,7 +188,7 @@ impl Prepared {
         ] {
             events.add(handler).map_err(step("fill the event loop"))?;
         }
-        Ok(Self { first, parts: Parts { vcpus, events, serial, ending, timeline } })
+        Ok(Self { first, parts: Parts { vcpus, vsock, events, serial, ending, timeline } })
     }
 
     /// Lets the vCPUs run. How the VM ends is written to `exit`.
@@ -231,8 +232,10 @@ impl Running {
         (end, told)
     }
 
-    /// Brings all vCPUs out of the guest, then lets the devices finish what they began.
+    /// Brings all vCPUs out of the guest, then lets the devices and the logs finish what they
+    /// began.
     fn stop(self) {
         lock(&self.parts.vcpus).stop();
+        lock(&self.parts.vsock).finish_logs();
     }
 }

@@ -1,4 +1,7 @@
+use std::os::fd::AsFd;
+
 use cofferdam_proto::monitor::API_VERSION;
+use cofferdam_proto::sink::SinkRequest;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with};
 
 use super::*;
@@ -146,4 +149,20 @@ fn garbage_is_refused_and_many_connections_too() {
         }
         assert!(std::time::Instant::now() < limit, "no room after the others left");
     }
+}
+
+#[test]
+fn a_log_is_opened_and_the_connection_goes_on() {
+    let bench = Bench::new("control-log");
+    let socket = bench.greeted();
+    let container = "0123456789abcdef".repeat(4);
+    for _ in 0..3 {
+        let file: OwnedFd = tempfile::tempfile().unwrap().into();
+        let open = Request::Sink(SinkRequest::Open { container: container.clone() });
+        packet::send(&socket, &open, Some(file.as_fd())).unwrap();
+        let (reply, _) = packet::recv::<Reply>(&socket).unwrap().unwrap();
+        assert!(matches!(reply, Reply::Done), "{reply:?}");
+    }
+    assert!(matches!(ask(&socket, &Request::Sink(SinkRequest::Close { container })), Reply::Done));
+    assert!(matches!(ask(&socket, &Request::Status), Reply::Status(_)));
 }

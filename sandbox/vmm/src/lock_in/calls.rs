@@ -11,7 +11,7 @@ use libc::c_long;
 /// What a thread does, and so which calls it needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ThreadKind {
-    /// The event loop: control socket, network, vsock, logs, random numbers, memory; the exit report.
+    /// The event loop: control socket, network, vsock, random numbers, memory; the exit report.
     Main,
     /// One vCPU. The guest's writes to device registers start and reset devices on this thread.
     Vcpu,
@@ -19,6 +19,8 @@ pub(crate) enum ThreadKind {
     Block,
     /// The file server.
     Files,
+    /// The logs.
+    Logs,
     /// Ends a process whose other threads hang, after it has written the exit report.
     End,
     /// Starts the threads of the other kinds, and so may do what any of them may.
@@ -35,9 +37,10 @@ const M: u8 = ThreadKind::Main.bit();
 const V: u8 = ThreadKind::Vcpu.bit();
 const B: u8 = ThreadKind::Block.bit();
 const F: u8 = ThreadKind::Files.bit();
+const L: u8 = ThreadKind::Logs.bit();
 const E: u8 = ThreadKind::End.bit();
 const S: u8 = ThreadKind::Starter.bit();
-const ALL: u8 = M | V | B | F | E | S;
+const ALL: u8 = M | V | B | F | L | E | S;
 
 /// What the arguments of a call must be. Only their lower 32 bits count, as they do for the kernel.
 #[derive(Debug, Clone, Copy)]
@@ -226,7 +229,7 @@ pub(super) const REFUSED: &[Refused] = &[
     // A filter cannot see the flags of clone3. The library takes clone then.
     Refused { who: S, call: libc::SYS_clone3, errno: libc::ENOSYS },
     // malloc looks at /proc/sys/vm/overcommit_memory when it gives memory back.
-    Refused { who: M | V | B | E, call: libc::SYS_openat, errno: libc::EACCES },
+    Refused { who: M | V | B | L | E, call: libc::SYS_openat, errno: libc::EACCES },
 ];
 
 /// Numbers of KVM's requests (`_IO`, `_IOR` and `_IOW` of `linux/kvm.h`).

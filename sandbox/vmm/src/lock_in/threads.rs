@@ -96,6 +96,7 @@ pub(crate) fn run_as<T: Send>(kind: ThreadKind, body: impl FnOnce() -> T + Send)
     if !is_filtered() {
         return body();
     }
+    starter(); // which `body`, under its filter, could not start
     std::thread::scope(|scope| {
         let filtered = scope.spawn(|| {
             enter(kind);

@@ -18,12 +18,19 @@ pub(super) struct LogFile {
 }
 
 impl LogFile {
-    /// Takes `fd` over if it is a regular file or the null device; anything else could block.
+    /// Takes `fd` over if it is a regular file or the null device; what else there is could block
+    /// for ever.
     pub(super) fn new(fd: OwnedFd) -> Option<Self> {
         let file = File::from(fd);
         let never_blocks = |m: Metadata| m.is_file() || (m.file_type().is_char_device() && m.rdev() == NULL);
         let fit = file.metadata().is_ok_and(never_blocks);
         fit.then_some(Self { file, torn: false, failing: false })
+    }
+
+    /// Takes `fd` over whatever it is.
+    #[cfg(test)]
+    pub(super) fn unchecked(fd: OwnedFd) -> Self {
+        Self { file: File::from(fd), torn: false, failing: false }
     }
 
     /// Appends whole records. What the disk does not take is lost, and said on the monitor's standard error: a container must

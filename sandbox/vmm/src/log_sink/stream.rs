@@ -1,26 +1,28 @@
-//! One connection of the guest's: header, then frames.
+//! What one connection of the guest's says: header, then frames.
 
+use std::collections::HashMap;
 use std::io;
 
 use cofferdam_proto::logline::{self, LineSplitter};
 use cofferdam_proto::sink::{MAX_FRAME, Stream};
 
-use super::{Files, ID_LENGTH, is_id};
-use crate::event_loop::lock;
+use super::file::LogFile;
+use super::{ID_LENGTH, is_id};
 
 /// Output that is split at once: a record of an empty line is some 45 times its size.
 const PIECE: usize = 4096;
 /// `u8 stream | u32 length`.
 const FRAME_HEADER: usize = 5;
 
+/// The files, by container.
+pub(super) type Files = HashMap<String, LogFile>;
+
 /// A connection's parser, and its unfinished lines.
-pub(crate) struct LogStream {
-    files: Files,
+pub(super) struct Parser {
     state: State,
     container: String,
     stdout: LineSplitter,
     stderr: LineSplitter,
-    finished: bool,
 }
 
 /// What comes next.
@@ -35,20 +37,18 @@ enum State {
     Payload(Stream, usize),
 }
 
-impl LogStream {
-    pub(super) fn new(files: Files) -> Self {
+impl Parser {
+    pub(super) fn new() -> Self {
         Self {
-            files,
             state: State::Length,
             container: String::new(),
             stdout: LineSplitter::new(Stream::Stdout),
             stderr: LineSplitter::new(Stream::Stderr),
-            finished: false,
         }
     }
 
     /// Whether it carries the output of `container`.
-    pub(crate) fn is_of(&self, container: &str) -> bool {
+    pub(super) fn is_of(&self, container: &str) -> bool {
         self.container == container
     }
 
@@ -56,14 +56,14 @@ impl LogStream {
     ///
     /// # Errors
     /// When the guest does not keep to the format; the connection is to be closed.
-    pub(crate) fn take(&mut self, bytes: &[u8]) -> io::Result<usize> {
+    pub(super) fn take(&mut self, bytes: &[u8], files: &mut Files) -> io::Result<usize> {
         let mut rest = bytes;
         let mut now = None;
         while !rest.is_empty() {
             let used = match &mut self.state {
                 State::Length | State::Id(_) => self.header(rest)?,
                 State::Header(header) => {
-                    if !lock(&self.files).contains_key(&self.container) {
+                    if !files.contains_key(&self.container) {
                         break; // the guest waits for the file
                     }
                     let used = rest.len().min(FRAME_HEADER - header.len());
@@ -80,7 +80,7 @@ impl LogStream {
                         self.state = State::Header(Vec::with_capacity(FRAME_HEADER));
                     }
                     let now = now.get_or_insert_with(logline::timestamp);
-                    self.write(stream, &rest[..used], now);
+                    self.write(stream, &rest[..used], now, files);
                     used
                 }
             };
@@ -112,7 +112,7 @@ impl LogStream {
         }
     }
 
-    fn write(&mut self, stream: Stream, bytes: &[u8], now: &str) {
+    fn write(&mut self, stream: Stream, bytes: &[u8], now: &str, files: &mut Files) {
         let splitter = match stream {
             Stream::Stdout => &mut self.stdout,
             Stream::Stderr => &mut self.stderr,
@@ -120,22 +120,19 @@ impl LogStream {
         let mut records = Vec::new();
         splitter.push(bytes, now, &mut records);
         if !records.is_empty()
-            && let Some(file) = lock(&self.files).get_mut(&self.container)
+            && let Some(file) = files.get_mut(&self.container)
         {
             file.append(&self.container, &records);
         }
     }
 
-    /// The connection is over: unfinished lines are written as they are. Once.
-    pub(crate) fn finish(&mut self) {
-        if std::mem::replace(&mut self.finished, true) {
-            return;
-        }
+    /// The connection is over: unfinished lines are written as they are.
+    pub(super) fn finish(&mut self, files: &mut Files) {
         let now = logline::timestamp();
         let mut records = Vec::new();
         self.stdout.finish(&now, &mut records);
         self.stderr.finish(&now, &mut records);
-        if let Some(file) = lock(&self.files).get_mut(&self.container) {
+        if let Some(file) = files.get_mut(&self.container) {
             file.append(&self.container, &records);
         }
     }

@@ -7,7 +7,10 @@ use rustix::net::Shutdown;
 
 use super::header::{Header, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TYPE_STREAM, op};
 use super::{BUF_ALLOC, HOST_CID};
-use crate::log_sink::LogStream;
+use crate::log_sink::{LogStream, StreamEnd, TOLD_AFTER};
+
+/// The sink tells soon enough for the guest to be given new credit.
+const _: () = assert!(TOLD_AFTER <= BUF_ALLOC as usize / 2);
 
 /// Longest line `CONNECT <port>\n`.
 const MAX_GREETING: usize = 32;
@@ -25,7 +28,7 @@ pub(super) struct Key {
 pub(super) enum Peer {
     /// A socket of the daemon's.
     Socket(OwnedFd),
-    /// A log file.
+    /// A log, which another thread writes.
     Log(LogStream),
 }
 
@@ -63,7 +66,7 @@ pub(super) struct Connection {
     pub(super) guest_sent_all: bool,
     /// The token is in the list of connections with work.
     pub(super) queued: bool,
-    /// From the guest, not yet taken by the peer; at most [`BUF_ALLOC`].
+    /// From the guest, not yet taken by the socket; at most [`BUF_ALLOC`].
     inbound: Vec<u8>,
     /// Bytes that the peer took.
     taken: u32,
@@ -144,17 +147,28 @@ impl Connection {
 
     /// Whether the guest may send `count` bytes now.
     pub(super) fn may_take(&self, count: usize) -> bool {
-        self.inbound.len() + count <= BUF_ALLOC as usize
+        self.waiting() + count <= BUF_ALLOC as usize
     }
 
     /// Takes bytes from the guest; [`Self::deliver`] passes them on.
     pub(super) fn take(&mut self, bytes: &[u8]) {
-        self.inbound.extend_from_slice(bytes);
+        match &self.peer {
+            Peer::Socket(_) => self.inbound.extend_from_slice(bytes),
+            Peer::Log(log) => log.push(bytes),
+        }
+    }
+
+    /// Bytes from the guest that the peer did not take so far.
+    fn waiting(&self) -> usize {
+        match &self.peer {
+            Peer::Socket(_) => self.inbound.len(),
+            Peer::Log(log) => log.progress().waiting,
+        }
     }
 
     /// Whether everything that the guest sent was delivered.
     pub(super) fn delivered(&self) -> bool {
-        self.inbound.is_empty()
+        self.waiting() == 0
     }
 
     /// Passes on what the peer takes now. An error ends the connection.
@@ -172,9 +186,14 @@ impl Connection {
                     Err(error) => break Err(error.into()),
                 }
             },
-            Peer::Log(log) => log.take(&self.inbound).map(|count| done = count),
+            Peer::Log(log) => {
+                let progress = log.progress();
+                done = progress.taken.wrapping_sub(self.taken) as usize;
+                let broken = progress.end == Some(StreamEnd::Broken);
+                if broken { Err(io::ErrorKind::InvalidData.into()) } else { Ok(()) }
+            }
         };
-        self.inbound.drain(..done);
+        self.inbound.drain(..done.min(self.inbound.len()));
         if self.inbound.is_empty() {
             self.inbound = Vec::new(); // an idle connection holds no memory
         }
@@ -187,15 +206,19 @@ impl Connection {
 
     /// The guest's half is over and delivered: the peer learns it. True when nothing is left to do at all.
     pub(super) fn finish_if_delivered(&mut self) -> bool {
-        if !self.guest_sent_all || !self.delivered() {
+        if !self.guest_sent_all {
             return false;
         }
-        match &mut self.peer {
+        match &self.peer {
+            Peer::Socket(_) if !self.inbound.is_empty() => return false,
             Peer::Socket(socket) => {
-                let _ = rustix::net::shutdown(&*socket, Shutdown::Write);
+                let _ = rustix::net::shutdown(socket, Shutdown::Write);
             }
             Peer::Log(log) => {
-                log.finish();
+                log.end();
+                if log.progress().end.is_none() {
+                    return false; // the sink tells when it is
+                }
                 // The agent waits for this end: a container has ended when its log is whole.
                 if self.phase == Phase::Open && !std::mem::replace(&mut self.read_done, true) {
                     self.send_shutdown |= SHUTDOWN_SEND;

@@ -17,7 +17,7 @@ use crate::devices::virtio::{
     ActivateError, Activation, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, VIRTIO_F_VERSION_1, VirtioDevice, read_from,
 };
 use crate::event_loop::Poller;
-use crate::log_sink::{LogSink, SinkError};
+use crate::log_sink::{LogSink, SinkError, Ticket};
 
 /// First token of a socket; those before are the device's own.
 pub(super) const FIRST_TOKEN: u32 = 16;
@@ -71,31 +71,24 @@ impl Vsock {
             work: VecDeque::new(),
             resets: VecDeque::new(),
             next_token: FIRST_TOKEN,
-            sink: LogSink::new(),
+            sink: LogSink::new()?,
             scratch: Vec::new(),
         })
     }
 
-    /// Carries out a request for the log sink, and lets go on what waited for it.
-    pub(crate) fn sink_request(&mut self, request: &SinkRequest, file: Option<OwnedFd>) -> Result<(), SinkError> {
-        self.sink.request(request, file)?;
-        let container = match request {
-            SinkRequest::Open { container } | SinkRequest::Close { container } => container,
-        };
-        let waiting: Vec<u32> = self
-            .connections
-            .iter()
-            .filter(|(_, connection)| matches!(&connection.peer, Peer::Log(log) if log.is_of(container)))
-            .map(|(token, _)| *token)
-            .collect();
-        for token in waiting {
-            match request {
-                SinkRequest::Open { .. } => self.deliver(token),
-                SinkRequest::Close { .. } => self.reset_connection(token),
-            }
-        }
-        self.fill();
-        Ok(())
+    /// Accepts a request for the log sink.
+    pub(crate) fn sink_request(&mut self, request: &SinkRequest, file: Option<OwnedFd>) -> Result<Ticket, SinkError> {
+        self.sink.request(request, file)
+    }
+
+    /// Readable once a request for the log sink is done.
+    pub(crate) fn sink_changed(&self) -> Arc<EventFd> {
+        self.sink.changed()
+    }
+
+    /// Waits until all logs are written, after the guest's end.
+    pub(crate) fn finish_logs(&mut self) {
+        self.sink.finish();
     }
 
     /// A token that no socket has.
@@ -127,14 +120,15 @@ impl Vsock {
         self.connections.insert(token, connection);
     }
 
-    /// How many connections to the log sink there are, also those that wait for a file after their end.
+    /// How many connections to the log sink there are, also those that wait for their file or its
+    /// disk after their end.
     pub(super) fn log_count(&self) -> usize {
         self.connections.values().filter(|connection| matches!(connection.peer, Peer::Log(_))).count()
     }
 
     /// Whether the guest may open another one.
     pub(super) fn may_log(&self) -> bool {
-        self.log_count() < MAX_LOGS
+        self.sink.count() < MAX_LOGS
     }
 
     /// Forgets a connection. When what it answers is dropped, the socket closes, which leaves the event loop too.

@@ -13,10 +13,13 @@ use crate::event_loop::{EventFlags, EventHandler, Flow, Poller, event_fd};
 
 const LISTENER: u32 = 3;
 const AGENT_LISTENS: u32 = 4;
+/// Logs were written.
+const LOGS: u32 = 5;
 
 impl EventHandler for Vsock {
     fn register(&mut self, poller: Poller) -> io::Result<()> {
         poller.add(event_fd(&self.agent_listens), AGENT_LISTENS, EventFlags::IN)?;
+        poller.add(event_fd(self.sink.moved()), LOGS, EventFlags::IN)?;
         self.poller = Some(poller);
         Ok(())
     }
@@ -26,11 +29,14 @@ impl EventHandler for Vsock {
             let _ = self.agent_listens.read();
             self.agent_is_there();
         }
+        if token == LOGS {
+            self.logs_moved();
+        }
         if self.active.is_none() {
             return Flow::Continue; // a stale event
         }
         match token {
-            AGENT_LISTENS => {}
+            AGENT_LISTENS | LOGS => {}
             LISTENER => self.accept(),
             token if token == TX as u32 => self.transmit(),
             token if token == RX as u32 => {
@@ -119,6 +125,16 @@ impl Vsock {
         for (socket, port) in std::mem::take(&mut self.early) {
             let token = self.new_token();
             self.request(token, socket, port);
+        }
+    }
+
+    /// What of the guest's output was written makes room for more of it, or was the last of it.
+    fn logs_moved(&mut self) {
+        for token in self.sink.take_moved() {
+            let connection = self.connections.get(&token);
+            if connection.is_some_and(|connection| matches!(connection.peer, Peer::Log(_))) {
+                self.deliver(token);
+            }
         }
     }
 

@@ -40,8 +40,8 @@ const MAX_STREAMS: usize = 512;
 const MAX_LOGS: usize = 512;
 /// Resets of unknown connections that wait for a receive buffer; beyond it they are dropped.
 const MAX_RESETS: usize = 64;
-/// Packets of the guest that one turn takes at most. A container's output is written to its log in the same turn, up to
-/// 64 KiB a packet: the network and the other connections must have their turn in between.
+/// Packets of the guest that one turn takes at most, up to 64 KiB each: the network and the other
+/// connections must have their turn in between.
 const SENT_PER_TURN: usize = 16;
 /// Bytes of one packet to the guest; its buffers are 4 KiB.
 const MAX_PAYLOAD: usize = 16 << 10;

@@ -31,6 +31,7 @@ struct Bench {
     dir: tempfile::TempDir,
     offered: u64,
     seen: u16,
+    log_disk_hangs: bool,
 }
 
 impl Bench {
@@ -43,12 +44,25 @@ impl Bench {
         events.add(vsock.clone()).unwrap();
         let guest = Guest::new(&QUEUE_SIZES);
         lock(&vsock).activate(guest.activation(VIRTIO_F_VERSION_1 | VIRTIO_F_EVENT_IDX)).unwrap();
-        Self { guest, vsock, events, agent_listens, dir, offered: 0, seen: 0 }
+        Self { guest, vsock, events, agent_listens, dir, offered: 0, seen: 0, log_disk_hangs: false }
     }
 
-    /// Lets the device serve all events that there are.
+    /// Lets the device serve all events that there are, and write all logs.
     fn turn(&mut self) {
         while self.events.turn_now() {}
+        while self.logs_wait() {
+            while self.events.turn_now() {}
+        }
+    }
+
+    /// Waits for the logs' writer, unless its disk does not answer; answers whether there is
+    /// something to do afterwards.
+    fn logs_wait(&self) -> bool {
+        if self.log_disk_hangs {
+            return false;
+        }
+        lock(&self.vsock).sink.wait_idle();
+        self.events.turn_now()
     }
 
     /// Gives the device `count` receive buffers.
@@ -381,6 +395,41 @@ fn a_long_log_keeps_to_its_credit() {
 }
 
 #[test]
+fn a_log_disk_that_does_not_answer_stops_nothing_but_the_log() {
+    let mut bench = Bench::new();
+    bench.offer(8);
+    let (reader, writer) = rustix::pipe::pipe().unwrap();
+    let size = rustix::pipe::fcntl_getpipe_size(&writer).unwrap();
+    rustix::io::write(&writer, &vec![b'\n'; size]).unwrap();
+    lock(&bench.vsock).sink.open_unchecked(ID, writer);
+    let log = bench.log();
+    bench.log_disk_hangs = true;
+    let text = frame(&[b'x'; 50_000]);
+    bench.send(log, op::RW, 0, &text);
+    bench.send(log, op::RW, 0, &frame(b"yy\n"));
+    // An exec's connection goes on, and so do requests of the daemon.
+    let (mut stream, key) = bench.connect();
+    bench.send(key, op::RW, 0, b"ping");
+    let mut bytes = [0; 4];
+    stream.read_exact(&mut bytes).unwrap();
+    stream.write_all(b"pong").unwrap();
+    bench.turn();
+    let packets = bench.packets();
+    assert!(packets.iter().any(|(header, data)| (header.op, &data[..]) == (op::RW, b"pong")));
+    assert!(packets.iter().all(|(header, _)| header.src_port != log.host_port), "no credit for the log");
+    // A guest that sends more than its credit is reset; what it sent before is written.
+    bench.send(log, op::RW, 0, &text);
+    assert_eq!(bench.packet().0.op, op::RST);
+    assert_eq!(bench.connections(), 1);
+    let drain = std::thread::spawn(move || std::io::read_to_string(std::fs::File::from(reader)).unwrap());
+    lock(&bench.vsock).sink_request(&SinkRequest::Close { container: ID.into() }, None).unwrap();
+    lock(&bench.vsock).finish_logs();
+    let written = drain.join().unwrap();
+    assert_eq!(written.matches('x').count(), 50_000);
+    assert!(written.ends_with("xyy\n"));
+}
+
+#[test]
 fn a_guest_that_ends_leaves_what_it_sent() {
     let mut bench = Bench::new();
     bench.offer(8);
@@ -392,6 +441,7 @@ fn a_guest_that_ends_leaves_what_it_sent() {
     bench.guest.write(SEND, &[&header(key, op::RW, 0, payload.len() as u32).bytes()[..], &payload].concat());
     bench.guest.chain(TX, &[(SEND, (HEADER + payload.len()) as u32, 0)]);
     lock(&bench.vsock).reset();
+    lock(&bench.vsock).finish_logs();
     assert!(std::fs::read_to_string(file.path()).unwrap().ends_with("stdout P last words\n"));
     assert_eq!(bench.connections(), 0);
 }

@@ -41,10 +41,18 @@ impl Vsock {
         match header.op {
             op::RST => {}
             op::REQUEST if key.host_port == LOG_PORT && self.may_log() => {
-                let mut connection = Connection::new(key, Peer::Log(self.sink.stream()), Phase::Open);
+                let token = self.new_token();
+                let log = match self.sink.stream(token) {
+                    Ok(log) => log,
+                    Err(error) => {
+                        complain!("vsock: cannot start the thread that writes logs: {error}");
+                        self.push_reset(key);
+                        return;
+                    }
+                };
+                let mut connection = Connection::new(key, Peer::Log(log), Phase::Open);
                 connection.credit(header);
                 connection.send_response = true;
-                let token = self.new_token();
                 self.insert(token, connection);
                 self.enqueue(token);
             }
