@@ -25,6 +25,10 @@ const MAX_SIZE: usize = 64 << 10;
 const ACL_ACCESS: &[u8] = b"system.posix_acl_access";
 const ACL_DEFAULT: &[u8] = b"system.posix_acl_default";
 
+/// Bytes of an ACL's version, and of an entry: kind, permissions, user or group.
+const ACL_HEADER: usize = 4;
+const ACL_ENTRY: usize = 8;
+
 /// An attribute that is to be set.
 pub(crate) struct NewAttribute<'a> {
     pub(crate) name: &'a CStr,
@@ -51,8 +55,21 @@ fn path(node: &Node) -> String {
 /// setting one fails there as it does on the node.
 pub(super) fn get(node: &Node, name: &CStr, size: u32) -> io::Result<GetxattrReply> {
     let is_acl = matches!(name.to_bytes(), ACL_ACCESS | ACL_DEFAULT);
-    let value = read(node, name, size);
-    value.map_err(|error| if is_acl && error == Errno::OPNOTSUPP { errno(libc::ENODATA) } else { error.into() })
+    match read(node, name, size) {
+        Ok(GetxattrReply::Value(acl)) if is_acl => Ok(GetxattrReply::Value(without_strangers(&acl))),
+        Err(Errno::OPNOTSUPP) if is_acl => Err(errno(libc::ENODATA)),
+        other => Ok(other?),
+    }
+}
+
+/// An ACL without its entries for users and groups that a mapped mount has no number for: -1 stands
+/// for them, with which the guest's kernel would refuse the whole. Nobody in the guest is one of
+/// them.
+fn without_strangers(acl: &[u8]) -> Vec<u8> {
+    let Some((version, entries)) = acl.split_at_checked(ACL_HEADER) else { return acl.to_vec() };
+    let is_stranger = |entry: &&[u8]| matches!(entry, [2 | 8, 0, _, _, 0xff, 0xff, 0xff, 0xff]);
+    let kept = entries.chunks(ACL_ENTRY).filter(|entry| !is_stranger(entry));
+    std::iter::once(version).chain(kept).flatten().copied().collect()
 }
 
 fn read(node: &Node, name: &CStr, size: u32) -> rustix::io::Result<GetxattrReply> {
@@ -94,4 +111,24 @@ pub(super) fn remove(node: &Node, name: &CStr) -> io::Result<()> {
     node.class.check_writable()?;
     check_writable(name)?;
     Ok(rustix::fs::removexattr(path(node), name)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_has_no_number_is_left_out_of_an_acl() {
+        let entry = |kind: u16, id: u32| [&kind.to_le_bytes()[..], &[7, 0], &id.to_le_bytes()].concat();
+        let acl = |entries: &[Vec<u8>]| [&2_u32.to_le_bytes()[..], &entries.concat()].concat();
+        let [owner, group, mask, other] = [1, 4, 16, 32].map(|kind| entry(kind, u32::MAX));
+        let known = [&owner, &entry(2, 5), &group, &entry(8, 6), &mask, &other].map(Clone::clone);
+        assert_eq!(without_strangers(&acl(&known)), acl(&known));
+        let strangers = [&owner, &entry(2, 5), &entry(2, u32::MAX), &group, &entry(8, 6), &entry(8, u32::MAX)];
+        let all = [&strangers.map(Clone::clone)[..], &[mask, other]].concat();
+        assert_eq!(without_strangers(&acl(&all)), acl(&known));
+        for odd in [&b""[..], b"abc", b"abcd", b"abcdefg"] {
+            assert_eq!(without_strangers(odd), odd);
+        }
+    }
 }
