@@ -12,12 +12,18 @@ target=${CARGO_TARGET_DIR:-target}
 # The same crates, compiled in the same way by the same compiler.
 kept=$cache/dependencies-$({ cat Cargo.lock Cargo.toml */Cargo.toml */*/Cargo.toml; rustc -vV; } | sha256sum | cut -c1-16)
 
+lock "$name"
 case ${1:-} in
 restore)
     [ ! -e "$target/debug" ] && [ ! -e "$target/release" ] && [ -e "$kept" ] || exit 0
     say "taking the dependencies that were compiled before from $kept"
-    mkdir -p "$target"
-    cp -a "$kept/." "$target/"
+    # Whole or not at all: cargo would take half a file of an interrupted copy for the compiled crate.
+    new=$target/dependencies.new
+    rm -rf "$new"
+    mkdir -p "$new"
+    cp -a "$kept/." "$new/"
+    mv "$new"/* "$target/"
+    rmdir "$new"
     ;;
 save)
     [ ! -e "$kept" ] || exit 0
