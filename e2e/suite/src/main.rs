@@ -42,7 +42,7 @@ enum Command {
     Demo,
     /// Every test, or those whose names contain the filter.
     Test {
-        /// Part of a name.
+        /// Part of a name; several have commas between them.
         filter: Option<String>,
     },
     /// Pods come and go by the hundred, and nothing is left.

@@ -221,7 +221,7 @@ fn no_command(_handler: &'static str, id: &str, pod: &Pod) -> Outcome {
 fn same_name(handler: &'static str, id: &str, pod: &Pod) -> Outcome {
     let crictl = Crictl::default();
     crictl.refused(&["runp", "--runtime", handler, &pod.file()?], &["code = AlreadyExists", "shared"])?;
-    let listed = crictl.run(&["pods", "-q", "--no-trunc"])?;
+    let listed = crictl.run(&["pods", "-q", "--no-trunc", "--name", "^shared$"])?;
     ensure!(listed == id, "pods after a refused twin: {listed}");
     Ok(())
 }
