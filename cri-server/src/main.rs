@@ -34,7 +34,8 @@ mod translate;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
+use commands::Format;
 
 #[derive(Parser)]
 #[command(version, about = "A Kubernetes node daemon that runs each pod in a microVM of its own")]
@@ -63,6 +64,53 @@ enum Command {
         #[command(flatten)]
         from: From,
     },
+    /// Lists the pods of this node: handler, state, restarts, memory and CPU on the node, size of the guest.
+    Pods {
+        #[command(flatten)]
+        from: From,
+        /// How the list is printed.
+        #[arg(short, long, value_enum, default_value = "table")]
+        output: Format,
+    },
+    /// Lists the images of the store.
+    Images {
+        #[command(flatten)]
+        from: From,
+        /// How the list is printed.
+        #[arg(short, long, value_enum, default_value = "table")]
+        output: Format,
+    },
+    /// Prints the last 32 KiB that the kernel of a vm pod's guest has said on its serial console.
+    Console {
+        #[command(flatten)]
+        from: From,
+        /// The pod: its id or the beginning of it, NAME, or NAMESPACE/NAME.
+        pod: String,
+    },
+    /// Collects what a bug report needs.
+    Debug {
+        #[command(subcommand)]
+        work: Debug,
+    },
+    /// Prints a script that completes this program's words in a shell.
+    Completion {
+        /// Which shell.
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Subcommand)]
+enum Debug {
+    /// Writes one archive with versions, configuration, lists, the daemon's journal and the state of the node; no secrets, and nothing
+    /// that pods were given or have said.
+    Bundle {
+        #[command(flatten)]
+        from: From,
+        /// Where it goes; a name with the time if not given.
+        #[arg(long, value_name = "PATH")]
+        out: Option<PathBuf>,
+    },
 }
 
 #[derive(clap::Args)]
@@ -77,6 +125,14 @@ fn main() -> ExitCode {
         Command::Serve { from } => commands::serve::run(from.config.as_deref()),
         Command::Check { from, kind } => commands::check::run(from.config.as_deref(), kind.as_deref()),
         Command::Config { from } => commands::config::run(from.config.as_deref()),
+        Command::Pods { from, output } => commands::pods::run(from.config.as_deref(), output),
+        Command::Images { from, output } => commands::images::run(from.config.as_deref(), output),
+        Command::Console { from, pod } => commands::console::run(from.config.as_deref(), &pod),
+        Command::Debug { work: Debug::Bundle { from, out } } => commands::bundle::run(from.config.as_deref(), out),
+        Command::Completion { shell } => {
+            clap_complete::generate(shell, &mut Arguments::command(), "cofferdam", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
     };
     match outcome {
         Ok(code) => code,

@@ -162,6 +162,15 @@ pub(crate) fn status(dirs: &Dirs) -> Result<monitor::Status, SandboxError> {
     }
 }
 
+/// The last 32 KiB of the guest's console. Blocks for a moment.
+pub(crate) fn console(dirs: &Dirs) -> Result<String, SandboxError> {
+    let step = || "ask the monitor for the guest's console".to_owned();
+    match Control::open(&dirs.control(), ANSWER_LIMIT)?.packets.ask(&Request::Console, None).doing(step)? {
+        Reply::Console { text } => Ok(text),
+        other => Err(unexpected(other)).doing(step),
+    }
+}
+
 /// Has the monitor do what changes the guest's size. Blocks for a moment.
 pub(crate) fn request(dirs: &Dirs, request: &Request) -> Result<(), SandboxError> {
     let step = || "have the monitor change the guest's size".to_owned();

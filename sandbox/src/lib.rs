@@ -22,6 +22,7 @@ mod disk;
 mod error;
 mod launch;
 mod link;
+mod look;
 pub mod mountinfo;
 mod netns;
 mod pod;
@@ -43,6 +44,7 @@ mod versions;
 mod watches;
 
 pub use error::SandboxError;
+pub use look::{console, guest_size};
 pub use pod::{End, Pod};
 pub use quota::LiftedQuota;
 pub use runtime::{Adopted, Runtime, Timeline};
