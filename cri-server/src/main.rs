@@ -37,8 +37,11 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 use commands::Format;
 
+/// The release and the commit that it was built from.
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("COFFERDAM_COMMIT"), ")");
+
 #[derive(Parser)]
-#[command(version, about = "A Kubernetes node daemon that runs each pod in a microVM of its own")]
+#[command(version = VERSION, about = "A Kubernetes node daemon that runs each pod in a microVM of its own")]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -130,8 +133,9 @@ fn main() -> ExitCode {
         Command::Console { from, pod } => commands::console::run(from.config.as_deref(), &pod),
         Command::Debug { work: Debug::Bundle { from, out } } => commands::bundle::run(from.config.as_deref(), out),
         Command::Completion { shell } => {
-            clap_complete::generate(shell, &mut Arguments::command(), "cofferdam", &mut std::io::stdout());
-            Ok(ExitCode::SUCCESS)
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "cofferdam", &mut script);
+            commands::print(&String::from_utf8_lossy(&script))
         }
     };
     match outcome {

@@ -1,10 +1,9 @@
 //! `cofferdam console POD`: what the kernel of a pod's guest has said.
 
 use std::path::Path;
-use std::process::ExitCode;
 
 use super::client::with_daemon;
-use super::{Outcome, pods};
+use super::{Outcome, pods, print};
 use crate::error::chain;
 
 pub(crate) fn run(path: Option<&Path>, pod: &str) -> Outcome {
@@ -17,7 +16,6 @@ pub(crate) fn run(path: Option<&Path>, pod: &str) -> Outcome {
         }
         // What a guest says must not move the cursor of the terminal.
         let shown = |c: &char| !c.is_control() || matches!(c, '\n' | '\t');
-        print!("{}", text.chars().filter(shown).collect::<String>());
-        Ok(ExitCode::SUCCESS)
+        print(&text.chars().filter(shown).collect::<String>())
     })
 }

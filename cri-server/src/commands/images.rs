@@ -1,24 +1,22 @@
 //! `cofferdam images`: what the store has.
 
 use std::path::Path;
-use std::process::ExitCode;
 
 use cofferdam_proto::cri::{Image, ListImagesRequest};
 use serde_json::{Value, json};
 
 use super::client::with_daemon;
 use super::table::{Table, bytes, plain};
-use super::{Format, Outcome};
+use super::{Format, Outcome, print};
 
 pub(crate) fn run(path: Option<&Path>, format: Format) -> Outcome {
     with_daemon(path, |mut daemon| async move {
         let mut images = daemon.images.list_images(ListImagesRequest::default()).await?.into_inner().images;
         images.sort_by_key(names);
-        match format {
-            Format::Json => println!("{:#}", Value::from(images.iter().map(object).collect::<Vec<_>>())),
-            Format::Table => table(&images).print(),
-        }
-        Ok(ExitCode::SUCCESS)
+        print(&match format {
+            Format::Json => format!("{:#}\n", Value::from(images.iter().map(object).collect::<Vec<_>>())),
+            Format::Table => table(&images).text(),
+        })
     })
 }
 

@@ -1,7 +1,6 @@
 //! `cofferdam pods`: what runs on this node, and what it costs the node.
 
 use std::path::Path;
-use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cofferdam_proto::cri::{
@@ -13,16 +12,15 @@ use serde_json::{Value, json};
 
 use super::client::{Daemon, with_daemon};
 use super::table::{Table, bytes, plain, span};
-use super::{Format, Outcome};
+use super::{Format, Outcome, print};
 
 pub(crate) fn run(path: Option<&Path>, format: Format) -> Outcome {
     with_daemon(path, |mut daemon| async move {
         let pods = read(&mut daemon).await?;
-        match format {
-            Format::Json => println!("{:#}", Value::from(pods.iter().map(Pod::object).collect::<Vec<_>>())),
-            Format::Table => table(&pods).print(),
-        }
-        Ok(ExitCode::SUCCESS)
+        print(&match format {
+            Format::Json => format!("{:#}\n", Value::from(pods.iter().map(Pod::object).collect::<Vec<_>>())),
+            Format::Table => table(&pods).text(),
+        })
     })
 }
 

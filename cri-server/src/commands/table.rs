@@ -17,19 +17,16 @@ impl Table {
         self.0.push(cells);
     }
 
-    /// Prints it, the heading bold on a terminal.
-    pub(super) fn print(&self) {
-        let text = self.text();
-        let (heading, rows) = text.split_once('\n').unwrap_or((&text, ""));
-        if std::io::stdout().is_terminal() {
-            println!("\x1b[1m{heading}\x1b[0m");
-        } else {
-            println!("{heading}");
+    /// All of it, the heading bold on a terminal.
+    pub(super) fn text(&self) -> String {
+        let text = self.plain();
+        match text.split_once('\n') {
+            Some((heading, rows)) if std::io::stdout().is_terminal() => format!("\x1b[1m{heading}\x1b[0m\n{rows}"),
+            _ => text,
         }
-        print!("{rows}");
     }
 
-    fn text(&self) -> String {
+    fn plain(&self) -> String {
         let columns = self.0.iter().map(Vec::len).max().unwrap_or(0);
         let width = |column: usize| {
             self.0.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
@@ -83,7 +80,7 @@ mod tests {
         let mut table = Table::new(&["NAME", "ID"]);
         table.row(vec!["web".into(), "1".into()]);
         table.row(vec!["database".into(), "23".into()]);
-        assert_eq!(table.text(), "NAME      ID\nweb       1\ndatabase  23\n");
+        assert_eq!(table.plain(), "NAME      ID\nweb       1\ndatabase  23\n");
     }
 
     #[test]

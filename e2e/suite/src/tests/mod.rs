@@ -15,6 +15,7 @@ mod logs;
 mod memory;
 mod metrics;
 mod network;
+mod operators;
 mod records;
 mod reported;
 mod resources;
@@ -47,6 +48,7 @@ fn all() -> Vec<Test> {
         images::TESTS,
         tls::TESTS,
         network::TESTS,
+        operators::TESTS,
         disk::TESTS,
         logs::TESTS,
         records::TESTS,
