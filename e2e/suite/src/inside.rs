@@ -1,4 +1,5 @@
-//! What a test does inside a container that busybox cannot: the suite's own program runs there, from a volume of the node's /usr.
+//! What a test does inside a container that busybox cannot: the suite's own program runs there,
+//! from a volume of the node's /usr.
 
 use std::io::Write;
 use std::os::fd::AsRawFd;
@@ -27,7 +28,8 @@ pub(crate) enum Work {
     },
 }
 
-/// The words that run `work` in a container that has the volume: by the node's own loader, since the image has none.
+/// The words that run `work` in a container that has the volume: by the node's own loader, since
+/// the image has none.
 pub(crate) fn command(work: &str) -> String {
     format!(
         "{NODE_USR}/lib64/ld-linux-x86-64.so.2 --library-path {NODE_USR}/lib/x86_64-linux-gnu \

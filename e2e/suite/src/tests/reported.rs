@@ -49,6 +49,15 @@ fn prints(container: &str, script: &str, wanted: &str) -> Outcome {
     Ok(())
 }
 
+/// Runs a command of the node, which must succeed.
+fn on_node(program: &str, args: &[&str]) -> Outcome {
+    let mut command = Command::new(program);
+    command.args(args);
+    let output = crictl::run(command, program)?;
+    ensure!(output.code == 0, "{program} {}: {}", args.join(" "), output.stderr.trim());
+    Ok(())
+}
+
 /// A folder of the node that goes with it.
 struct Folder(PathBuf);
 
@@ -87,7 +96,8 @@ fn program_of_32_bits(line: &[u8]) -> Vec<u8> {
     elf.extend([1, BASE + HEADERS, 52, 0, 0].iter().flat_map(|word: &u32| word.to_le_bytes()));
     elf.extend([52u16, 32, 1, 40, 0, 0].iter().flat_map(|half| half.to_le_bytes()));
     elf.extend([1, 0, BASE, BASE, size, size, 5, 4096].iter().flat_map(|word: &u32| word.to_le_bytes()));
-    // mov eax, 4 (write); mov ebx, 1; mov ecx, LINE; mov edx, LENGTH; int 0x80; mov eax, 1 (exit); xor ebx, ebx; int 0x80
+    // mov eax, 4 (write); mov ebx, 1; mov ecx, LINE; mov edx, LENGTH; int 0x80; mov eax, 1 (exit);
+    // xor ebx, ebx; int 0x80
     elf.extend(b"\xb8\x04\0\0\0\xbb\x01\0\0\0\xb9");
     elf.extend((BASE + HEADERS + CODE).to_le_bytes());
     elf.push(0xba);
@@ -138,7 +148,7 @@ fn one_container(handler: &'static str, id: &str, pod: &Pod) -> Outcome {
     let got = exec(&container, "cat /etc/resolv.conf")?;
     ensure!(got.trim() == node.trim(), "without a DNS configuration, resolv.conf is {got:?}, the node's {node:?}");
 
-    exec(&container, &format!("{0} unnamed-file /v; cat /v/named", inside::command("")))?;
+    exec(&container, &inside::command("unnamed-file /v"))?;
     let named = fs::read_to_string(volume.join("named")).doing("read the file that got a name")?;
     ensure!(named == "whole", "the file that got a name holds {named:?}");
     exec(&container, &inside::command("acl /v/acl"))?;
@@ -198,7 +208,8 @@ fn info(crictl: &Crictl, handler: &str, container: &str) -> Outcome {
     Ok(())
 }
 
-/// `kubectl debug --profile=sysadmin`: the kubelet sends the pod's configuration of now with each container.
+/// `kubectl debug --profile=sysadmin`: the kubelet sends the pod's configuration of now with each
+/// container.
 fn debug(_handler: &'static str, id: &str, pod: &Pod) -> Outcome {
     let crictl = Crictl::default();
     let target = crictl.run_container(id, pod, &Container::shell("target", "exec sleep 77777"))?;
@@ -269,16 +280,12 @@ fn reset(_handler: &'static str, id: &str, pod: &Pod) -> Outcome {
     wait_for("an answer after a reset", || Ok(ask(17105, b"three\n") == b"got-three\n"))
 }
 
-/// Lines are lost while the disk of the logs is full; the program goes on, and so do its logs when there is room.
+/// Lines are lost while the disk of the logs is full; the program goes on, and so do its logs when
+/// there is room.
 fn full_log_disk(_handler: &'static str, id: &str, pod: &Pod) -> Outcome {
     let crictl = Crictl::default();
     let folder = pod.0["log_directory"].as_str().unwrap_or(LOGS).to_owned();
-    let mount = |program: &str, args: &[&str]| {
-        let mut command = Command::new(program);
-        command.args(args).arg(&folder);
-        crictl::run(command, program).map(drop)
-    };
-    mount("mount", &["-t", "tmpfs", "-o", "size=256k", "log"])?;
+    on_node("mount", &["-t", "tmpfs", "-o", "size=256k", "log", &folder])?;
     let script = "i=0; while [ $i -lt 8000 ]; do echo 0123456789012345678901234567890123456789 $i; i=$((i+1)); done; \
                   touch /tmp/done; while :; do echo tick; sleep 1; done";
     let outcome = crictl.run_container(id, pod, &Container::shell("chatty", script)).and_then(|container| {
@@ -288,11 +295,12 @@ fn full_log_disk(_handler: &'static str, id: &str, pod: &Pod) -> Outcome {
         wait_for("a line after there was room", || Ok(crictl.log(&container)?.contains("tick")))?;
         crictl.run(&["rm", "-f", &container]).map(drop)
     });
-    mount("umount", &["-l"])?;
+    on_node("umount", &["-l", &folder])?;
     outcome
 }
 
-/// A moment without a free block under the daemon's state: what failed can be tried again without a restart of anything.
+/// A moment without a free block under the daemon's state: what failed can be tried again without a
+/// restart of anything.
 fn full_disk() -> Outcome {
     const FILL: &str = "/var/lib/cofferdam-e2e-fill";
     let crictl = Crictl::default();
@@ -321,7 +329,8 @@ fn full_disk() -> Outcome {
     crictl.remove_pod(&id)
 }
 
-/// A plugin that fails when a pod ends: its containers have ended all the same, and the next stop does what is missing.
+/// A plugin that fails when a pod ends: its containers have ended all the same, and the next stop
+/// does what is missing.
 fn failing_plugin() -> Outcome {
     const PLUGINS: [&str; 2] = ["/opt/cni/bin/bridge", "/usr/lib/cni/bridge"];
     let crictl = Crictl::default();
@@ -329,17 +338,10 @@ fn failing_plugin() -> Outcome {
     let id = crictl.run_pod("host", &pod)?;
     let container = crictl.run_container(&id, &pod, &Container::shell("sleeper", "exec sleep 1000"))?;
     let plugin = PLUGINS.into_iter().find(|path| Path::new(path).exists()).unwrap_or(PLUGINS[0]);
-    let run = |program: &str, args: &[&str]| {
-        let mut command = Command::new(program);
-        command.args(args);
-        let output = crictl::run(command, program)?;
-        ensure!(output.code == 0, "{program}: {}", output.stderr);
-        Ok(())
-    };
-    run("mount", &["--bind", "/bin/false", plugin])?;
+    on_node("mount", &["--bind", "/bin/false", plugin])?;
     let stopped = crictl.attempt(&["stopp", &id]);
     let state = crictl.container_field(&container, "/status/state");
-    run("umount", &[plugin])?;
+    on_node("umount", &[plugin])?;
     ensure!(stopped?.code != 0, "a plugin that failed was not told of");
     ensure!(state? == "CONTAINER_EXITED", "the container runs on after its pod was stopped");
     crictl.remove_pod(&id)
