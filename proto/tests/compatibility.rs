@@ -1,5 +1,6 @@
-//! The agent's API of today against that of version 1 (`agent-v1.proto`, as it was then): whatever one side of either version writes, the
-//! other one reads. A field keeps its number, its type and its name; one that goes leaves its number reserved; a call keeps its messages.
+//! The agent's API of today against that of version 1 (`agent-v1.proto`, as it was then): whatever
+//! one side of either version writes, the other one reads. A field keeps its number, its type and
+//! its name; one that goes leaves its number reserved; a call keeps its messages.
 
 use std::collections::BTreeMap;
 

@@ -11,8 +11,9 @@ use crate::share;
 /// /dev, through a mount of our own that takes no changes.
 static DEV: OnceLock<OwnedFd> = OnceLock::new();
 
-/// Opens `/dev/<name>` to read and write. Whoever has the descriptor can use the device, but not change its file's mode, owner, times
-/// or attributes, which would count for the whole node: the kernel refuses that on the mount that the file was opened through.
+/// Opens `/dev/<name>` to read and write. Whoever has the descriptor can use the device, but not
+/// change its file's mode, owner, times or attributes, which would count for the whole node: the
+/// kernel refuses that on the mount that the file was opened through.
 #[expect(clippy::disallowed_methods, reason = "on blocking threads only")]
 pub(crate) fn open(name: &str) -> Result<OwnedFd, SandboxError> {
     let step = || format!("open /dev/{name}");

@@ -1,8 +1,10 @@
 //! Which versions of their APIs the programs of a pod speak.
 //!
-//! A pod outlives the daemon that launched it, so its monitor and its agent may be older than the daemon, or newer after a downgrade. They are
-//! greeted with the newest version first and then with each older one: a program that does not speak a version refuses it and listens on.
-//! A pod that is launched is greeted with the newest alone, since its programs are of one installation with the daemon.
+//! A pod outlives the daemon that launched it, so its monitor and its agent may be older than the
+//! daemon, or newer after a downgrade. They are greeted with the newest version first and then with
+//! each older one: a program that does not speak a version refuses it and listens on. A pod that is
+//! launched is greeted with the newest alone, since its programs are of one installation with the
+//! daemon.
 
 use std::ops::RangeInclusive;
 use std::sync::OnceLock;
@@ -21,7 +23,8 @@ use crate::error::{Doing, SandboxError, blocking};
 use crate::pod::Pod;
 use crate::spec::Kind;
 
-/// How long the agent of an adopted pod may take to be greeted; one of a pod that is launched has the time of the launch.
+/// How long the agent of an adopted pod may take to be greeted; one of a pod that is launched has
+/// the time of the launch.
 const LIMIT: Duration = Duration::from_secs(30);
 /// How long after a greeting that was not answered the next one comes; each time twice as long.
 const AGAIN: Duration = Duration::from_secs(5);
@@ -86,7 +89,8 @@ impl Known {
 }
 
 impl Pod {
-    /// The programs that it runs in, as far as they are known: an adopted pod's are asked one after the other.
+    /// The programs that it runs in, as far as they are known: an adopted pod's are asked one after
+    /// the other.
     pub fn programs(&self) -> Programs {
         let known = &self.inner.known;
         Programs { monitor: known.monitor.get().cloned(), agent: known.agent.get().cloned() }
@@ -117,7 +121,8 @@ impl Pod {
         Ok(())
     }
 
-    /// Asks both until they have answered, and says in the log when they are not of this daemon's version.
+    /// Asks both until they have answered, and says in the log when they are not of this daemon's
+    /// version.
     pub(crate) fn get_acquainted(&self) {
         let pod = self.clone();
         tokio::spawn(async move {
@@ -167,7 +172,8 @@ fn with_causes(error: &SandboxError) -> String {
     error.to_string() + &cause.unwrap_or_default()
 }
 
-/// Agrees with an agent on the newest of `versions` that it speaks. Waits for the agent as long as the caller does.
+/// Agrees with an agent on the newest of `versions` that it speaks. Waits for the agent as long as
+/// the caller does.
 pub(crate) async fn greet(
     mut agent: AgentClient<Channel>,
     versions: RangeInclusive<u32>,

@@ -7,8 +7,9 @@
 //!   /srv/volume      ── cloned ──►  /volumes/KEY   mounted by a thread of the daemon that enters the namespace
 //! ```
 //!
-//! Nothing of this is mounted in the node's own namespace. So a monitor can name no file of the node but those that its pod was
-//! given, no other process of the node gets copies of a pod's mounts, and all of them are gone with the monitor.
+//! Nothing of this is mounted in the node's own namespace. So a monitor can name no file of the
+//! node but those that its pod was given, no other process of the node gets copies of a pod's
+//! mounts, and all of them are gone with the monitor.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -30,10 +31,12 @@ use crate::error::{Doing, SandboxError};
 use crate::netns::on_a_thread;
 use crate::process;
 
-/// A mount namespace with nothing in it, of which those of pods are copies: what a pod's costs does not grow with the node's mounts.
+/// A mount namespace with nothing in it, of which those of pods are copies: what a pod's costs does
+/// not grow with the node's mounts.
 static EMPTY: OnceLock<OwnedFd> = OnceLock::new();
 
-/// Makes a namespace in which nothing is but `root`, a mount that has no place yet. Blocks for a moment.
+/// Makes a namespace in which nothing is but `root`, a mount that has no place yet. Blocks for a
+/// moment.
 pub(super) fn create(root: &OwnedFd) -> Result<OwnedFd, SandboxError> {
     let step = || "make the pod's mount namespace".to_owned();
     let empty = match EMPTY.get() {
@@ -72,7 +75,8 @@ fn make_empty() -> Result<OwnedFd, SandboxError> {
         let root = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).doing(step)?;
         move_mount(&root, "", CWD, "/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).doing(step)?;
         fchdir(&root).doing(step)?;
-        // Stacks the node's root upon the new one (pivot_root(2)), so that it can go with all that is on it.
+        // Stacks the node's root upon the new one (pivot_root(2)), so that it can go with all that
+        // is on it.
         pivot_root(".", ".").doing(|| "leave the node's root; is it the initramfs itself?".into())?;
         unmount(".", UnmountFlags::DETACH).doing(step)?;
         mount_namespace(&own).doing(step)
@@ -88,7 +92,8 @@ fn mount_namespace(own: &OwnedFd) -> rustix::io::Result<OwnedFd> {
     openat(own, "mnt", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
 }
 
-/// Gives the calling thread a root and working directory of its own, without which it cannot enter a mount namespace.
+/// Gives the calling thread a root and working directory of its own, without which it cannot enter
+/// a mount namespace.
 fn detach_thread() -> rustix::io::Result<()> {
     // SAFETY: nothing that other threads have changes.
     unsafe { unshare_unsafe(UnshareFlags::FS) }
@@ -120,8 +125,8 @@ impl Place {
         Ok(Self::Pod { pidfd, root: identity(&dirs.tree())? })
     }
 
-    /// Runs `work` where the exports can be mounted, with the path of the share's root there; nothing if they are gone. In
-    /// `work`, every other path is one of the pod's namespace too.
+    /// Runs `work` where the exports can be mounted, with the path of the share's root there;
+    /// nothing if they are gone. In `work`, every other path is one of the pod's namespace too.
     fn inside<T: Send>(
         &self,
         work: impl FnOnce(&Path) -> Result<T, SandboxError> + Send,

@@ -1,5 +1,6 @@
-//! A pod of version 1 under this daemon. `v1/` holds what the programs of that version wrote: the pod's records, and what its monitor
-//! answered to which bytes (`monitor.txt`: a request after `>`, the answer after `<`).
+//! A pod of version 1 under this daemon. `v1/` holds what the programs of that version wrote: the
+//! pod's records, and what its monitor answered to which bytes (`monitor.txt`: a request after `>`,
+//! the answer after `<`).
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -38,7 +39,8 @@ fn logged(log: &Log) -> Vec<String> {
     log.lock().unwrap().clone()
 }
 
-/// Answers as the recorded monitor did, byte for byte. Requests that it never got are logged, and end the connection.
+/// Answers as the recorded monitor did, byte for byte. Requests that it never got are logged, and
+/// end the connection.
 fn recorded_monitor(socket: OwnedFd, unheard: Log) {
     let lines: Vec<&str> = MONITOR.lines().collect();
     let pair = |pair: &[&'static str]| (pair[0].strip_prefix("> ").unwrap(), pair[1].strip_prefix("< ").unwrap());
@@ -130,7 +132,8 @@ async fn greeted(mut stream: UnixStream, vsock: bool) -> UnixStream {
     stream
 }
 
-/// A pod that a daemon of version 1 launched: its records, a process that stands for its monitor, and what listens on its sockets.
+/// A pod that a daemon of version 1 launched: its records, a process that stands for its monitor,
+/// and what listens on its sockets.
 struct OldPod {
     process: Child,
     unheard: Log,

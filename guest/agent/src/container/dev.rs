@@ -1,7 +1,8 @@
 //! A container's /dev: a tmpfs with the usual nodes, pts, shm and mqueue.
 //!
-//! A mount of the request may take its place, often the node's own /dev. What every program expects below it is then mounted
-//! there, as containerd does: terminals of the container's own, the pod's shared memory and message queues.
+//! A mount of the request may take its place, often the node's own /dev. What every program expects
+//! below it is then mounted there, as containerd does: terminals of the container's own, the pod's
+//! shared memory and message queues.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -19,7 +20,8 @@ use crate::users::Users;
 /// Descriptors that outlive the set-up.
 #[derive(Debug)]
 pub struct Dev {
-    /// Instance of devpts, for terminals. It is mounted nowhere if a mount of the request has its place.
+    /// Instance of devpts, for terminals. It is mounted nowhere if a mount of the request has its
+    /// place.
     pub pts: OwnedFd,
     /// The /dev itself, unless it is a mount of the request.
     pub dir: Option<OwnedFd>,
@@ -52,7 +54,8 @@ pub fn make(root: &OwnedFd, spec: &Spec, users: Option<&Users>, trees: &mut Tree
 fn nodes_and_folders(root_user: u32) -> Result<OwnedFd> {
     let dev =
         new_mount("tmpfs", &parameters(&[("mode", "755"), ("size", "65536k")]), NOSUID | libc::MOUNT_ATTR_STRICTATIME)?;
-    // Nobody else is in this mount namespace yet, and this file system is new: names are what they seem.
+    // Nobody else is in this mount namespace yet, and this file system is new: names are what they
+    // seem.
     for (name, major, minor) in STANDARD {
         let node = Node {
             path: PathBuf::from(name),
@@ -95,7 +98,8 @@ fn below(pts: &OwnedFd, spec: &Spec, trees: &mut Trees) -> Result<Vec<(&'static 
     Ok(all)
 }
 
-/// Whether /dev is a mount of the request whose changes reach the node: what is mounted there would cover the node's own.
+/// Whether /dev is a mount of the request whose changes reach the node: what is mounted there would
+/// cover the node's own.
 fn is_the_nodes(spec: &Spec) -> bool {
     let shared =
         |m: &super::spec::MountSpec| m.destination == Path::new("/dev") && m.propagation == Propagation::Shared;
