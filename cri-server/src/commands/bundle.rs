@@ -1,7 +1,8 @@
 //! `cofferdam debug bundle`: one archive for a bug report.
 //!
-//! It holds what this daemon and the node say of themselves. Left out are what pods are given and what they say: environments,
-//! annotations, commands, logs and files. Passwords in addresses are cut from every part.
+//! It holds what this daemon and the node say of themselves. Left out are what pods are given and
+//! what they say: environments, annotations, commands, logs and files. Passwords in addresses are
+//! cut from every part.
 
 #![expect(clippy::disallowed_methods, reason = "this subcommand has no asynchronous workers")]
 
@@ -9,13 +10,13 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
 
-use super::Outcome;
+use super::{Outcome, print};
 
 /// Lines of the daemon's journal.
 const JOURNAL_LINES: &str = "5000";
@@ -65,8 +66,7 @@ pub(crate) fn run(config: Option<&Path>, out: Option<PathBuf>) -> Outcome {
         let _ = fs::remove_file(&out);
         return Err(told(error).into());
     }
-    println!("{}", out.display());
-    Ok(ExitCode::SUCCESS)
+    print(&format!("{}\n", out.display()))
 }
 
 fn parts(config: Option<&Path>) -> Vec<(String, String)> {

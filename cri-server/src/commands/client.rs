@@ -11,12 +11,11 @@ use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
 
 use super::Outcome;
+use super::serve::MAX_MESSAGE;
 use crate::config::{Config, load};
 
 /// How long one answer may take.
 const LIMIT: Duration = Duration::from_secs(30);
-/// Largest answer, bytes: as the kubelet's own client has it.
-const MAX_MESSAGE: usize = 16 << 20;
 
 /// The daemon's configuration and its two services.
 pub(super) struct Daemon {

@@ -31,7 +31,7 @@ use crate::streaming::StreamingServer;
 use crate::telemetry::{self, MeasureCalls};
 
 /// Largest message either way, as the kubelet's own client has it.
-const MAX_MESSAGE: usize = 16 << 20;
+pub(super) const MAX_MESSAGE: usize = 16 << 20;
 /// How long calls may take to end once the daemon was told to.
 const GOODBYE: Duration = Duration::from_secs(10);
 /// Threads that serve calls; what blocks has threads of its own.

@@ -18,8 +18,9 @@ pub(super) const FILTERED: &str = "COFFERDAM_TEST_FILTERED";
 /// Says what the child of a test tries.
 const ATTEMPT: &str = "COFFERDAM_TEST_ATTEMPT";
 
-/// Runs this test program again, with `arguments` and one variable. Like the monitor, it is process 1 of a PID namespace if this is
-/// root, and makes no backtraces, for which a panic would open files; and its property tests are short.
+/// Runs this test program again, with `arguments` and one variable. Like the monitor, it is process
+/// 1 of a PID namespace if this is root, and makes no backtraces, for which a panic would open
+/// files; and its property tests are short.
 fn again(arguments: &[&str], variable: &str, value: &str) -> Output {
     let mut program = Command::new(std::env::current_exe().unwrap());
     program.args(arguments).env_remove("RUST_BACKTRACE").env("PROPTEST_CASES", "16").env(variable, value);
@@ -55,7 +56,8 @@ struct Held {
     descriptors: OwnedFd,
 }
 
-/// Locks a thread of its own in but for namespaces and filters, after `enter`, which answers the share.
+/// Locks a thread of its own in but for namespaces and filters, after `enter`, which answers the
+/// share.
 fn locked_in(enter: impl FnOnce() -> OwnedFd + Send, inside: impl FnOnce(bool, Held) + Send) {
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -99,7 +101,8 @@ fn only_files_of_the_share_can_be_opened() {
     assert_eq!(fs::read_to_string(share.join("newer")).unwrap(), "new");
 }
 
-/// What the mount namespace adds: Landlock restricts neither looking at files nor changing their attributes.
+/// What the mount namespace adds: Landlock restricts neither looking at files nor changing their
+/// attributes.
 #[test]
 fn nothing_but_the_share_can_be_named() {
     if !rustix::process::geteuid().is_root() {
@@ -137,7 +140,8 @@ fn nothing_but_the_share_can_be_named() {
     assert!(!dir.path().join("made").exists());
 }
 
-/// By no path can a file outside the share be opened, looked at, changed or linked, nor a new one be made.
+/// By no path can a file outside the share be opened, looked at, changed or linked, nor a new one
+/// be made.
 fn nothing_else_is_reached(held: &Held, secret: &Path) {
     let below_root = secret.strip_prefix("/").unwrap();
     let far_up = Path::new("../../../../../../..").join(below_root);
@@ -175,7 +179,8 @@ fn nothing_else_is_reached(held: &Held, secret: &Path) {
     }
 }
 
-/// The file server's, the disk's and the vCPUs' threads of these tests run under their filters, and so do turns of the main loop.
+/// The file server's, the disk's and the vCPUs' threads of these tests run under their filters, and
+/// so do turns of the main loop.
 #[test]
 fn device_suites_pass_under_the_filters() {
     if threads::is_filtered() {
@@ -283,7 +288,8 @@ fn calls_that_a_thread_does_not_need_end_the_process() {
     }
 }
 
-/// Process 1 ignores signals that it sends itself by default, and must end all the same. SIGTERM comes from outside.
+/// Process 1 ignores signals that it sends itself by default, and must end all the same. SIGTERM
+/// comes from outside.
 #[test]
 fn process_1_can_end() {
     if threads::is_filtered() || !rustix::process::geteuid().is_root() {
@@ -300,7 +306,7 @@ fn process_1_can_end() {
 
 /// The child of the test above.
 #[test]
-#[ignore = "a part of process_1_can_end"]
+#[ignore = "it ends its process: process_1_can_end runs it in one of its own"]
 fn ending() {
     let how = std::env::var(ATTEMPT).unwrap_or_default();
     println!("I am {}", std::process::id());
@@ -339,7 +345,8 @@ fn child() {
     .unwrap();
 }
 
-/// As the monitor does it: the main thread locks itself in, and threads of all kinds are started later, by any thread.
+/// As the monitor does it: the main thread locks itself in, and threads of all kinds are started
+/// later, by any thread.
 #[test]
 #[ignore = "a part of threads_of_all_kinds_start_later"]
 fn divided() {
