@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
 
-use super::{Config, ConfigError, DEFAULT_PATH, Settings, keys};
+use super::{Config, ConfigError, DEFAULT_PATH, Settings, keys, product};
 
 /// Longest configuration file, bytes.
 const MAX_FILE: u64 = 1 << 20;
@@ -27,7 +27,7 @@ pub(crate) fn load(path: Option<&Path>) -> Result<(Settings, Config), ConfigErro
         let text = read(&extra)?;
         files.push((extra, text));
     }
-    merge(&files)
+    merge(&files, &product::folder())
 }
 
 fn read(path: &Path) -> Result<String, ConfigError> {
@@ -58,8 +58,8 @@ fn conf_d(main: &Path) -> Result<Vec<PathBuf>, ConfigError> {
     Ok(found)
 }
 
-/// Checks each file alone, then all of them together; the later of two values of a key counts.
-pub(super) fn merge(files: &[(PathBuf, String)]) -> Result<(Settings, Config), ConfigError> {
+/// Checks each file alone, then all of them together; the later of two values of a key counts. `lib` is the folder of this build.
+pub(super) fn merge(files: &[(PathBuf, String)], lib: &Path) -> Result<(Settings, Config), ConfigError> {
     let mut merged = Table::new();
     let mut origins: BTreeMap<String, PathBuf> = BTreeMap::new();
     for (path, text) in files {
@@ -82,7 +82,7 @@ pub(super) fn merge(files: &[(PathBuf, String)]) -> Result<(Settings, Config), C
         reason: e.to_string(),
         path: None,
     })?;
-    let settings = settings.complete();
+    let settings = settings.complete(lib);
     let config = settings.check().map_err(|(key, reason)| ConfigError::Value {
         path: origins.get(key).cloned(),
         key: key.into(),

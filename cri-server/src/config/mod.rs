@@ -7,6 +7,7 @@
 
 mod keys;
 mod load;
+mod product;
 mod settings;
 
 use std::collections::BTreeMap;
@@ -236,5 +237,5 @@ mod tests;
 /// The defaults, for tests elsewhere.
 #[cfg(test)]
 pub(crate) fn tests_config() -> Config {
-    load::merge(&[]).expect("the defaults are good").1
+    load::merge(&[], Path::new(product::USUAL)).expect("the defaults are good").1
 }

@@ -49,6 +49,7 @@ pub(super) struct Vm {
     memory_max_mib: u32,
     unlimited_memory_percent: u8,
     unlimited_memory_max_mib: u32,
+    /// Empty, as the three other paths: the file of that name in the folder of this build ([`super::product`]).
     monitor: PathBuf,
     kernel: PathBuf,
     kernel_args: String,
@@ -57,9 +58,10 @@ pub(super) struct Vm {
     boot_timeout_seconds: u64,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Host {
+    /// Empty: the one of this build.
     agent: PathBuf,
 }
 
@@ -136,19 +138,13 @@ impl Default for Vm {
             memory_max_mib: 8192,
             unlimited_memory_percent: 25,
             unlimited_memory_max_mib: 2048,
-            monitor: "/usr/lib/cofferdam/cofferdam-vmm".into(),
-            kernel: "/usr/lib/cofferdam/vmlinux".into(),
+            monitor: PathBuf::new(),
+            kernel: PathBuf::new(),
             kernel_args: String::new(),
-            initramfs: "/usr/lib/cofferdam/initramfs.cpio".into(),
-            disk_template: "/usr/lib/cofferdam/pod-disk.ext4".into(),
+            initramfs: PathBuf::new(),
+            disk_template: PathBuf::new(),
             boot_timeout_seconds: 60,
         }
-    }
-}
-
-impl Default for Host {
-    fn default() -> Self {
-        Self { agent: "/usr/lib/cofferdam/cofferdam-agent".into() }
     }
 }
 
@@ -181,8 +177,19 @@ const VCPUS_MAX: u8 = 8;
 pub(super) type Wrong = (&'static str, String);
 
 impl Settings {
-    /// With what is computed from other keys filled in.
-    pub(super) fn complete(mut self) -> Self {
+    /// With what is computed from other keys, or from where the product is (its folder `lib`), filled in.
+    pub(super) fn complete(mut self, lib: &Path) -> Self {
+        for (path, name) in [
+            (&mut self.vm.monitor, "cofferdam-vmm"),
+            (&mut self.vm.kernel, "vmlinux"),
+            (&mut self.vm.initramfs, "initramfs.cpio"),
+            (&mut self.vm.disk_template, "pod-disk.ext4"),
+            (&mut self.host.agent, "cofferdam-agent"),
+        ] {
+            if path.as_os_str().is_empty() {
+                *path = lib.join(name);
+            }
+        }
         if self.socket.as_os_str().is_empty() {
             self.socket = self.run_dir.join("cofferdam.sock");
         }

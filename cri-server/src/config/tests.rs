@@ -6,13 +6,21 @@ fn file(name: &str, text: &str) -> (PathBuf, String) {
     (PathBuf::from(name), text.to_owned())
 }
 
+fn merge(files: &[(PathBuf, String)]) -> Result<(Settings, Config), ConfigError> {
+    load::merge(files, Path::new(product::USUAL))
+}
+
+fn defaults() -> Settings {
+    Settings::default().complete(Path::new(product::USUAL))
+}
+
 fn refused(text: &str) -> String {
-    crate::error::chain(&load::merge(&[file("/etc/c.toml", text)]).unwrap_err())
+    crate::error::chain(&merge(&[file("/etc/c.toml", text)]).unwrap_err())
 }
 
 #[test]
 fn later_files_win_key_by_key() {
-    let (settings, config) = load::merge(&[
+    let (settings, config) = merge(&[
         file(
             "a",
             "run_dir = \"/run/a\"\n[vm]\nvcpus = 2\nmemory_mib = 512\n[registries.\"r:5000\"]\nplain_http = true\n",
@@ -29,7 +37,7 @@ fn later_files_win_key_by_key() {
 
 #[test]
 fn guests_grow_to_the_node_at_most() {
-    let most = |text: &str| load::merge(&[file("a", text)]).unwrap().1.vm_max;
+    let most = |text: &str| merge(&[file("a", text)]).unwrap().1.vm_max;
     assert_eq!(most(""), VmSize { vcpus: node_cpus().min(8), memory_mib: 8192 });
     assert_eq!(most("[vm]\nvcpus_max = 1\nmemory_max_mib = 512\n"), VmSize { vcpus: 1, memory_mib: 512 });
     assert_eq!(most("[vm]\nvcpus_max = 32\n").vcpus, node_cpus().min(32));
@@ -79,6 +87,17 @@ fn bad_values_name_the_key_and_the_file() {
 }
 
 #[test]
+fn programs_and_the_guest_are_those_of_the_daemons_own_build() {
+    let lib = Path::new("/opt/cofferdam/versions/2/lib/cofferdam");
+    let config = load::merge(&[file("a", "[vm]\nkernel = \"/boot/own\"\n")], lib).unwrap().1;
+    assert_eq!(config.vm.monitor, lib.join("cofferdam-vmm"));
+    assert_eq!(config.vm.initramfs, lib.join("initramfs.cpio"));
+    assert_eq!(config.vm.disk_template, lib.join("pod-disk.ext4"));
+    assert_eq!(config.agent, lib.join("cofferdam-agent"));
+    assert_eq!(config.vm.kernel, Path::new("/boot/own"), "what is configured counts");
+}
+
+#[test]
 fn conf_d_is_read_in_the_order_of_names() {
     let dir = tempfile::tempdir().unwrap();
     let main = dir.path().join("config.toml");
@@ -105,22 +124,22 @@ fn the_documentation_has_every_key_and_no_other() {
 #[test]
 fn the_delivered_file_shows_the_defaults() {
     let text = include_str!("../../../deploy/config.toml");
-    assert_eq!(load::merge(&[file("c", text)]).unwrap().0, Settings::default().complete(), "nothing is set in it");
+    assert_eq!(merge(&[file("c", text)]).unwrap().0, defaults(), "nothing is set in it");
     let shown: String = text
         .lines()
         .filter_map(|line| line.strip_prefix('#'))
         .filter(|line| !line.starts_with([' ', '#']) && !line.is_empty())
         .map(|line| format!("{line}\n"))
         .collect();
-    let (settings, _) = load::merge(&[file("shown", &shown)]).unwrap();
-    assert_eq!(settings, Settings::default().complete(), "what it shows are the defaults");
+    let (settings, _) = merge(&[file("shown", &shown)]).unwrap();
+    assert_eq!(settings, defaults(), "what it shows are the defaults");
 }
 
 #[test]
 fn what_config_prints_is_the_same_configuration() {
-    let settings = Settings::default().complete();
+    let settings = defaults();
     let text = toml::to_string(&settings).unwrap();
-    assert_eq!(load::merge(&[file("printed", &text)]).unwrap().0, settings);
+    assert_eq!(merge(&[file("printed", &text)]).unwrap().0, settings);
 }
 
 #[test]
