@@ -7,7 +7,7 @@ export CARGO_TERM_PROGRESS_WHEN ?= never
 DIST := target/dist
 say = @printf '\033[1m[make] %s\033[0m\n' "$(1)"
 
-.PHONY: help demo test critest kubelet-smoke bench soak node build install setup lint unit e2e guest-kernel clean
+.PHONY: help demo test critest kubelet-smoke bench soak node build dist install setup lint unit e2e guest-kernel clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,10 @@ e2e: setup ## Only the tests in the node VM; TEST=name for some of them
 build: setup ## Build the product into target/dist
 	$(call say,building the product: about 8 minutes the first time)
 	@deploy/dist.sh $(DIST)
+
+dist: build ## Archive, Debian package, installer image, bill of materials in target/packages; VERSION=x names another version
+	$(call say,packaging: about 4 minutes the first time)
+	@deploy/packages.sh $(DIST) target/packages
 
 install: ## Install target/dist below DESTDIR (default /), as packages and images do
 	@test -d $(DIST) || { echo "nothing is built: run 'make build' first"; exit 1; }
