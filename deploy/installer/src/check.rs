@@ -25,10 +25,13 @@ pub(crate) async fn run() -> Result<()> {
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
     say("kernel", kernel(&release));
     say("cgroup v2", cgroup());
-    say("systemd", match Systemd::connect().await {
-        Ok(systemd) => systemd.version().await.map_err(|error| chain(&error)),
-        Err(error) => Err(chain(&error)),
-    });
+    say(
+        "systemd",
+        match Systemd::connect().await {
+            Ok(systemd) => systemd.version().await.map_err(|error| chain(&error)),
+            Err(error) => Err(chain(&error)),
+        },
+    );
     if missing.is_empty() { Ok(()) } else { refuse(format!("this node cannot have Cofferdam: {}", missing.join("; "))) }
 }
 
@@ -45,7 +48,10 @@ fn kernel(release: &str) -> std::result::Result<String, String> {
 fn cgroup() -> std::result::Result<String, String> {
     match rustix::fs::statfs("/sys/fs/cgroup") {
         Ok(is) if is.f_type == CGROUP2 => Ok("/sys/fs/cgroup".into()),
-        Ok(_) => Err("the node boots with cgroup v1; remove systemd.unified_cgroup_hierarchy=0 from its kernel's arguments".into()),
+        Ok(_) => {
+            Err("the node boots with cgroup v1; remove systemd.unified_cgroup_hierarchy=0 from its kernel's arguments"
+                .into())
+        }
         Err(error) => Err(format!("/sys/fs/cgroup: {error}")),
     }
 }

@@ -104,7 +104,12 @@ impl Pod {
 fn main() -> ExitCode {
     let command = Arguments::parse().command;
     let filter = tracing_subscriber::EnvFilter::new("warn,cofferdam_installer=info");
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).without_time().init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .without_time()
+        .init();
     // The workspace has one provider of TLS; kube asks for the process's default.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -127,7 +132,9 @@ async fn run(command: Command) -> Result<()> {
             cluster::run::run(pod.cluster().await?, options).await
         }
         Command::Ready { ready } if ready.exists() => Ok(()),
-        Command::Ready { .. } => refuse("the node is not yet as its labels ask; the annotation cofferdam.dev/state says why"),
+        Command::Ready { .. } => {
+            refuse("the node is not yet as its labels ask; the annotation cofferdam.dev/state says why")
+        }
         Command::Uninstall { pod, pod_name, endpoint, purge } => {
             let drain = Duration::from_secs(pod.drain_seconds);
             let options =

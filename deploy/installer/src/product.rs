@@ -75,7 +75,10 @@ mod tests {
         let file = File::create(&disk).unwrap();
         file.set_len(1 << 30).unwrap();
         file.write_all_at(b"data", 300 << 20).unwrap();
-        let tar = Command::new("tar").args(["--sparse", "-cf", "pod-disk.tar", "pod-disk.ext4"]).current_dir(dir.path()).status();
+        let tar = Command::new("tar")
+            .args(["--sparse", "-cf", "pod-disk.tar", "pod-disk.ext4"])
+            .current_dir(dir.path())
+            .status();
         assert!(tar.unwrap().success());
         fs::remove_file(&disk).unwrap();
         unpack_disk(dir.path()).unwrap();

@@ -31,7 +31,9 @@ impl Systemd {
 
     /// systemd's version, which also proves that it answers.
     pub(crate) async fn version(&self) -> Result<String> {
-        self.property("/org/freedesktop/systemd1", MANAGER, "Version").await.doing(|| "ask systemd for its version".into())
+        self.property("/org/freedesktop/systemd1", MANAGER, "Version")
+            .await
+            .doing(|| "ask systemd for its version".into())
     }
 
     /// Has it read unit files again.

@@ -40,22 +40,20 @@ impl Cluster {
     /// Sets annotations, unless they are so already.
     pub(crate) async fn annotate(&self, node: &Node, wanted: &[(&str, Option<&str>)]) -> Result<()> {
         let now = node.metadata.annotations.as_ref();
-        let differs = |(key, value): &&(&str, Option<&str>)| now.and_then(|a| a.get(*key)).map(String::as_str) != *value;
+        let differs =
+            |(key, value): &&(&str, Option<&str>)| now.and_then(|a| a.get(*key)).map(String::as_str) != *value;
         self.change("annotations", wanted.iter().filter(differs)).await
     }
 
     /// Sets labels, unless they are so already.
     pub(crate) async fn label(&self, node: &Node, wanted: &[(&str, Option<&str>)]) -> Result<()> {
         let now = node.metadata.labels.as_ref();
-        let differs = |(key, value): &&(&str, Option<&str>)| now.and_then(|l| l.get(*key)).map(String::as_str) != *value;
+        let differs =
+            |(key, value): &&(&str, Option<&str>)| now.and_then(|l| l.get(*key)).map(String::as_str) != *value;
         self.change("labels", wanted.iter().filter(differs)).await
     }
 
-    async fn change<'a>(
-        &self,
-        kind: &str,
-        wanted: impl Iterator<Item = &'a (&'a str, Option<&'a str>)>,
-    ) -> Result<()> {
+    async fn change<'a>(&self, kind: &str, wanted: impl Iterator<Item = &'a (&'a str, Option<&'a str>)>) -> Result<()> {
         let changes: serde_json::Map<String, Value> =
             wanted.map(|(key, value)| ((*key).to_owned(), json!(value))).collect();
         if changes.is_empty() {

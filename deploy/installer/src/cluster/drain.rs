@@ -28,9 +28,7 @@ pub(crate) async fn cordon(cluster: &Cluster, node: &Node) -> Result<()> {
     if node.spec.as_ref().and_then(|spec| spec.unschedulable) == Some(true) {
         return Ok(());
     }
-    cluster
-        .patch(json!({"metadata": {"annotations": {CORDONED: "true"}}, "spec": {"unschedulable": true}}))
-        .await
+    cluster.patch(json!({"metadata": {"annotations": {CORDONED: "true"}}, "spec": {"unschedulable": true}})).await
 }
 
 /// Lets new pods in again, if the installer keeps them away.
@@ -54,7 +52,8 @@ pub(crate) async fn drain(cluster: &Cluster, own: Option<&str>, limit: Duration)
         let all = Api::<Pod>::all(cluster.client.clone());
         let pods = said(all.list(&selector).await, || format!("list the pods of node {}", cluster.node))?.items;
         let is_own = |pod: &Pod| {
-            own.is_some() && pod.metadata.name.as_deref() == own
+            own.is_some()
+                && pod.metadata.name.as_deref() == own
                 && pod.metadata.namespace.as_deref() == Some(cluster.namespace.as_str())
         };
         let of = |fate| pods.iter().filter(move |pod| !is_own(pod) && fate_of(pod) == fate).collect::<Vec<_>>();
@@ -121,11 +120,15 @@ mod tests {
 
     #[test]
     fn only_what_is_made_anew_is_evicted() {
-        let owner = |kind: &str| json!([{"apiVersion": "apps/v1", "kind": kind, "name": "x", "uid": "1", "controller": true}]);
+        let owner =
+            |kind: &str| json!([{"apiVersion": "apps/v1", "kind": kind, "name": "x", "uid": "1", "controller": true}]);
         for (pod, fate) in [
             (json!({"metadata": {"ownerReferences": owner("ReplicaSet")}}), Fate::Evicted),
             (json!({"metadata": {"ownerReferences": owner("DaemonSet")}}), Fate::Stays),
-            (json!({"metadata": {"annotations": {"kubernetes.io/config.mirror": "a"}, "ownerReferences": owner("Node")}}), Fate::Stays),
+            (
+                json!({"metadata": {"annotations": {"kubernetes.io/config.mirror": "a"}, "ownerReferences": owner("Node")}}),
+                Fate::Stays,
+            ),
             (json!({"metadata": {}, "status": {"phase": "Succeeded"}}), Fate::Stays),
             (json!({"metadata": {}, "status": {"phase": "Running"}}), Fate::Blocks),
             (json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}}), Fate::Evicted),

@@ -158,12 +158,15 @@ impl Installer {
             let node = self.cluster.get().await?;
             drain::uncordon(&self.cluster, &node).await?;
             lease::release(&self.cluster).await?;
-            let text = format!("draining failed, and is tried again in {} min: {}", DRAIN_PAUSE.as_secs() / 60, chain(&error));
+            let text =
+                format!("draining failed, and is tried again in {} min: {}", DRAIN_PAUSE.as_secs() / 60, chain(&error));
             self.stuck(&node, &text).await?;
             return Ok(IDLE);
         }
         self.state(node, "the kubelet is being switched to Cofferdam").await?;
-        self.cluster.event(false, "CofferdamSwitching", "the node is drained; the kubelet is switched to Cofferdam").await;
+        self.cluster
+            .event(false, "CofferdamSwitching", "the node is drained; the kubelet is switched to Cofferdam")
+            .await;
         let name = self.cluster.node.clone();
         let words = ["switch", "--node", &name, "--kubelet", &self.options.kubelet];
         self.work("switches the kubelet to Cofferdam", &words, self.paths.current()).await?;
@@ -175,7 +178,9 @@ impl Installer {
         drain::uncordon(&self.cluster, node).await?;
         if facts.seen.on_cofferdam {
             lease::release(&self.cluster).await?;
-            self.cluster.event(false, "CofferdamSwitched", "the kubelet uses Cofferdam; the node takes pods again").await;
+            self.cluster
+                .event(false, "CofferdamSwitched", "the kubelet uses Cofferdam; the node takes pods again")
+                .await;
         }
         Ok(())
     }
@@ -183,7 +188,8 @@ impl Installer {
     /// Has the host run `cofferdam-installer node WORDS`, of the version in `folder`.
     async fn work(&self, description: &str, words: &[&str], folder: PathBuf) -> Result<()> {
         let program = folder.join("bin/cofferdam-installer");
-        let argv: Vec<String> = [program.to_string_lossy().as_ref(), "node"].iter().chain(words).map(|word| (*word).to_owned()).collect();
+        let argv: Vec<String> =
+            [program.to_string_lossy().as_ref(), "node"].iter().chain(words).map(|word| (*word).to_owned()).collect();
         self.systemd.run(WORK_UNIT, &format!("Cofferdam's installer {description}"), &argv).await
     }
 
@@ -215,6 +221,10 @@ impl Installer {
 
     fn say_ready(&self, ready: bool) -> Result<()> {
         let path: &Path = &self.options.ready;
-        if ready { std::fs::write(path, "").doing(|| format!("write {}", path.display())) } else { crate::files::remove(path) }
+        if ready {
+            std::fs::write(path, "").doing(|| format!("write {}", path.display()))
+        } else {
+            crate::files::remove(path)
+        }
     }
 }

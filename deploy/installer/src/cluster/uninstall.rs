@@ -80,12 +80,7 @@ pub(crate) async fn run(cluster: Cluster, options: Options) -> Result<()> {
     }
 }
 
-async fn start(
-    cluster: &Cluster,
-    systemd: &Systemd,
-    node: &Node,
-    options: &Options,
-) -> Result<()> {
+async fn start(cluster: &Cluster, systemd: &Systemd, node: &Node, options: &Options) -> Result<()> {
     while let Some(holder) = lease::take(cluster).await? {
         cluster.annotate(node, &[(STATE, Some(&format!("uninstall waits: {holder} has the lease")))]).await?;
         tokio::time::sleep(Duration::from_secs(15)).await;

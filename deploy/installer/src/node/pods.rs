@@ -22,7 +22,9 @@ const ROUNDS: u32 = 3;
 
 async fn connect(endpoint: &str) -> Result<RuntimeServiceClient<Channel>> {
     let Some(socket) = endpoint.strip_prefix("unix://").map(str::to_owned) else {
-        return refuse(format!("the endpoint {endpoint:?} is no unix socket, such as unix:///run/containerd/containerd.sock"));
+        return refuse(format!(
+            "the endpoint {endpoint:?} is no unix socket, such as unix:///run/containerd/containerd.sock"
+        ));
     };
     let connector = tower::service_fn(move |_| {
         let socket = socket.clone();
@@ -36,7 +38,8 @@ async fn connect(endpoint: &str) -> Result<RuntimeServiceClient<Channel>> {
 /// Whether a runtime says that it is ready.
 pub(crate) async fn runtime_ready(endpoint: &str) -> Result<()> {
     let mut client = connect(endpoint).await?;
-    let answer = client.status(StatusRequest { verbose: false }).await.doing(|| format!("ask {endpoint} for its status"))?;
+    let answer =
+        client.status(StatusRequest { verbose: false }).await.doing(|| format!("ask {endpoint} for its status"))?;
     let conditions = answer.into_inner().status.map(|status| status.conditions).unwrap_or_default();
     match conditions.iter().find(|condition| condition.r#type == "RuntimeReady") {
         Some(condition) if condition.status => Ok(()),

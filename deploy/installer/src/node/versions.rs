@@ -60,7 +60,8 @@ mod tests {
         }
         let process = paths.host("/proc/17");
         fs::create_dir_all(&process).unwrap();
-        std::os::unix::fs::symlink(paths.version("1").join("lib/cofferdam/cofferdam-vmm"), process.join("exe")).unwrap();
+        std::os::unix::fs::symlink(paths.version("1").join("lib/cofferdam/cofferdam-vmm"), process.join("exe"))
+            .unwrap();
         assert_eq!(prune(&paths, &["4", "3"]).unwrap(), ["2"]);
         assert!(paths.version("1").exists() && paths.version(".5.new").exists());
     }

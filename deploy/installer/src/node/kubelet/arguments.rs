@@ -67,7 +67,8 @@ mod tests {
 
     #[test]
     fn values_in_words_of_their_own_and_repetitions() {
-        let found = parse("kubelet --config /a --config-dir /d -kubeconfig /k --feature-gates A=true,B=false --config=/b");
+        let found =
+            parse("kubelet --config /a --config-dir /d -kubeconfig /k --feature-gates A=true,B=false --config=/b");
         assert_eq!(found.config.as_deref(), Some("/b"));
         assert_eq!(found.config_dir.as_deref(), Some("/d"));
         assert_eq!(found.kubeconfig.as_deref(), Some("/k"));

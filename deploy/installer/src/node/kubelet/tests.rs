@@ -11,10 +11,7 @@ fn node(files: &[(&str, &str)]) -> (tempfile::TempDir, Paths) {
 
 fn kubelet(line: &str, environment: &[&str]) -> Kubelet {
     let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
-    Kubelet {
-        arguments: Arguments::parse(&words),
-        environment: environment.iter().map(PathBuf::from).collect(),
-    }
+    Kubelet { arguments: Arguments::parse(&words), environment: environment.iter().map(PathBuf::from).collect() }
 }
 
 const NEW: &str = "unix:///run/cofferdam/cofferdam.sock";

@@ -160,11 +160,23 @@ mod tests {
                 "apiVersion: kubelet.config.k8s.io/v1beta1\n# ours\ncontainerRuntimeEndpoint: unix:///a.sock # old\nclusterDNS:\n- 10.96.0.10\n",
                 "apiVersion: kubelet.config.k8s.io/v1beta1\n# ours\ncontainerRuntimeEndpoint: NEW # old\nclusterDNS:\n- 10.96.0.10\nfeatureGates:\n  GATE: true\n",
             ),
-            ("containerRuntimeEndpoint: \"\"\nfeatureGates:\n    A: true\nz: 1\n", "containerRuntimeEndpoint: NEW\nfeatureGates:\n    GATE: true\n    A: true\nz: 1\n"),
+            (
+                "containerRuntimeEndpoint: \"\"\nfeatureGates:\n    A: true\nz: 1\n",
+                "containerRuntimeEndpoint: NEW\nfeatureGates:\n    GATE: true\n    A: true\nz: 1\n",
+            ),
             ("featureGates: {}\n", "featureGates: {GATE: true}\ncontainerRuntimeEndpoint: NEW\n"),
-            ("featureGates: {A: false, GATE: false}", "featureGates: {A: false, GATE: true}\ncontainerRuntimeEndpoint: NEW\n"),
-            ("featureGates:\n  GATE: false\n  # why\n  B: true\n", "featureGates:\n  GATE: true\n  # why\n  B: true\ncontainerRuntimeEndpoint: NEW\n"),
-            ("featureGates:\n  GATE: true\ncontainerRuntimeEndpoint: NEW\n", "featureGates:\n  GATE: true\ncontainerRuntimeEndpoint: NEW\n"),
+            (
+                "featureGates: {A: false, GATE: false}",
+                "featureGates: {A: false, GATE: true}\ncontainerRuntimeEndpoint: NEW\n",
+            ),
+            (
+                "featureGates:\n  GATE: false\n  # why\n  B: true\n",
+                "featureGates:\n  GATE: true\n  # why\n  B: true\ncontainerRuntimeEndpoint: NEW\n",
+            ),
+            (
+                "featureGates:\n  GATE: true\ncontainerRuntimeEndpoint: NEW\n",
+                "featureGates:\n  GATE: true\ncontainerRuntimeEndpoint: NEW\n",
+            ),
             ("featureGates: null\nx: 1", "featureGates:\n  GATE: true\nx: 1\ncontainerRuntimeEndpoint: NEW\n"),
             ("", "containerRuntimeEndpoint: NEW\nfeatureGates:\n  GATE: true\n"),
         ] {
