@@ -40,7 +40,9 @@ set -e
 if [ "$1" = configure ]; then
     lib=/usr/lib/cofferdam
     mkdir -p $lib/.disk
-    tar -xSf $lib/pod-disk.tar -C $lib/.disk && mv -f $lib/.disk/pod-disk.ext4 $lib/pod-disk.ext4 && rmdir $lib/.disk
+    tar -xSf $lib/pod-disk.tar -C $lib/.disk
+    mv -f $lib/.disk/pod-disk.ext4 $lib/pod-disk.ext4
+    rmdir $lib/.disk
     if [ -d /run/systemd/system ]; then
         systemctl daemon-reload
         # Pods go on: the daemon owns nothing that runs. One that does not run stays so.
