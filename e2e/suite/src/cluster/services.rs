@@ -49,7 +49,8 @@ fn all_answer(here: &Namespace, from: &str, to: &str, count: usize) -> Outcome {
         let printed = here.sh(&format!("deployment/{from}"), &script)?;
         answered.extend(printed.lines().map(str::to_owned));
         Ok(answered.len() >= count)
-    })?;
+    })
+    .map_err(|failure| format!("{failure}; those that did: {answered:?}"))?;
     let names: BTreeSet<String> = pods(here, to)?.into_iter().collect();
     ensure!(answered == names, "behind service {to} answered {answered:?}, its pods are {names:?}");
     Ok(())
