@@ -7,7 +7,7 @@ export CARGO_TERM_PROGRESS_WHEN ?= never
 DIST := target/dist
 say = @printf '\033[1m[make] %s\033[0m\n' "$(1)"
 
-.PHONY: help demo test critest kubelet-smoke bench soak node build dist install setup lint unit e2e guest-kernel clean
+.PHONY: help demo test critest kubelet-smoke cluster cluster-test bench soak node build dist install setup lint unit e2e guest-kernel clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,14 @@ test: setup ## Run every check and every test (does all its set-up); what CI run
 kubelet-smoke: setup ## A real kubelet on Cofferdam alone: static pods, probes, volumes, logs, exec, restarts
 	@$(BESIDE_TOOLS) build
 	@e2e/in-node.sh kubelet
+
+cluster: setup ## A shell with kubectl on a cluster whose node runs Cofferdam
+	@$(BESIDE) build
+	@e2e/in-cluster.sh shell
+
+cluster-test: setup ## All tests on that cluster; TEST=name for some of them
+	@$(BESIDE) build
+	@e2e/in-cluster.sh test $(TEST)
 
 critest: setup ## Kubernetes' own CRI tests; HANDLER=host or vm for one of them, FOCUS=regexp for some specs; writes docs/conformance.md
 	@$(BESIDE_TOOLS) build

@@ -43,7 +43,7 @@ if [ "$what" = critest ]; then
     install -D -m 644 e2e/critest/network.conflist "$product/etc/cni/net.d/00-critest.conflist"
 fi
 if [ "$what" = kubelet ]; then
-    install -D -m 755 "$(e2e/node/build-kubelet.sh)/kubelet" "$product/usr/local/bin/kubelet"
+    install -D -m 755 "$(e2e/node/build-kubernetes.sh kubelet)/kubelet" "$product/usr/local/bin/kubelet"
     install -D -m 644 e2e/kubelet/kubelet.yaml "$product/etc/kubernetes/kubelet.yaml"
     install -D -m 644 e2e/kubelet/kubelet.service "$product/etc/systemd/system/kubelet.service"
 fi

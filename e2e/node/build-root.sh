@@ -8,7 +8,7 @@ cd "$(dirname "$0")"
 . ./lib.sh
 
 packages=(
-    systemd systemd-sysv dbus kmod procps psmisc iproute2 iptables ethtool util-linux bsdutils e2fsprogs
+    systemd systemd-sysv dbus kmod procps psmisc iproute2 iptables nftables ethtool util-linux bsdutils e2fsprogs
     openssh-server ca-certificates curl jq strace tcpdump
     docker-registry containernetworking-plugins
     # what containerd and runc, which come from sid where it can be had, are linked with

@@ -207,12 +207,13 @@ fn env(pod: &PodRecord, asked: &ContainerConfig, image: &Image) -> Result<Vec<Ve
         env.push(("TERM", b"xterm"));
     }
     let image = image.config.env.iter().map(|e| e.split_once('=').unwrap_or((e, "")));
-    let own = asked.envs.iter().map(|e| (e.key.as_str(), e.value.as_slice()));
-    for (key, value) in image.map(|(key, value)| (key, value.as_bytes())).chain(own) {
+    let image = image.map(|(key, value)| ("the image's", key, value.as_bytes()));
+    let own = asked.envs.iter().map(|e| ("the container's", e.key.as_str(), e.value.as_slice()));
+    for (whose, key, value) in image.chain(own) {
         if key.is_empty() || key.contains(['=', '\0']) || value.contains(&0) || key.len() + value.len() > MAX_STRING {
             let shown = crate::node::shorten(key);
             return Err(CriError::invalid(format!(
-                "environment variable {shown:?} has no name, an = in it, a NUL, or is longer than {MAX_STRING} bytes"
+                "{whose} environment variable {shown:?} has no name, an = in it, a NUL, or is longer than {MAX_STRING} bytes"
             )));
         }
         match env.iter_mut().find(|(known, _)| *known == key) {

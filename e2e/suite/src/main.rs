@@ -1,14 +1,17 @@
-//! Runs inside the node VM, against the real daemon, with the real crictl and the real registry.
+//! Runs inside the node VM, against the real daemon, with the real crictl and the real registry;
+//! `cluster` alone runs beside the node, where kubectl is.
 //!
 //! - `cofferdam-e2e demo`: the tour that `make demo` shows.
 //! - `cofferdam-e2e test [NAME]`: every test, or those whose names contain NAME.
 //! - `cofferdam-e2e soak`: hundreds of pods come and go, and the node is as before.
 //! - `cofferdam-e2e kubelet`: a real kubelet on Cofferdam, with static pods.
+//! - `cofferdam-e2e cluster --node SCRIPT [NAME]`: a cluster's node, seen through kubectl.
 //! - `cofferdam-e2e bench --out DIR`: Cofferdam beside containerd + runc, alternating.
 
 mod bad_registry;
 mod bench;
 mod census;
+mod cluster;
 mod crictl;
 mod daemon;
 mod demo;
@@ -49,6 +52,14 @@ enum Command {
     Soak(soak::Options),
     /// A real kubelet on Cofferdam alone, with static pods.
     Kubelet,
+    /// A cluster whose node runs Cofferdam, through the kubectl of the environment.
+    Cluster {
+        /// The script that runs commands on the node (e2e/node/vm).
+        #[arg(long)]
+        node: PathBuf,
+        /// Part of a test's name; several have commas between them.
+        filter: Option<String>,
+    },
     /// What a test does inside a container.
     #[command(hide = true)]
     Inside {
@@ -87,6 +98,7 @@ fn main() -> ExitCode {
         Command::Test { filter } => tests::run(filter.as_deref()),
         Command::Soak(options) => soak::run(&options),
         Command::Kubelet => kubelet::run(),
+        Command::Cluster { node, filter } => cluster::run(node, filter.as_deref()),
         Command::Inside { work } => inside::run(&work),
         Command::Bench { out, n, pulls, list_pods, idle_seconds, machine, lists_only } => {
             bench::run(&bench::Options { out, n, pulls, list_pods, idle_seconds, machine, lists_only })

@@ -31,6 +31,9 @@ const BLOCK_ORDER: usize = 9;
 pub async fn run(agent: Arc<Agent>, containers: PathBuf) {
     // Names and attributes of files cost the node more than the guest: each that the guest knows is kept open there.
     let _ = write_knob(Path::new("/proc/sys/vm/vfs_cache_pressure"), "400");
+    // By itself the kernel keeps up to an eighth of the memory that a program freed in a processor's
+    // own list, from where it does not go back to the node; so it is 1/64 for all processors together.
+    let _ = write_knob(Path::new("/proc/sys/vm/percpu_pagelist_high_fraction"), "64");
     let Some(mut before) = Cpu::now() else { return };
     // What stayed scattered when it was brought together last.
     let mut stayed = 0;

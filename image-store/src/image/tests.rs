@@ -45,7 +45,6 @@ fn refuses_control_data() {
         ("home newline", json!({"Env": ["HOME=/\nroot::0:0::/:/bin/sh"]})),
         ("home colon", json!({"Env": ["HOME=/:x"]})),
         ("env name", json!({"Env": ["A\nB=1"]})),
-        ("env without name", json!({"Env": ["=1"]})),
         ("env NUL", json!({"Env": ["A=\0"]})),
         ("arg NUL", json!({"Cmd": ["a\0b"]})),
         ("signal", json!({"StopSignal": "SIG TERM"})),
@@ -57,6 +56,11 @@ fn refuses_control_data() {
     ] {
         assert!(parse(config).is_err(), "{name}");
     }
+}
+
+#[test]
+fn an_env_entry_without_a_name_does_not_keep_an_image_away() {
+    assert_eq!(parse(json!({"Env": ["=1", ""]})).unwrap().env, ["=1", ""]);
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::Test;
+use crate::bench::memory::rss_mib;
 use crate::crictl::{Container, Crictl, Pod, wait_for};
 use crate::failure::{Doing, Outcome, ensure};
 use crate::pod_cgroup::Parent;
@@ -16,6 +17,7 @@ pub(super) const TESTS: &[Test] = &[
     ("small_vm_pod_lives_within_its_cgroup", small_pod),
     ("host_pod_out_of_memory_loses_a_container", host_pod),
     ("cpu_quota_does_not_slow_the_start", quota),
+    ("freed_memory_goes_back_to_the_node", goes_back),
 ];
 
 const MIB: i64 = 1 << 20;
@@ -65,7 +67,7 @@ fn small_pod() -> Outcome {
     ensure!(score(monitor)? == 600, "the monitor is rated {}, not as its container", score(monitor)?);
     // Files and memory within the container's limit, several times all that the guest has.
     let work = "for i in 1 2 3 4; do dd if=/dev/zero of=/f$i bs=1M count=40 2>/dev/null; cat /f$i >/dev/null; rm /f$i; \
-                head -c 41943040 /dev/zero | tail -c 41943040 | wc -c; done; cat /proc/meminfo";
+                dd if=/dev/zero bs=1M count=40 2>/dev/null | tail -c 41943040 | wc -c; done; cat /proc/meminfo";
     let said = crictl.run(&["exec", "--sync", &worker, "sh", "-c", work])?;
     ensure!(said.matches("41943040").count() == 4, "the work ended early: {said}");
     println!("        {}", said.lines().filter(|l| l.starts_with("Mem")).collect::<Vec<_>>().join(", "));
@@ -105,6 +107,30 @@ fn host_pod() -> Outcome {
     crictl.remove_pod(&id)
 }
 
+/// Of what a program took and gave up, the node has four fifths again, by free page reporting.
+fn goes_back() -> Outcome {
+    const BURST: i64 = 256;
+    let crictl = Crictl::default();
+    let parent = Parent::new("/kubepods/e2e-burst", &[])?;
+    let pod = Pod::new("burst").with("linux", sized(&parent, 3 * BURST, 0));
+    let id = crictl.run_pod("vm", &pod)?;
+    let container = crictl.run_container(&id, &pod, &limited("burst", "exec sleep 100000", 3 * BURST, 600))?;
+    let monitor = only("cofferdam-vmm")?;
+    let resident = || -> Outcome<f64> { rss_mib(monitor, u64::MAX / 1024) };
+    let (before, bytes) = (resident()?, BURST * MIB);
+    let fill = format!("dd if=/dev/zero bs=1M count={BURST} 2>/dev/null | tail -c {bytes} | wc -c");
+    let said = crictl.run(&["exec", "--sync", &container, "sh", "-c", &fill])?;
+    ensure!(said.trim() == bytes.to_string(), "the program ended early: {said}");
+    let mut kept = 0.0;
+    let back = wait_for("the node to have its memory again", || {
+        kept = resident()? - before;
+        Ok(kept <= BURST as f64 / 5.0)
+    });
+    println!("        kept {kept:.0} MiB of {BURST}");
+    back.map_err(|failure| format!("{failure}; the monitor keeps {kept:.0} of {BURST} MiB"))?;
+    crictl.remove_pod(&id)
+}
+
 fn quota() -> Outcome {
     let crictl = Crictl::default();
     let parent = Parent::new("/kubepods/e2e-quota", &[("cpu.max", "5000 100000")])?;
@@ -119,13 +145,16 @@ fn quota() -> Outcome {
         Ok(())
     };
     back("when the pod runs")?;
-    let container = crictl.run_container(&id, &pod, &Container::shell("slow", "echo started; exec sleep 100000"))?;
+    let resources = json!({"cpu_quota": 5000, "cpu_period": 100_000});
+    let slow = Container::shell("slow", "cat /sys/fs/cgroup/cpu.max; exec sleep 100000");
+    let slow = slow.with("linux", json!({"resources": resources}));
+    let container = crictl.run_container(&id, &pod, &slow)?;
     let running = began.elapsed();
     println!("        RunPodSandbox {:.1} s, running {:.1} s", started.as_secs_f32(), running.as_secs_f32());
     back("when the container runs")?;
     wait_for("the quota to hold a program", || Ok(!parent.read("cpu.stat")?.contains("nr_throttled 0\n")))?;
     // Without its quota lifted such a pod took more than 200 s, one without a quota 8 s.
     ensure!(running < Duration::from_secs(60), "a pod with a quota of 50m runs after {running:?}");
-    crictl.wait_log(&container, "started")?;
+    crictl.wait_log(&container, "5000 100000")?;
     crictl.remove_pod(&id)
 }

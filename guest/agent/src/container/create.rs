@@ -131,6 +131,7 @@ struct Parts {
     outside: Outside,
     devpts: OwnedFd,
     user: Resolved,
+    quota: Option<String>,
 }
 
 async fn launch(
@@ -143,6 +144,8 @@ async fn launch(
 ) -> Result<Parts> {
     cgroup.limit(&spec.resources)?;
     spec.devices.enforce(cgroup)?;
+    // It counts for the container's program, not for what it takes to set the container up.
+    let quota = cgroup.lift_quota();
     let (inside, mut outside) =
         if spec.process.terminal { (Inside::Terminal, Outside::default()) } else { stdio::pipes(spec.stdin)? };
     let (outer, inner) = channel::pair()?;
@@ -167,7 +170,7 @@ async fn launch(
         }
     };
     let devpts = devpts.ok_or_else(|| Error::new(Kind::Internal, "the container's process sent no devpts"))?;
-    Ok(Parts { child, channel: outer, outside, devpts, user })
+    Ok(Parts { child, channel: outer, outside, devpts, user, quota })
 }
 
 fn assemble(
@@ -198,7 +201,7 @@ fn assemble(
         layer,
         devpts: parts.devpts,
         usage,
-        updating: tokio::sync::Mutex::default(),
+        updating: tokio::sync::Mutex::new(parts.quota),
         channel: tokio::sync::Mutex::new(Some(parts.channel)),
         phase: watch::Sender::new(State::default()),
         pump: Mutex::new(Some(pump)),

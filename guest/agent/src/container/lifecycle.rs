@@ -50,8 +50,9 @@ pub struct Container {
     pub devpts: OwnedFd,
     /// What the writable layer holds.
     pub usage: Usage,
-    /// Held by whoever changes limits: one change is whole before the next begins.
-    pub(super) updating: tokio::sync::Mutex<()>,
+    /// The CPU quota while it is lifted: from the creation to the start. Held by whoever
+    /// changes limits: one change is whole before the next begins.
+    pub(super) updating: tokio::sync::Mutex<Option<String>>,
     pub(super) channel: tokio::sync::Mutex<Option<Outer>>,
     pub(super) phase: watch::Sender<State>,
     pub(super) pump: Mutex<Option<Pump>>,
@@ -123,6 +124,8 @@ impl Container {
             let phase = self.phase.borrow().phase.as_str_name();
             return Err(Error::precondition(format!("container {} is {phase}, not CREATED", self.spec.id)));
         };
+        // Before its program, which may size itself by it, begins.
+        self.put_quota_back(&mut *self.updating.lock().await);
         match channel.go().await {
             Ok(()) => {
                 self.enter(agent, |s| s.phase = Phase::Running);
@@ -203,8 +206,15 @@ impl Container {
                 self.spec.id
             )));
         }
-        let _one = self.updating.lock().await;
+        let mut lifted = self.updating.lock().await;
+        self.put_quota_back(&mut lifted);
         self.cgroup.change_limits(resources, &agent.reaper).await
+    }
+
+    fn put_quota_back(&self, lifted: &mut Option<String>) {
+        if let Some(quota) = lifted.take() {
+            self.cgroup.put_quota_back(&quota);
+        }
     }
 
     /// Tells those who watch the volume at `destination` that the node swapped it.

@@ -10,6 +10,7 @@ use crate::reaper::Reaper;
 use crate::sys::{self, write_knob};
 
 const MEMORY: &str = "memory.max";
+const QUOTA: &str = "cpu.max";
 
 impl Cgroup {
     /// Sets limits.
@@ -42,6 +43,19 @@ impl Cgroup {
             before.push((knob, old));
         }
         Ok(())
+    }
+
+    /// Lifts the CPU quota, and answers what it was; nothing if there is none.
+    pub(super) fn lift_quota(&self) -> Option<String> {
+        let quota = self.read(QUOTA);
+        let (_, period) = quota.split_once(' ').filter(|(most, _)| *most != "max")?;
+        self.set(QUOTA, &format!("max {period}")).ok()?;
+        Some(quota)
+    }
+
+    /// Puts a quota back that was lifted.
+    pub(super) fn put_quota_back(&self, quota: &str) {
+        self.put_back(&[(QUOTA.to_owned(), quota.to_owned())]);
     }
 
     fn put_back(&self, before: &[(String, String)]) {
@@ -138,7 +152,7 @@ fn knobs(r: &Resources) -> Result<Vec<(&'static str, String)>> {
     if r.cpu_quota_us != 0 || r.cpu_period_us != 0 {
         let quota = if r.cpu_quota_us > 0 { r.cpu_quota_us.to_string() } else { "max".into() };
         let period = if r.cpu_period_us == 0 { 100_000 } else { r.cpu_period_us };
-        knobs.push(("cpu.max", format!("{quota} {period}")));
+        knobs.push((QUOTA, format!("{quota} {period}")));
     }
     for (knob, value) in [("cpuset.cpus", &r.cpuset_cpus), ("cpuset.mems", &r.cpuset_mems)] {
         if !value.is_empty() {

@@ -1,0 +1,90 @@
+//! Deployments of both handlers behind Services, and what their owners do with them.
+
+use std::collections::BTreeSet;
+
+use super::kubectl::{Namespace, wait};
+use super::{CLASSES, Cluster, Test};
+use crate::failure::{Outcome, ensure};
+
+pub(super) const TESTS: &[Test] = &[("deployments_behind_services", deployments)];
+
+const DEPLOYMENT: &str = include_str!("manifests/deployment.yaml");
+
+fn deployments(_: &Cluster, here: &Namespace) -> Outcome {
+    for class in CLASSES {
+        here.apply(DEPLOYMENT, &[("NAME", class), ("CLASS", class)])?;
+    }
+    for class in CLASSES {
+        here.wait_rollout(&format!("deployment/{class}"))?;
+    }
+    for (from, to) in CLASSES.iter().flat_map(|from| CLASSES.map(|to| (from, to))) {
+        all_answer(here, from, to, 3)?;
+    }
+    not_ready(here)?;
+    for class in CLASSES {
+        updated(here, class)?;
+    }
+    let names = pods(here, CLASSES[0])?;
+    here.run(&["delete", "pod", &names[0], "--grace-period=20"])?;
+    here.wait_rollout(&format!("deployment/{}", CLASSES[0]))?;
+    let after = pods(here, CLASSES[0])?;
+    ensure!(!after.contains(&names[0]), "the deleted pod {} is still there", names[0]);
+    Ok(())
+}
+
+/// The names of a deployment's pods that are not being deleted.
+fn pods(here: &Namespace, deployment: &str) -> Outcome<Vec<String>> {
+    let label = format!("app={deployment}");
+    let template = "{range .items[?(!@.metadata.deletionTimestamp)]}{.metadata.name} {end}";
+    let listed = here.run(&["get", "pods", "-l", &label, "-o", &format!("jsonpath={template}")])?;
+    Ok(listed.split_whitespace().map(str::to_owned).collect())
+}
+
+/// Waits until `count` pods of the service `to` have answered requests of a pod of `from`.
+fn all_answer(here: &Namespace, from: &str, to: &str, count: usize) -> Outcome {
+    let address = here.field(&format!("service/{to}"), "/spec/clusterIP")?;
+    let script = format!("for i in 1 2 3 4 5 6 7 8; do wget -q -T 20 -O - http://{address}/ || exit 1; done");
+    let mut answered = BTreeSet::new();
+    wait(&format!("{count} pods of service {to} to answer a pod of {from}"), || {
+        let printed = here.sh(&format!("deployment/{from}"), &script)?;
+        answered.extend(printed.lines().map(str::to_owned));
+        Ok(answered.len() >= count)
+    })
+    .map_err(|failure| format!("{failure}; those that did: {answered:?}"))?;
+    let names: BTreeSet<String> = pods(here, to)?.into_iter().collect();
+    ensure!(answered == names, "behind service {to} answered {answered:?}, its pods are {names:?}");
+    Ok(())
+}
+
+/// A pod whose readiness probe fails gets no requests, and gets them again when it passes.
+fn not_ready(here: &Namespace) -> Outcome {
+    for class in CLASSES {
+        let names = pods(here, class)?;
+        let endpoints = || -> Outcome<usize> {
+            let label = format!("kubernetes.io/service-name={class}");
+            let ready = "jsonpath={.items[*].endpoints[?(@.conditions.ready==true)].addresses[0]}";
+            Ok(here.run(&["get", "endpointslices", "-l", &label, "-o", ready])?.split_whitespace().count())
+        };
+        here.sh(&names[0], "mv /tmp/www/index.html /tmp/www/away")?;
+        wait(&format!("a pod of {class} to be taken from its service"), || Ok(endpoints()? == 2))?;
+        here.sh(&names[0], "mv /tmp/www/away /tmp/www/index.html")?;
+        wait(&format!("the pod of {class} to be in its service again"), || Ok(endpoints()? == 3))?;
+    }
+    Ok(())
+}
+
+/// A change of the template replaces all pods; then the deployment is scaled down.
+fn updated(here: &Namespace, class: &str) -> Outcome {
+    let deployment = format!("deployment/{class}");
+    let before = pods(here, class)?;
+    here.run(&["set", "env", &deployment, "ROUND=second"])?;
+    here.wait_rollout(&deployment)?;
+    let after = pods(here, class)?;
+    ensure!(after.iter().all(|pod| !before.contains(pod)), "pods {after:?} of {class} are of before the rollout");
+    ensure!(
+        here.sh(&deployment, "echo $ROUND")?.trim() == "second",
+        "the new pods of {class} have the old environment"
+    );
+    here.run(&["scale", &deployment, "--replicas=1"])?;
+    wait(&format!("{class} to have one pod"), || Ok(pods(here, class)?.len() == 1))
+}
