@@ -1,7 +1,12 @@
 //! `cofferdam check`: whether this node can run vm and host pods, by trying.
 //!
-//! Status 0 when every kind can run (or the one that was named), else 1. A missing CNI configuration is shown and
-//! does not count: network add-ons write it after the runtime has started.
+//! Status 0 when every kind can run (or the one that was named), else 1. A missing CNI
+//! configuration is shown and does not count: network add-ons write it after the runtime has
+//! started. Nor does what does not fit in the kubelet's configuration, which is looked at on the
+//! node alone; RuntimeClasses are the API server's, which is not asked.
+
+mod advice;
+mod kubelet;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -22,7 +27,19 @@ pub(crate) fn run(path: Option<&Path>, only: Option<&str>) -> Outcome {
         say(&format!("{name} pods"), &answer);
     }
     say("pod network (CNI)", &runtime.network_ready().map_err(|e| chain(&e)));
+    look_at_kubelet(&advice::Ours { socket: config.socket.clone(), cgroup_driver: config.cgroup_driver });
     Ok(if usable { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn look_at_kubelet(ours: &advice::Ours) {
+    match kubelet::find(Path::new("/")) {
+        Ok(Some(settings)) => {
+            println!("{:<18} {}", "kubelet", settings.source);
+            advice::lines(&settings, ours).iter().for_each(|(what, answer)| say(what, answer));
+        }
+        Ok(None) => println!("{:<18} none runs, and kubeadm has prepared none", "kubelet"),
+        Err(why) => println!("{:<18} its configuration cannot be read: {why}", "kubelet"),
+    }
 }
 
 fn say(what: &str, answer: &Result<(), String>) {
