@@ -8,7 +8,7 @@ set -euo pipefail
 dir=${1:?usage: certificates.sh DIR NODE=ADDRESS...}
 shift
 # Where the API server is for the nodes and their pods (control-plane.sh, join.sh).
-server=192.0.2.1
+server=198.51.100.1
 service=10.96.0.1
 mkdir -p "$dir"
 cd "$dir"

@@ -5,7 +5,7 @@
 #                                                       programs in the folders BIN and ADDONS
 #   e2e/cluster/control-plane.sh stop DIR
 #
-# The API server listens on 127.0.0.1:6443 and tells pods that it is at 192.0.2.1:6443, where join.sh
+# The API server listens on 127.0.0.1:6443 and tells pods that it is at 198.51.100.1:6443, where join.sh
 # makes each node find it. Logs are in DIR.
 set -euo pipefail
 verb=${1:?usage: control-plane.sh start DIR BIN ADDONS | stop DIR}
@@ -45,7 +45,7 @@ start() {
         --listen-peer-urls=$peer --initial-advertise-peer-urls=$peer --initial-cluster=lab=$peer \
         --unsafe-no-fsync --log-level=warn
     run "$bin/kube-apiserver" --etcd-servers=$etcd --bind-address=127.0.0.1 --secure-port=6443 \
-        --advertise-address=192.0.2.1 --service-cluster-ip-range=10.96.0.0/16 \
+        --advertise-address=198.51.100.1 --service-cluster-ip-range=10.96.0.0/16 \
         --tls-cert-file="$pki/apiserver.crt" --tls-private-key-file="$pki/apiserver.key" \
         --client-ca-file="$pki/ca.crt" --kubelet-certificate-authority="$pki/ca.crt" \
         --kubelet-client-certificate="$pki/apiserver-kubelet-client.crt" \
@@ -66,9 +66,9 @@ start() {
         --kube-api-qps=50 --kube-api-burst=100
     run "$bin/kube-scheduler" --kubeconfig="$pki/scheduler.conf" --leader-elect=false --bind-address=127.0.0.1
     # kubectl top: the API server asks it at an address that is not the loopback's.
-    ip addr show dev lo | grep -q 192.0.2.2/32 || ip addr add 192.0.2.2/32 dev lo
+    ip addr show dev lo | grep -q 198.51.100.2/32 || ip addr add 198.51.100.2/32 dev lo
     run "$addons/metrics-server" --kubeconfig="$pki/admin.conf" --authentication-kubeconfig="$pki/admin.conf" \
-        --authorization-kubeconfig="$pki/admin.conf" --bind-address=192.0.2.2 --secure-port=4443 \
+        --authorization-kubeconfig="$pki/admin.conf" --bind-address=198.51.100.2 --secure-port=4443 \
         --cert-dir="$dir/metrics-server" --kubelet-preferred-address-types=InternalIP --kubelet-certificate-authority="$pki/ca.crt" --metric-resolution=15s
     "$bin/kubectl" --kubeconfig="$pki/admin.conf" apply -f addons >/dev/null
     until_true "the first service account" kube-controller-manager "$bin/kubectl" --kubeconfig="$pki/admin.conf" get serviceaccount default
@@ -83,7 +83,7 @@ stop() {
         timeout 30 tail -s 0.1 --pid="$pid" -f /dev/null || { say "$program does not end; killing it"; kill -KILL "$pid"; }
     done
     rm -f "$dir/processes"
-    ip addr del 192.0.2.2/32 dev lo 2>/dev/null || true
+    ip addr del 198.51.100.2/32 dev lo 2>/dev/null || true
 }
 
 case $verb in

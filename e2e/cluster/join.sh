@@ -3,15 +3,15 @@
 #
 #   VM=name NODE=NAME,ADDRESS e2e/cluster/join.sh DIR BIN  with the certificates in DIR/pki and kubectl in BIN
 #
-# The API server is at 192.0.2.1:6443 for the node and its pods: an address of the node's loopback,
+# The API server is at 198.51.100.1:6443 for the node and its pods: an address of the node's loopback,
 # from where the connection of e2e/node/vm leads to this machine. A node that booted again wants
 # `e2e/cluster/join.sh --again`.
 set -euo pipefail
 cd "$(dirname "$0")"
 vm=../node/vm
 api() {
-    "$vm" run 'ip addr show dev lo | grep -q 192.0.2.1 || ip addr add 192.0.2.1/32 dev lo'
-    "$vm" reverse 192.0.2.1 6443
+    "$vm" run 'ip addr show dev lo | grep -q 198.51.100.1 || ip addr add 198.51.100.1/32 dev lo'
+    "$vm" reverse 198.51.100.1 6443
 }
 if [ "${1:-}" = --again ]; then api; exit; fi
 dir=${1:?usage: join.sh DIR BIN} bin=${2:?usage: join.sh DIR BIN} node=${NODE%%,*}
