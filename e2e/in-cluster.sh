@@ -10,6 +10,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 what=${1:?usage: e2e/in-cluster.sh test|shell}
 shift
+case $what in test | shell) ;; *) echo "unknown: $what; say test or shell" >&2; exit 2 ;; esac
 export VM=${VM:-cluster} NODE=node,10.0.2.15 FORWARD=10.0.2.15:10250 REBOOTS=1
 node=e2e/node/vm
 dir=$PWD/target/cluster
@@ -21,11 +22,8 @@ e2e/node/build-image.sh >/dev/null
 bin=$(e2e/node/build-kubernetes.sh)
 addons=$(e2e/node/build-addons.sh)
 
-rm -rf "$product"
-mkdir -p "$product"
-cp -a --sparse=always target/dist/. "$product/"
-install -D -m 755 "${CARGO_TARGET_DIR:-target}/release/cofferdam-e2e" "$product/usr/local/bin/cofferdam-e2e"
-install -D -m 644 e2e/node-config.toml "$product/etc/cofferdam/conf.d/50-e2e.toml"
+. e2e/product.sh
+lay_out_product
 # With hairpinMode: a pod reaches itself through its own Service.
 install -D -m 644 e2e/cluster/network.conflist "$product/etc/cni/net.d/00-cluster.conflist"
 for program in kubelet kube-proxy; do install -D -m 755 "$bin/$program" "$product/usr/local/bin/$program"; done
@@ -53,11 +51,7 @@ say "starting the node VM and the control plane"
 e2e/cluster/control-plane.sh start "$dir" "$bin" "$addons"
 "$node" wait
 say "installing Cofferdam in the node and starting cofferdam.service and the kubelet"
-"$node" run 'cp -a --no-preserve=ownership --sparse=always /product/. / && systemctl daemon-reload && systemctl enable --quiet cofferdam && systemctl start cofferdam' || {
-    "$node" run 'journalctl -u cofferdam -o cat --no-pager | tail -30' || true
-    say "cofferdam.service does not start; its journal is above"
-    exit 1
-}
+install_product
 e2e/cluster/join.sh "$dir" "$bin"
 
 export KUBECONFIG=$dir/pki/admin.conf PATH=$bin:$PATH
@@ -68,7 +62,6 @@ shell)
     say "kubectl speaks with the cluster; 'VM=$VM e2e/node/vm shell' is a shell on its node; leave this shell to end both"
     "${SHELL:-bash}" || true
     ;;
-*) say "unknown: $what"; exit 2 ;;
 esac
 if [ $status != 0 ]; then
     for unit in cofferdam kubelet kube-proxy; do "$node" run "journalctl -u $unit -o short-precise --no-pager" >"$dir/$unit.log" 2>&1 || true; done

@@ -31,11 +31,8 @@ say() { printf '\033[1m[%s] %s\033[0m\n' "$what" "$*"; }
 say "preparing the node's image (minutes the first time, then cached in ${COFFERDAM_CACHE:-$HOME/.cache/cofferdam})"
 image=$(e2e/node/build-image.sh)
 
-rm -rf "$product"
-mkdir -p "$product"
-cp -a --sparse=always target/dist/. "$product/"
-install -D -m 755 "${CARGO_TARGET_DIR:-target}/release/cofferdam-e2e" "$product/usr/local/bin/cofferdam-e2e"
-install -D -m 644 e2e/node-config.toml "$product/etc/cofferdam/conf.d/50-e2e.toml"
+. e2e/product.sh
+lay_out_product
 if [ "$what" = critest ]; then
     critest=$(e2e/node/build-critest.sh "$image")
     install -D -m 755 "$critest" "$product/usr/local/bin/critest"
@@ -53,11 +50,7 @@ trap '"$node" stop >/dev/null 2>&1 || true' EXIT
 "$node" start --product "$product"
 "$node" wait
 say "installing Cofferdam in it and starting cofferdam.service"
-"$node" run 'cp -a --no-preserve=ownership --sparse=always /product/. / && systemctl daemon-reload && systemctl enable --quiet cofferdam && systemctl start cofferdam' || {
-    "$node" run 'journalctl -u cofferdam -o cat --no-pager | tail -30' || true
-    say "cofferdam.service does not start; its journal is above"
-    exit 1
-}
+install_product
 status=0
 case $what in
 demo) "$node" run 'cofferdam-e2e demo' || status=$? ;;

@@ -25,10 +25,10 @@ mkdir -p "$files/etc/kubernetes/"{pki,manifests} "$files/var/lib/kubelet"
 cp "$pki/ca.crt" "$pki/$node/kubelet-server."{crt,key} "$files/etc/kubernetes/pki/"
 cp "$pki/$node/"{kubelet,kube-proxy}.conf kube-proxy.yaml "$files/etc/kubernetes/"
 cp kubelet.yaml "$files/var/lib/kubelet/config.yaml"
-echo "KUBELET_KUBEADM_ARGS=\"--hostname-override=$node --node-ip=${NODE##*,} ${KUBELET_ARGS:-}\"" >"$files/var/lib/kubelet/kubeadm-flags.env"
+echo "KUBELET_KUBEADM_ARGS=\"--hostname-override=$node --node-ip=${NODE##*,}\"" >"$files/var/lib/kubelet/kubeadm-flags.env"
 tar -C "$files" -cf - . | "$vm" run 'tar -C / --no-same-owner --no-overwrite-dir -xf -'
 tar -cf - kubelet.service kube-proxy.service | "$vm" run 'tar -C /etc/systemd/system --no-same-owner -xf -'
-"$vm" run "${BEFORE_KUBELET:-true}; systemctl daemon-reload; systemctl enable --quiet --now kubelet kube-proxy"
+"$vm" run 'systemctl daemon-reload; systemctl enable --quiet --now kubelet kube-proxy'
 
 started=$SECONDS said=20
 until [ "$(kubectl get node "$node" -o 'jsonpath={.status.conditions[?(@.type=="Ready")].status}' 2>/dev/null)" = True ]; do

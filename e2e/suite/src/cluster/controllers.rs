@@ -46,7 +46,7 @@ fn sidecars(cluster: &Cluster, here: &Namespace) -> Outcome {
     cluster.on_node("rm -r /srv/hooks").map(drop)
 }
 
-/// Pods of a StatefulSet have names that stay, one after the other, with their own volumes.
+/// Pods of a StatefulSet have names that stay, also when one is made anew.
 fn stateful_set(_: &Cluster, here: &Namespace) -> Outcome {
     for class in CLASSES {
         here.apply(include_str!("manifests/stateful-set.yaml"), &[("NAME", class), ("CLASS", class)])?;
@@ -60,8 +60,8 @@ fn stateful_set(_: &Cluster, here: &Namespace) -> Outcome {
             Ok(here.field(&format!("pod/{name}"), "/metadata/uid").is_ok_and(|now| now != uid))
         })?;
         here.wait_ready(&name)?;
-        let host = here.sh(&name, "hostname -f 2>/dev/null || hostname")?;
-        ensure!(host.starts_with(&name), "the host name of {name} is {host:?}");
+        let host = here.sh(&name, "hostname")?;
+        ensure!(host.trim() == name, "the host name of {name} is {host:?}");
     }
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! A real cluster whose node runs Cofferdam, seen through kubectl. Runs on the machine that runs the
-//! cluster's control plane, not in the node: `e2e/in-cluster.sh` starts both.
+//! A real cluster whose node runs Cofferdam, seen through kubectl. Runs on the machine that runs
+//! the cluster's control plane, not in the node: `e2e/in-cluster.sh` starts both.
 
 mod controllers;
 mod kubectl;
@@ -83,7 +83,8 @@ pub(crate) fn run(node: PathBuf, filter: Option<&str>) -> Outcome {
     Ok(())
 }
 
-/// Runs a test in a namespace of its own; what is left in it at a failure is described before it goes.
+/// Runs a test in a namespace of its own; what is left in it at a failure is described before it
+/// goes.
 fn in_namespace(cluster: &Cluster, name: &str, test: fn(&Cluster, &Namespace) -> Outcome) -> Outcome {
     let namespace = Namespace::new(&name.replace('_', "-"))?;
     let outcome = test(cluster, &namespace);

@@ -77,7 +77,8 @@ fn qos(_: &Cluster, here: &Namespace) -> Outcome {
     Ok(())
 }
 
-/// A pod that writes more to its own disk than it may is evicted, by what its disk takes on the node.
+/// A pod that writes more to its own disk than it may is evicted, by what its disk takes on the
+/// node.
 fn evicted(_: &Cluster, here: &Namespace) -> Outcome {
     let script = format!("dd if=/dev/zero of=/tmp/big bs=1M count=64 2>/dev/null; sync; {IDLE}");
     for class in CLASSES {

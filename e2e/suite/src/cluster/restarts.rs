@@ -11,9 +11,13 @@ pub(super) const TESTS: &[Test] = &[("kubelet_and_daemon_restart", restart_progr
 
 const DEPLOYMENT: &str = include_str!("manifests/deployment.yaml");
 
+/// Pods of each class.
+const REPLICAS: usize = 2;
+
 fn deploy(here: &Namespace) -> Outcome {
     for class in CLASSES {
-        here.apply(&DEPLOYMENT.replace("replicas: 3", "replicas: 2"), &[("NAME", class), ("CLASS", class)])?;
+        let replicas = format!("replicas: {REPLICAS}");
+        here.apply(&DEPLOYMENT.replace("replicas: 3", &replicas), &[("NAME", class), ("CLASS", class)])?;
     }
     CLASSES.iter().try_for_each(|class| here.wait_rollout(&format!("deployment/{class}")))
 }
@@ -29,7 +33,8 @@ fn node_is_ready() -> Outcome<bool> {
     Ok(kubectl(&["get", "node", "node", "-o", template])? == "True")
 }
 
-/// Neither restarts a container, and a container that ends meanwhile is reported with its exit code.
+/// Neither restarts a container, and a container that ends meanwhile is reported with its exit
+/// code.
 fn restart_programs(cluster: &Cluster, here: &Namespace) -> Outcome {
     deploy(here)?;
     let before = lives(here)?;
@@ -74,7 +79,8 @@ fn reboot(cluster: &Cluster, here: &Namespace) -> Outcome {
         wait(&format!("the containers of {class} to be started again"), || {
             let template = "jsonpath={.items[*].status.containerStatuses[0].restartCount}";
             let counts = here.run(&["get", "pods", "-l", &format!("app={class}"), "-o", template])?;
-            Ok(counts.split_whitespace().all(|count| count != "0"))
+            let counts: Vec<&str> = counts.split_whitespace().collect();
+            Ok(counts.len() == REPLICAS && counts.iter().all(|count| *count != "0"))
         })?;
         here.run(&["wait", "--for=condition=Ready", "--timeout=420s", "pod", "-l", &format!("app={class}")])?;
         ensure!(!here.sh(&format!("deployment/{class}"), "hostname")?.is_empty(), "exec in {class} prints nothing");

@@ -80,10 +80,10 @@ fn copy(here: &Namespace, pod: &str) -> Outcome {
 /// attach: what is written to the container's program is answered by it.
 fn attach(here: &Namespace, pod: &str) -> Outcome {
     let mut command = here.command(&["attach", "-i", pod, "-c", "echo"]);
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
-    let child = child.as_mut().map_err(|error| format!("cannot run kubectl attach: {error}"))?;
-    let mut stdin = child.stdin.take().ok_or("kubectl attach has no standard input")?;
-    let mut stdout = child.stdout.take().ok_or("kubectl attach has no standard output")?;
+    let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
+    let mut attached = Beside(child.doing("run kubectl attach")?);
+    let mut stdin = attached.0.stdin.take().ok_or("kubectl attach has no standard input")?;
+    let mut stdout = attached.0.stdout.take().ok_or("kubectl attach has no standard output")?;
     stdin.write_all(b"hello by attach\n").doing("write to kubectl attach")?;
     let mut seen = String::new();
     let mut buffer = [0; 256];
@@ -92,8 +92,7 @@ fn attach(here: &Namespace, pod: &str) -> Outcome {
         ensure!(count > 0, "kubectl attach to {pod} ended; it printed {seen:?}");
         seen.push_str(&String::from_utf8_lossy(&buffer[..count]));
     }
-    child.kill().doing("end kubectl attach")?;
-    child.wait().doing("end kubectl attach").map(drop)
+    Ok(())
 }
 
 /// port-forward: an HTTP request to the local port is answered by the pod.
@@ -139,30 +138,35 @@ fn logs(_: &Cluster, here: &Namespace) -> Outcome {
     Ok(())
 }
 
-/// debug: an ephemeral container beside the pod's own, with each profile that people use.
+/// The profiles of kubectl debug that people use, and the capabilities that each gives.
+const PROFILES: [(&str, u64); 3] =
+    [("general", 1 << SYS_PTRACE), ("netadmin", 1 << NET_ADMIN | 1 << NET_RAW), ("sysadmin", (1 << CAPABILITIES) - 1)];
+const NET_ADMIN: u32 = 12;
+const NET_RAW: u32 = 13;
+const SYS_PTRACE: u32 = 19;
+/// Linux has so many since 5.9.
+const CAPABILITIES: u32 = 41;
+
+/// debug: an ephemeral container beside the pod's own, which sees its processes.
 fn debug(_: &Cluster, here: &Namespace) -> Outcome {
     pods(here)?;
-    for class in CLASSES {
-        for (profile, wanted) in [("general", "httpd"), ("sysadmin", "httpd"), ("netadmin", "httpd")] {
-            let name = format!("debug-{profile}");
-            let script = "ps | grep -o '[h]ttpd' | head -n 1; echo CapEff $(grep CapEff /proc/self/status)";
-            let run =
-                ["debug", class, "--image=registry.k8s.io/cofferdam/busybox:1", "--target=web", "--container", &name];
-            let mut arguments = run.to_vec();
-            let profile_flag = format!("--profile={profile}");
-            arguments.extend([profile_flag.as_str(), "--", "sh", "-c", script]);
-            here.run(&arguments)?;
-            let mut printed = String::new();
-            let ended = wait(&format!("the debug container {name} of {class} to print"), || {
-                printed = here.run(&["logs", class, "-c", &name]).unwrap_or_else(|failure| failure.0);
-                Ok(printed.contains("CapEff:"))
-            });
-            ended.map_err(|failure| format!("{failure}; its log is {printed:?}"))?;
-            ensure!(
-                printed.contains(wanted),
-                "debug --profile={profile} --target=web of {class} sees no {wanted}: {printed:?}"
-            );
-        }
+    for (class, (profile, capabilities)) in CLASSES.iter().flat_map(|class| PROFILES.map(|profile| (class, profile))) {
+        let (name, profile_flag) = (format!("debug-{profile}"), format!("--profile={profile}"));
+        let script = "ps | grep -o '[h]ttpd' | head -n 1; grep CapEff /proc/self/status";
+        let image = "--image=registry.k8s.io/cofferdam/busybox:1";
+        let target = ["debug", class, image, "--target=web", "--container", &name, &profile_flag];
+        here.run(&[&target[..], &["--", "sh", "-c", script]].concat())?;
+        let mut printed = String::new();
+        let ended = wait(&format!("the debug container {name} of {class} to print"), || {
+            printed = here.run(&["logs", class, "-c", &name]).unwrap_or_else(|failure| failure.0);
+            Ok(printed.contains("CapEff:"))
+        });
+        ended.map_err(|failure| format!("{failure}; its log is {printed:?}"))?;
+        let effective = printed.split_once("CapEff:").and_then(|(_, hex)| u64::from_str_radix(hex.trim(), 16).ok());
+        ensure!(
+            printed.starts_with("httpd\n") && effective.is_some_and(|has| has & capabilities == capabilities),
+            "debug --profile={profile} of {class} sees no httpd, or lacks capabilities of {capabilities:x}: {printed:?}"
+        );
     }
     Ok(())
 }
