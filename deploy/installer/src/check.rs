@@ -1,5 +1,6 @@
-//! What can be seen from a container of whether its node can have Cofferdam. Whether microVMs run there is tried after the
-//! installation, on the host: `/dev/kvm` opens where it cannot run a kernel, and a container may not open it at all.
+//! What can be seen from a container of whether its node can have Cofferdam. Whether microVMs run
+//! there is tried after the installation, on the host: `/dev/kvm` opens where it cannot run a
+//! kernel, and a container may not open it at all.
 
 use crate::error::{Result, chain, refuse};
 use crate::systemd::Systemd;

@@ -1,4 +1,5 @@
-//! What can go wrong: a step that failed with its cause, or a state in which the installer does nothing.
+//! What can go wrong: a step that failed with its cause, or a state in which the installer does
+//! nothing.
 
 use std::error::Error as _;
 

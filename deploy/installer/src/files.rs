@@ -16,10 +16,12 @@ pub(crate) fn read(path: &Path) -> Result<Option<String>> {
     }
 }
 
-/// Replaces a file atomically and durably. It keeps the owner and the mode of the file that was there; a new one gets `mode`.
+/// Replaces a file atomically and durably. It keeps the owner and the mode of the file that was
+/// there; a new one gets `mode`.
 pub(crate) fn write(path: &Path, text: &str, mode: u32) -> Result<()> {
     let step = || format!("write {}", path.display());
-    // Through a link to the file itself, as some distributions have for the kubelet's configuration.
+    // Through a link to the file itself, as some distributions have for the kubelet's
+    // configuration.
     if path.is_symlink()
         && let Ok(real) = fs::canonicalize(path)
     {
@@ -72,7 +74,8 @@ pub(crate) fn link(path: &Path, target: Option<&Path>) -> Result<()> {
     sync_folder(path.parent().unwrap_or(Path::new("/")))
 }
 
-/// Copies a folder with all that is in it (files, folders, no links) and makes it durable, before it has its name.
+/// Copies a folder with all that is in it (files, folders, no links) and makes it durable, before
+/// it has its name.
 pub(crate) fn copy_folder(from: &Path, to: &Path) -> Result<()> {
     let step = || format!("copy {} to {}", from.display(), to.display());
     fs::create_dir_all(to).doing(step)?;

@@ -8,7 +8,8 @@
 //!     ◄──────────────── outcome-*.json ────────────   /var/lib/cofferdam-installer
 //! ```
 //!
-//! The pod has no rights on the host but these two. The host's part keeps a journal, so that it can be undone after a crash.
+//! The pod has no rights on the host but these two. The host's part keeps a journal, so that it can
+//! be undone after a crash.
 
 mod check;
 mod cluster;
@@ -70,7 +71,8 @@ enum Command {
         #[arg(long)]
         purge: bool,
     },
-    /// On the host, as root: the work itself. Units that the pods start do it; so can an administrator.
+    /// On the host, as root: the work itself. Units that the pods start do it; so can an
+    /// administrator.
     Node {
         #[command(subcommand)]
         verb: node::verbs::Verb,

@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 pub(crate) const UNIT: &str = "cofferdam.service";
 /// The unit that undoes, at boot, what a power cut has interrupted.
 pub(crate) const RECOVER_UNIT: &str = "cofferdam-recover.service";
-/// The transient unit that works on the host for a pod of the installer. There is one, so there is one work at a time.
+/// The transient unit that works on the host for a pod of the installer. There is one, so there is
+/// one work at a time.
 pub(crate) const WORK_UNIT: &str = "cofferdam-installer.service";
 
 /// The paths, below a root that is `/` except in tests.

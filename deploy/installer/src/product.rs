@@ -1,4 +1,5 @@
-//! Brings the image's product into the node's folder of versions. What is there is whole, or has another name.
+//! Brings the image's product into the node's folder of versions. What is there is whole, or has
+//! another name.
 
 use std::fs::{self, File};
 use std::io::ErrorKind;
@@ -11,7 +12,8 @@ use crate::paths::{Paths, version_of};
 /// Copies `product` to its version's folder, unless it is there. Returns the version.
 ///
 /// # Errors
-/// When it cannot be copied, or that version is there with other contents: two builds have been given one version.
+/// When it cannot be copied, or that version is there with other contents: two builds have been
+/// given one version.
 pub(crate) fn place(product: &Path, paths: &Paths) -> Result<String> {
     let version = version_of(product)?;
     let target = paths.version(&version);
@@ -46,8 +48,8 @@ pub(crate) fn place(product: &Path, paths: &Paths) -> Result<String> {
     Ok(version)
 }
 
-/// The template of pods' disks is a sparse file of many GiB, which an image's layer cannot hold. It comes as a sparse archive, and is
-/// made of it here.
+/// The template of pods' disks is a sparse file of many GiB, which an image's layer cannot hold. It
+/// comes as a sparse archive, and is made of it here.
 fn unpack_disk(lib: &Path) -> Result<()> {
     let archive = lib.join("pod-disk.tar");
     let step = || format!("unpack {}", archive.display());

@@ -1,4 +1,5 @@
-//! systemd of the host, over the system bus. Root may ask it from a container that has no other right.
+//! systemd of the host, over the system bus. Root may ask it from a container that has no other
+//! right.
 
 use std::time::{Duration, Instant};
 
@@ -102,7 +103,8 @@ impl Systemd {
         Ok(files.into_iter().map(|(path, _)| path).collect())
     }
 
-    /// Runs a program on the host as a transient service, which outlives the caller. When it crashes, systemd starts it again.
+    /// Runs a program on the host as a transient service, which outlives the caller. When it
+    /// crashes, systemd starts it again.
     ///
     /// # Errors
     /// When such a unit is there already, or systemd refuses.
@@ -113,7 +115,8 @@ impl Systemd {
             ("Description", Value::from(description)),
             ("Type", Value::from("exec")),
             ("ExecStart", Value::from(vec![(program, argv.to_vec(), false)])),
-            // A failure that it has handled ends with status 0; after a crash it undoes first what it had begun.
+            // A failure that it has handled ends with status 0; after a crash it undoes first what
+            // it had begun.
             ("Restart", Value::from("on-failure")),
             ("RestartUSec", Value::from(5_000_000_u64)),
             ("CollectMode", Value::from("inactive-or-failed")),

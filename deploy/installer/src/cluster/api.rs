@@ -1,5 +1,7 @@
 //! The API server, as far as the installer uses it.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::api::core::v1::{Event, Node};
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client, Config};
@@ -39,30 +41,32 @@ impl Cluster {
 
     /// Sets annotations, unless they are so already.
     pub(crate) async fn annotate(&self, node: &Node, wanted: &[(&str, Option<&str>)]) -> Result<()> {
-        let now = node.metadata.annotations.as_ref();
-        let differs =
-            |(key, value): &&(&str, Option<&str>)| now.and_then(|a| a.get(*key)).map(String::as_str) != *value;
-        self.change("annotations", wanted.iter().filter(differs)).await
+        self.set("annotations", node.metadata.annotations.as_ref(), wanted).await
     }
 
     /// Sets labels, unless they are so already.
     pub(crate) async fn label(&self, node: &Node, wanted: &[(&str, Option<&str>)]) -> Result<()> {
-        let now = node.metadata.labels.as_ref();
-        let differs =
-            |(key, value): &&(&str, Option<&str>)| now.and_then(|l| l.get(*key)).map(String::as_str) != *value;
-        self.change("labels", wanted.iter().filter(differs)).await
+        self.set("labels", node.metadata.labels.as_ref(), wanted).await
     }
 
-    async fn change<'a>(&self, kind: &str, wanted: impl Iterator<Item = &'a (&'a str, Option<&'a str>)>) -> Result<()> {
+    async fn set(
+        &self,
+        kind: &str,
+        now: Option<&BTreeMap<String, String>>,
+        wanted: &[(&str, Option<&str>)],
+    ) -> Result<()> {
+        let is = |key: &str| now.and_then(|map| map.get(key)).map(String::as_str);
+        let differs = wanted.iter().filter(|(key, value)| is(key) != *value);
         let changes: serde_json::Map<String, Value> =
-            wanted.map(|(key, value)| ((*key).to_owned(), json!(value))).collect();
+            differs.map(|(key, value)| ((*key).to_owned(), json!(value))).collect();
         if changes.is_empty() {
             return Ok(());
         }
         self.patch(json!({"metadata": {kind: changes}})).await
     }
 
-    /// Tells of something in an event of the node, which `kubectl describe node` shows. A failure to do so is only logged.
+    /// Tells of something in an event of the node, which `kubectl describe node` shows. A failure
+    /// to do so is only logged.
     pub(crate) async fn event(&self, warning: bool, reason: &str, message: &str) {
         let now = jiff::Timestamp::now();
         let event: Result<Event, _> = serde_json::from_value(json!({

@@ -1,5 +1,6 @@
-//! Cordons and drains a node as `kubectl drain --ignore-daemonsets --delete-emptydir-data` does: through the eviction API, which
-//! keeps PodDisruptionBudgets; but within a time, and with a cordon that is undone only if it is the installer's own.
+//! Cordons and drains a node as `kubectl drain --ignore-daemonsets --delete-emptydir-data` does:
+//! through the eviction API, which keeps PodDisruptionBudgets; but within a time, and with a cordon
+//! that is undone only if it is the installer's own.
 
 use std::time::{Duration, Instant};
 
@@ -41,10 +42,12 @@ pub(crate) async fn uncordon(cluster: &Cluster, node: &Node) -> Result<()> {
         .await
 }
 
-/// Evicts what can be evicted, and waits until it is gone. `own` is the pod of this program, where it is no DaemonSet's.
+/// Evicts what can be evicted, and waits until it is gone. `own` is the pod of this program, where
+/// it is no DaemonSet's.
 ///
 /// # Errors
-/// When a pod stands in the way: one without a controller, at once, or one that is there after `limit`.
+/// When a pod stands in the way: one without a controller, at once, or one that is there after
+/// `limit`.
 pub(crate) async fn drain(cluster: &Cluster, own: Option<&str>, limit: Duration) -> Result<()> {
     let deadline = Instant::now() + limit;
     let selector = ListParams::default().fields(&format!("spec.nodeName={}", cluster.node));

@@ -1,7 +1,8 @@
 //! One node at a time: a Lease whose holder is a node.
 //!
-//! It does not run out. A node whose switch failed keeps it, so that a switch which fails everywhere stops at its first node; it is
-//! free again when an administrator takes the label off that node, has it try again with success, or removes the node.
+//! It does not run out. A node whose switch failed keeps it, so that a switch which fails
+//! everywhere stops at its first node; it is free again when an administrator takes the label off
+//! that node, has it try again with success, or removes the node.
 
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Node;

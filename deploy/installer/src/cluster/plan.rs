@@ -1,4 +1,5 @@
-//! What a node needs next. Everything that is known goes in, one step comes out; so a pod that was killed goes on where it was.
+//! What a node needs next. Everything that is known goes in, one step comes out; so a pod that was
+//! killed goes on where it was.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,5 @@
-//! The Job that takes Cofferdam off a node. The switch back ends its pod; the next one finds what the host has done, and goes on.
+//! The Job that takes Cofferdam off a node. The switch back ends its pod; the next one finds what
+//! the host has done, and goes on.
 
 use std::time::Duration;
 

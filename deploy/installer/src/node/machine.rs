@@ -1,4 +1,5 @@
-//! What works change on a node beside files: units, pods of a runtime, the kubelet. Tests have one of their own.
+//! What works change on a node beside files: units, pods of a runtime, the kubelet. Tests have one
+//! of their own.
 
 use std::time::Duration;
 

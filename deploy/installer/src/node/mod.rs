@@ -1,6 +1,7 @@
 //! What is done on the host, as root, by a unit of systemd: `cofferdam-installer node …`.
 //!
-//! A pod of the installer starts it, and may be gone before it ends: each work keeps a journal with which it is undone after a crash.
+//! A pod of the installer starts it, and may be gone before it ends: each work keeps a journal with
+//! which it is undone after a crash.
 
 pub(crate) mod install;
 pub(crate) mod kubelet;

@@ -48,7 +48,8 @@ pub(crate) async fn runtime_ready(endpoint: &str) -> Result<()> {
     }
 }
 
-/// Stops and removes every pod of a runtime: those with the node's network last, since they may be what others' networks need to go.
+/// Stops and removes every pod of a runtime: those with the node's network last, since they may be
+/// what others' networks need to go.
 ///
 /// # Errors
 /// When a pod still runs after that.

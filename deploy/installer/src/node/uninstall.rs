@@ -1,4 +1,5 @@
-//! Takes Cofferdam off a node: the kubelet goes back to its old runtime, then units and versions go.
+//! Takes Cofferdam off a node: the kubelet goes back to its old runtime, then units and versions
+//! go.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -99,7 +100,8 @@ impl Uninstall {
     }
 }
 
-/// Whether two endpoints are one: `/var/run` is a link to `/run`, and a path alone is a unix socket.
+/// Whether two endpoints are one: `/var/run` is a link to `/run`, and a path alone is a unix
+/// socket.
 pub(crate) fn same(one: &str, other: &str) -> bool {
     let plain = |endpoint: &str| {
         let path = endpoint.strip_prefix("unix://").unwrap_or(endpoint);

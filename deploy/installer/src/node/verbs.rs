@@ -1,6 +1,7 @@
 //! `cofferdam-installer node …`: one work at a time, with its outcome written down.
 //!
-//! A work that failed and was undone ends with status 0: systemd starts only a work again that crashed.
+//! A work that failed and was undone ends with status 0: systemd starts only a work again that
+//! crashed.
 
 use std::fs::File;
 
@@ -21,7 +22,8 @@ use crate::systemd::Systemd;
 /// What can be done on the host.
 #[derive(Debug, Clone, Subcommand)]
 pub(crate) enum Verb {
-    /// Makes a version below /opt/cofferdam/versions the current one and restarts the daemon; pods go on.
+    /// Makes a version below /opt/cofferdam/versions the current one and restarts the daemon; pods
+    /// go on.
     Install {
         /// The name of its folder.
         #[arg(long)]
@@ -36,7 +38,8 @@ pub(crate) enum Verb {
         #[arg(long, default_value = "kubelet.service")]
         kubelet: String,
     },
-    /// Moves the kubelet back to its old runtime and removes Cofferdam. The node has to be drained before.
+    /// Moves the kubelet back to its old runtime and removes Cofferdam. The node has to be drained
+    /// before.
     Uninstall {
         /// The node's name in the cluster.
         #[arg(long)]
@@ -58,7 +61,8 @@ pub(crate) enum Verb {
 /// Does it.
 ///
 /// # Errors
-/// When the work could not be done, which its outcome says too; or when nothing could be written down.
+/// When the work could not be done, which its outcome says too; or when nothing could be written
+/// down.
 pub(crate) async fn run(verb: Verb) -> Result<()> {
     let paths = Paths::node();
     std::fs::create_dir_all(paths.state("")).doing(|| "make the installer's folder of state".into())?;

@@ -12,7 +12,8 @@ use crate::paths::Paths;
 const PROGRAMS: [&str; 4] =
     ["bin/cofferdam", "bin/cofferdam-installer", "lib/cofferdam/cofferdam-vmm", "lib/cofferdam/cofferdam-agent"];
 
-/// Removes versions that are neither in `keep` nor run by a process of this node. Returns what it removed.
+/// Removes versions that are neither in `keep` nor run by a process of this node. Returns what it
+/// removed.
 pub(crate) fn prune(paths: &Paths, keep: &[&str]) -> Result<Vec<String>> {
     let running = running(&paths.host("/proc"));
     let folder = paths.versions();
@@ -21,7 +22,8 @@ pub(crate) fn prune(paths: &Paths, keep: &[&str]) -> Result<Vec<String>> {
     for entry in fs::read_dir(&folder).doing(step)? {
         let entry = entry.doing(step)?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        // What begins with a dot is being placed by a pod right now, or is removed when its version is placed again.
+        // What begins with a dot is being placed by a pod right now, or is removed when its version
+        // is placed again.
         if name.starts_with('.') || keep.contains(&name.as_str()) || is_used(&entry.path(), &running) {
             continue;
         }
@@ -31,7 +33,8 @@ pub(crate) fn prune(paths: &Paths, keep: &[&str]) -> Result<Vec<String>> {
     Ok(removed)
 }
 
-/// The program files that run, by device and inode: a process in a mount namespace of its own has another path to them.
+/// The program files that run, by device and inode: a process in a mount namespace of its own has
+/// another path to them.
 fn running(proc: &Path) -> HashSet<(u64, u64)> {
     let processes = fs::read_dir(proc).into_iter().flatten().flatten();
     processes.filter_map(|process| identity(&process.path().join("exe"))).collect()

@@ -38,7 +38,8 @@ pub(crate) struct Install<'a, M> {
 }
 
 impl<M: Machine> Install<'_, M> {
-    /// Makes `version` the current one. Idempotent: it also repairs units and restarts a daemon that is not ready.
+    /// Makes `version` the current one. Idempotent: it also repairs units and restarts a daemon
+    /// that is not ready.
     ///
     /// # Errors
     /// When a step failed; the node is then as it was, or the message says what is left.

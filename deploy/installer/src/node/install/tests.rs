@@ -84,7 +84,8 @@ fn block<T>(work: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(work)
 }
 
-/// Installs `version`; the process dies before step `death`, counted from 0. Returns whether it did.
+/// Installs `version`; the process dies before step `death`, counted from 0. Returns whether it
+/// did.
 fn install(machine: &Fake<'_>, version: &str, death: usize) -> (bool, Option<Result<()>>) {
     let count = Cell::new(0);
     let step = |_: &str| {

@@ -1,4 +1,5 @@
-//! The kubelet's command line: the arguments that matter here. Both `--name=value` and `--name value` are the kubelet's.
+//! The kubelet's command line: the arguments that matter here. Both `--name=value` and `--name
+//! value` are the kubelet's.
 
 /// What the kubelet was started with.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -16,7 +17,8 @@ pub(crate) struct Arguments {
 }
 
 impl Arguments {
-    /// Reads a command line; its first word is the program. As in the kubelet, the last one of a name counts.
+    /// Reads a command line; its first word is the program. As in the kubelet, the last one of a
+    /// name counts.
     pub(crate) fn parse(words: &[String]) -> Self {
         let mut found = Self::default();
         let mut words = words.iter().skip(1);

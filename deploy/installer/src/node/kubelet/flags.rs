@@ -1,7 +1,9 @@
-//! `--container-runtime-endpoint` in an environment file, such as kubeadm's `/var/lib/kubelet/kubeadm-flags.env`:
+//! `--container-runtime-endpoint` in an environment file, such as kubeadm's
+//! `/var/lib/kubelet/kubeadm-flags.env`:
 //!
 //! ```text
-//! KUBELET_KUBEADM_ARGS="--container-runtime-endpoint=unix:///run/containerd/containerd.sock --pod-infra-container-image=…"
+//! KUBELET_KUBEADM_ARGS="--container-runtime-endpoint=unix:///run/containerd/containerd.sock
+//! --pod-infra-container-image=…"
 //! ```
 
 const FLAG: &str = "--container-runtime-endpoint";

@@ -1,12 +1,14 @@
 //! The kubelet's configuration: where it is, and what of it has to change for another runtime.
 //!
-//! The kubelet takes its endpoint from, in this order: the flag `--container-runtime-endpoint` (kubeadm wrote it to
-//! `kubeadm-flags.env` until 1.34), a drop-in of `--config-dir`, the file of `--config`. The change goes where the kubelet looks first.
+//! The kubelet takes its endpoint from, in this order: the flag `--container-runtime-endpoint`
+//! (kubeadm wrote it to `kubeadm-flags.env` until 1.34), a drop-in of `--config-dir`, the file of
+//! `--config`. The change goes where the kubelet looks first.
 
 pub(crate) mod arguments;
 pub(crate) mod flags;
 pub(crate) mod yaml;
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -17,7 +19,8 @@ use crate::paths::Paths;
 use crate::systemd::Systemd;
 use arguments::Arguments;
 
-/// The gate with which the kubelet asks the runtime for statistics, instead of looking for cgroups that it knows.
+/// The gate with which the kubelet asks the runtime for statistics, instead of looking for cgroups
+/// that it knows.
 pub(crate) const GATE: &str = "PodAndContainerStatsFromCRI";
 
 /// A file before and after the change.
@@ -44,7 +47,8 @@ impl Kubelet {
     /// Looks at the kubelet that runs as `unit`.
     ///
     /// # Errors
-    /// When there is none: a k3s or RKE2 node has its kubelet in another program, and cannot be switched.
+    /// When there is none: a k3s or RKE2 node has its kubelet in another program, and cannot be
+    /// switched.
     pub(crate) async fn find(systemd: &Systemd, unit: &str) -> Result<Self> {
         let pid = systemd.main_pid(unit).await?;
         if pid == 0 {
@@ -69,8 +73,26 @@ impl Kubelet {
         if let Some(endpoint) = &self.arguments.endpoint {
             return Ok(endpoint.clone());
         }
-        let text = self.config_text(paths)?.1;
-        Ok(yaml::endpoint(&text)?.unwrap_or_else(|| "unix:///run/containerd/containerd.sock".into()))
+        let mut found = yaml::endpoint(&self.config_text(paths)?.1)?;
+        for text in self.drop_ins(paths)? {
+            found = yaml::endpoint(&text)?.or(found);
+        }
+        Ok(found.unwrap_or_else(|| "unix:///run/containerd/containerd.sock".into()))
+    }
+
+    /// The drop-ins of `--config-dir`, in the order in which the kubelet reads them: a later one
+    /// counts.
+    fn drop_ins(&self, paths: &Paths) -> Result<Vec<String>> {
+        let Some(folder) = &self.arguments.config_dir else { return Ok(Vec::new()) };
+        let folder = paths.host(folder);
+        let entries = match std::fs::read_dir(&folder) {
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            other => other.doing(|| format!("read the kubelet's drop-ins in {}", folder.display()))?,
+        };
+        let mut names: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+        names.retain(|path| path.extension().is_some_and(|ending| ending == "conf"));
+        names.sort();
+        Ok(names.iter().map(|path| files::read(path)).collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
     }
 
     /// The kubeconfig with which it speaks to the API server.
@@ -81,7 +103,8 @@ impl Kubelet {
         }
     }
 
-    /// What has to change for the kubelet to use `endpoint`, with the gate or without a change of it.
+    /// What has to change for the kubelet to use `endpoint`, with the gate or without a change of
+    /// it.
     ///
     /// # Errors
     /// When the endpoint is in a place where it cannot be changed; the message names the place.

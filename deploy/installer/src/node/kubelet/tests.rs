@@ -45,12 +45,22 @@ fn a_flag_of_an_environment_file_is_changed_and_the_gate_in_the_configuration() 
 #[test]
 fn a_folder_of_drop_ins_gets_one() {
     let (_dir, paths) = node(&[(CONFIG, "containerRuntimeEndpoint: unix:///old\n")]);
-    let edits = kubelet("kubelet --config=/var/lib/kubelet/config.yaml --config-dir=/etc/kubernetes/kubelet.d", &[])
-        .edits(&paths, NEW, true)
-        .unwrap();
+    let kubelet = kubelet("kubelet --config=/var/lib/kubelet/config.yaml --config-dir=/etc/kubernetes/kubelet.d", &[]);
+    let edits = kubelet.edits(&paths, NEW, true).unwrap();
     assert_eq!(edits.len(), 1);
     assert_eq!(edits[0].path, PathBuf::from("/etc/kubernetes/kubelet.d/zz-cofferdam.conf"));
     assert_eq!(edits[0].before, None);
+    assert_eq!(kubelet.endpoint(&paths).unwrap(), "unix:///old");
+    files::write(
+        &paths.host("/etc/kubernetes/kubelet.d/10-other.conf"),
+        "containerRuntimeEndpoint: unix:///a\n",
+        0o644,
+    )
+    .unwrap();
+    files::write(&paths.host(&edits[0].path.to_string_lossy()), &edits[0].after, 0o644).unwrap();
+    files::write(&paths.host("/etc/kubernetes/kubelet.d/zzz.txt"), "containerRuntimeEndpoint: unix:///b\n", 0o644)
+        .unwrap();
+    assert_eq!(kubelet.endpoint(&paths).unwrap(), NEW, "or an uninstallation would leave the kubelet on Cofferdam");
 }
 
 #[test]

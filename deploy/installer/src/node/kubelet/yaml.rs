@@ -1,7 +1,9 @@
-//! Two keys of a KubeletConfiguration, changed in its text: comments, order and everything else stay as they are.
+//! Two keys of a KubeletConfiguration, changed in its text: comments, order and everything else
+//! stay as they are.
 //!
-//! The text is changed by lines, and the result is believed only if a YAML parser reads from it what was asked for, and everything
-//! else as before. So a layout that the lines do not understand is refused, never damaged.
+//! The text is changed by lines, and the result is believed only if a YAML parser reads from it
+//! what was asked for, and everything else as before. So a layout that the lines do not understand
+//! is refused, never damaged.
 
 use serde_json::{Map, Value, json};
 

@@ -5,7 +5,8 @@
 //!     └───── any failure, or a crash at any point ─► stop, end the new runtime's pods, files as before, start, journal away
 //! ```
 //!
-//! The node has been drained before: what runs then are static pods and those of DaemonSets, which the kubelet makes anew.
+//! The node has been drained before: what runs then are static pods and those of DaemonSets, which
+//! the kubelet makes anew.
 
 use serde::{Deserialize, Serialize};
 
@@ -51,7 +52,8 @@ impl<M: Machine> Switch<'_, M> {
     /// Moves the kubelet.
     ///
     /// # Errors
-    /// When a step failed; the kubelet then uses the old runtime again, or the message says what is left.
+    /// When a step failed; the kubelet then uses the old runtime again, or the message says what is
+    /// left.
     pub(crate) async fn run(&self, plan: &Move) -> Result<()> {
         let text = serde_json::to_string_pretty(plan).doing(|| "write the journal as JSON".into())?;
         // It holds the kubelet's configuration.
@@ -122,8 +124,8 @@ impl<M: Machine> Switch<'_, M> {
     }
 }
 
-/// How a kubelet goes back to what `kept` says: a file that has not changed since gets its old text byte for byte; `anew` gives
-/// the change for one that has.
+/// How a kubelet goes back to what `kept` says: a file that has not changed since gets its old text
+/// byte for byte; `anew` gives the change for one that has.
 pub(crate) fn back(
     kept: &Move,
     read: impl Fn(&Edit) -> Result<Option<String>>,
@@ -134,7 +136,8 @@ pub(crate) fn back(
     for edit in &kept.edits {
         let now = read(edit)?;
         changed |= now.as_deref() != Some(edit.after.as_str());
-        // A drop-in of the installer's own is emptied of its settings; the commit cannot remove files.
+        // A drop-in of the installer's own is emptied of its settings; the commit cannot remove
+        // files.
         let after = edit.before.clone().unwrap_or_else(|| super::kubelet::yaml::drop_in(None, false));
         edits.push(Edit { path: edit.path.clone(), before: now, after });
     }
