@@ -2,9 +2,11 @@
 
 use std::collections::BTreeSet;
 
+use serde_json::Value;
+
 use super::kubectl::{Namespace, wait};
 use super::{CLASSES, Cluster, Test};
-use crate::failure::{Outcome, ensure};
+use crate::failure::{Doing, Outcome, ensure};
 
 pub(super) const TESTS: &[Test] = &[("deployments_behind_services", deployments)];
 
@@ -34,10 +36,11 @@ fn deployments(_: &Cluster, here: &Namespace) -> Outcome {
 
 /// The names of a deployment's pods that are not being deleted.
 fn pods(here: &Namespace, deployment: &str) -> Outcome<Vec<String>> {
-    let label = format!("app={deployment}");
-    let template = "{range .items[?(!@.metadata.deletionTimestamp)]}{.metadata.name} {end}";
-    let listed = here.run(&["get", "pods", "-l", &label, "-o", &format!("jsonpath={template}")])?;
-    Ok(listed.split_whitespace().map(str::to_owned).collect())
+    let listed = here.run(&["get", "pods", "-l", &format!("app={deployment}"), "-o", "json"])?;
+    let listed: Value = serde_json::from_str(&listed).doing("read what kubectl printed")?;
+    let items = listed["items"].as_array().into_iter().flatten().map(|pod| &pod["metadata"]);
+    let alive = items.filter(|metadata| metadata.get("deletionTimestamp").is_none());
+    Ok(alive.filter_map(|metadata| metadata["name"].as_str()).map(str::to_owned).collect())
 }
 
 /// Waits until `count` pods of the service `to` have answered requests of a pod of `from`.
