@@ -80,9 +80,10 @@ fn qos(_: &Cluster, here: &Namespace) -> Outcome {
 /// A pod that writes more to its own disk than it may is evicted, by what its disk takes on the
 /// node.
 fn evicted(_: &Cluster, here: &Namespace) -> Outcome {
-    let script = format!("dd if=/dev/zero of=/tmp/big bs=1M count=64 2>/dev/null; sync; {IDLE}");
+    // A program that ends with 0 when it is told to would make it Succeeded (kubernetes#120182).
+    let script = "dd if=/dev/zero of=/tmp/big bs=1M count=64 2>/dev/null; sync; exec sleep 100000";
     for class in CLASSES {
-        pod(here, class, class, "{requests: {cpu: 20m}, limits: {ephemeral-storage: 24Mi}}", &script)?;
+        pod(here, class, class, "{requests: {cpu: 20m}, limits: {ephemeral-storage: 24Mi}}", script)?;
     }
     for class in CLASSES {
         let object = format!("pod/{class}");
