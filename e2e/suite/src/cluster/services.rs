@@ -4,13 +4,15 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use super::kubectl::{Namespace, wait};
+use super::kubectl::{Namespace, kubectl, kubectl_in, wait};
 use super::{CLASSES, Cluster, Test};
 use crate::failure::{Doing, Outcome, ensure};
 
-pub(super) const TESTS: &[Test] = &[("deployments_behind_services", deployments)];
+pub(super) const TESTS: &[Test] =
+    &[("deployments_behind_services", deployments), ("network_policies", network_policies)];
 
 const DEPLOYMENT: &str = include_str!("manifests/deployment.yaml");
+const ADD_ON: &str = include_str!("manifests/kube-network-policies.yaml");
 
 fn deployments(_: &Cluster, here: &Namespace) -> Outcome {
     for class in CLASSES {
@@ -90,4 +92,49 @@ fn updated(here: &Namespace, class: &str) -> Outcome {
     );
     here.run(&["scale", &deployment, "--replicas=1"])?;
     wait(&format!("{class} to have one pod"), || Ok(pods(here, class)?.len() == 1))
+}
+
+/// kube-network-policies, in a privileged pod of the node's network, decides about each new
+/// connection of the node; pods of both handlers are servers and clients.
+fn network_policies(_: &Cluster, here: &Namespace) -> Outcome {
+    kubectl_in(&["apply", "-f", "-"], ADD_ON)?;
+    let outcome = with_policies(here);
+    kubectl_in(&["delete", "-f", "-", "--timeout=420s"], ADD_ON)?;
+    outcome
+}
+
+fn with_policies(here: &Namespace) -> Outcome {
+    kubectl(&["rollout", "status", "-n", "kube-system", "daemonset/kube-network-policies", "--timeout=420s"])?;
+    let pods = CLASSES.map(|class| (format!("server-{class}"), format!("client-{class}"), class));
+    for (server, client, class) in &pods {
+        here.apply(include_str!("manifests/web.yaml"), &[("NAME", server), ("CLASS", class)])?;
+        here.apply(include_str!("manifests/web.yaml"), &[("NAME", client), ("CLASS", class)])?;
+        here.run(&["label", "pod", server, "role=server"])?;
+    }
+    for (server, client, _) in &pods {
+        here.wait_ready(server)?;
+        here.wait_ready(client)?;
+    }
+    let all = |expected: bool, when: &str| -> Outcome {
+        for (server, ..) in &pods {
+            let address = here.field(&format!("pod/{server}"), "/status/podIP")?;
+            for (_, client, _) in &pods {
+                wait(&format!("{client}'s requests to {server} to succeed: {expected}, {when}"), || {
+                    Ok(here.sh(client, &format!("wget -q -T 10 -O - http://{address}:8080/")).is_ok() == expected)
+                })?;
+            }
+        }
+        Ok(())
+    };
+    all(true, "without a policy")?;
+    here.apply(include_str!("manifests/ingress-policy.yaml"), &[])?;
+    all(false, "when only friends may")?;
+    pods.iter().try_for_each(|(_, client, _)| here.run(&["label", "pod", client, "role=friend"]).map(drop))?;
+    all(true, "as friends")?;
+    here.apply(include_str!("manifests/egress-policy.yaml"), &[])?;
+    all(false, "when friends may open no connection")?;
+    here.run(&["delete", "networkpolicies", "--all"])?;
+    all(true, "after the policies")?;
+    // The kubelet's probes are not a policy's business.
+    pods.iter().try_for_each(|(server, ..)| here.wait_ready(server))
 }
