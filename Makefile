@@ -34,9 +34,10 @@ cluster: setup ## A shell with kubectl on a cluster whose node runs Cofferdam
 	@$(BESIDE) build
 	@e2e/in-cluster.sh shell
 
-cluster-test: setup ## All tests on that cluster; TEST=name for some of them
+cluster-test: setup ## All tests on that cluster, and the installer's on another; TEST=name for some tests, TEST=installer for that
 	@$(BESIDE) build
-	@e2e/in-cluster.sh test $(TEST)
+	@$(if $(filter-out installer,$(or $(TEST),all)),e2e/in-cluster.sh test $(TEST))
+	@$(if $(filter installer,$(or $(TEST),installer)),e2e/in-cluster.sh installer)
 
 critest: setup ## Kubernetes' own CRI tests; HANDLER=host or vm for one of them, FOCUS=regexp for some specs; writes docs/conformance.md
 	@$(BESIDE_TOOLS) build
@@ -45,6 +46,7 @@ critest: setup ## Kubernetes' own CRI tests; HANDLER=host or vm for one of them,
 bench: setup ## Measure beside containerd + runc; writes docs/benchmarks.md and docs/benchmarks.json
 	@$(BESIDE) build
 	@e2e/in-node.sh bench
+	@[ -n "$${BENCH_ARGS:-}" ] || e2e/in-cluster.sh bench
 
 soak: setup ## 500 host and 100 vm pods come and go and leave nothing (half an hour); SOAK_ARGS='--vm 10' for other counts
 	@$(BESIDE) build

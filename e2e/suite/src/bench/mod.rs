@@ -3,7 +3,7 @@
 mod limits;
 mod lists;
 pub(crate) mod memory;
-mod report;
+pub(crate) mod report;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -105,9 +105,7 @@ async fn measure(options: &Options) -> Outcome {
     let mut steps: Vec<_> = STEPS.iter().enumerate().map(|(number, (name, ..))| (*name, step(number))).collect();
     steps.push(("container: create and start, as the client sees it", samples.get("create_start", "vm")));
     let rows = rows(&samples);
-    for row in &rows {
-        ensure!(!row.ours.is_empty(), "row {} has no sample", row.name);
-    }
+    rows.iter().try_for_each(Row::ensure_measured)?;
     notes.push(lists::note(options.list_pods));
     notes.push(beside_the_chain(&rows, &step(BOOT), &step(CNI), &step(ALL)));
     notes.extend(TARGETS.iter().filter_map(|target| target.note(&rows)));

@@ -6,18 +6,18 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::failure::{Doing, Outcome};
+use crate::failure::{Doing, Outcome, ensure};
 
 /// What containerd + runc is called in the report.
-pub(super) const PEER: &str = "containerd + runc";
+pub(crate) const PEER: &str = "containerd + runc";
 
 /// One row.
-pub(super) struct Row {
-    pub(super) name: &'static str,
-    pub(super) handler: Option<&'static str>,
-    pub(super) unit: &'static str,
-    pub(super) ours: Vec<f64>,
-    pub(super) peer: Option<(&'static str, Vec<f64>)>,
+pub(crate) struct Row {
+    pub(crate) name: &'static str,
+    pub(crate) handler: Option<&'static str>,
+    pub(crate) unit: &'static str,
+    pub(crate) ours: Vec<f64>,
+    pub(crate) peer: Option<(&'static str, Vec<f64>)>,
 }
 
 /// Everything that was measured.
@@ -50,6 +50,12 @@ impl Row {
         Some((percentile(&self.ours, 0.5) / percentile(peer, 0.5) * 1000.0).round() / 1000.0)
     }
 
+    /// Nobody has measured it if it has no sample.
+    pub(super) fn ensure_measured(&self) -> Outcome {
+        ensure!(!self.ours.is_empty(), "row {} has no sample", self.name);
+        Ok(())
+    }
+
     fn json(&self) -> Value {
         let peer = self.peer.as_ref().map(|(name, samples)| {
             let mut value = summary(samples);
@@ -72,6 +78,33 @@ impl Row {
             cell(&self.ours)
         )
     }
+}
+
+/// Adds rows to a report that is in `folder`, in place of earlier ones of their names.
+pub(crate) fn add(folder: &Path, rows: &[Row]) -> Outcome {
+    rows.iter().try_for_each(Row::ensure_measured)?;
+    let is_new = |name: &str| rows.iter().any(|row| row.name == name);
+    let path = folder.join("benchmarks.json");
+    let text = fs::read_to_string(&path).doing("read benchmarks.json")?;
+    let mut report: Value = serde_json::from_str(&text).doing("read benchmarks.json")?;
+    let list = report["rows"].as_array_mut().ok_or("benchmarks.json has no rows")?;
+    list.retain(|row| !row["name"].as_str().is_some_and(is_new));
+    list.extend(rows.iter().map(Row::json));
+    let json = serde_json::to_string_pretty(&report).doing("write the report")? + "\n";
+    let text = fs::read_to_string(folder.join("benchmarks.md")).doing("read benchmarks.md")?;
+    let markdown = with_rows(&text, rows, is_new)?;
+    fs::write(path, json).doing("write benchmarks.json")?;
+    fs::write(folder.join("benchmarks.md"), markdown).doing("write benchmarks.md")
+}
+
+/// The report for people with `rows` at the end of its table.
+fn with_rows(text: &str, rows: &[Row], is_new: impl Fn(&str) -> bool) -> Outcome<String> {
+    let name = |line: &str| line.strip_prefix("| `").and_then(|rest| rest.split('`').next()).map(str::to_owned);
+    let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+    lines.retain(|line| !name(line).is_some_and(|name| is_new(&name)));
+    let last = lines.iter().rposition(|line| name(line).is_some()).ok_or("benchmarks.md has no rows")?;
+    lines.splice(last + 1..last + 1, rows.iter().map(Row::markdown));
+    Ok(lines.join("\n") + "\n")
 }
 
 impl Report {
@@ -112,5 +145,37 @@ impl Report {
             let _ = writeln!(text, "- {note}");
         }
         text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_that_are_added_replace_those_of_their_names() {
+        let folder = tempfile::tempdir().unwrap();
+        let row = |name, ours: f64| Row { name, handler: None, unit: "ms", ours: vec![ours], peer: None };
+        let report =
+            Report { machine: "m".into(), rows: vec![row("a", 1.0), row("b", 2.0)], steps: vec![], notes: vec![] };
+        report.write(folder.path()).unwrap();
+        add(folder.path(), &[row("a", 3.0), row("c", 4.0)]).unwrap();
+        let json: Value =
+            serde_json::from_str(&fs::read_to_string(folder.path().join("benchmarks.json")).unwrap()).unwrap();
+        let names: Vec<&str> =
+            json["rows"].as_array().unwrap().iter().map(|row| row["name"].as_str().unwrap()).collect();
+        assert_eq!(names, ["b", "a", "c"]);
+        assert_eq!(json["rows"][1]["ours"]["p50"], 3.0);
+        let text = fs::read_to_string(folder.path().join("benchmarks.md")).unwrap();
+        let table: Vec<&str> = text.lines().filter(|line| line.starts_with("| `")).collect();
+        assert_eq!(table.len(), 3, "{text}");
+        assert!(table[1].starts_with("| `a` | – | ms | 3.0"), "{text}");
+    }
+
+    #[test]
+    fn a_row_without_samples_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let row = Row { name: "a", handler: None, unit: "ms", ours: vec![], peer: None };
+        assert!(add(folder.path(), &[row]).is_err());
     }
 }
