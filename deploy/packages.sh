@@ -2,11 +2,13 @@
 # Makes of target/dist what nodes and clusters take: an archive, a Debian package, the installer's image, a bill of
 # materials, checksums. The same commit makes the same bytes.
 #
-#   deploy/packages.sh DIST OUT       VERSION=1.2.3 gives the same programs another version's name
+#   deploy/packages.sh DIST OUT           VERSION=1.2.3 gives the same programs another version's name
+#   deploy/packages.sh DIST OUT --image   only the installer's image and its manifests
 set -euo pipefail
 cd "$(dirname "$0")/.."
 dist=${1:?usage: deploy/packages.sh DIST OUT}
 out=${2:?usage: deploy/packages.sh DIST OUT}
+case ${3:-} in '' | --image) only=${3:-} ;; *) echo "unknown: $3; the only option is --image" >&2; exit 2 ;; esac
 target=${CARGO_TARGET_DIR:-target}
 triple=x86_64-unknown-linux-gnu
 [ -x "$dist/usr/bin/cofferdam" ] || { echo "nothing is built in $dist: run 'make build' first" >&2; exit 1; }
@@ -41,18 +43,20 @@ archive --sparse -C "$tree/lib/cofferdam" -cf "$work/pod-disk.tar" pod-disk.ext4
 } >"$work/MANIFEST"
 install -m 644 "$work/MANIFEST" "$tree/MANIFEST"
 
-say "archive"
-archive --sparse -C "$work" -cf - "$version" | zstd -q -T0 -12 -o "$out/cofferdam-$version-x86_64.tar.zst"
-say "Debian package"
-deploy/deb.sh "$dist" "$work/pod-disk.tar" "$version" "$out"
+if [ -z "$only" ]; then
+    say "archive"
+    archive --sparse -C "$work" -cf - "$version" | zstd -q -T0 -12 -o "$out/cofferdam-$version-x86_64.tar.zst"
+    say "Debian package"
+    deploy/deb.sh "$dist" "$work/pod-disk.tar" "$version" "$out"
+    say "bill of materials"
+    deploy/sbom.py "$version" "$SOURCE_DATE_EPOCH" >"$out/cofferdam-$version.cdx.json"
+fi
 say "image of the installer"
 mv "$tree" "$work/product"
 rm "$work/product/lib/cofferdam/pod-disk.ext4"
 install -m 644 "$work/pod-disk.tar" "$work/product/lib/cofferdam/pod-disk.tar"
 archive -C "$work" -cf "$work/layer.tar" product
 deploy/image.py "$work/layer.tar" "$version" "$SOURCE_DATE_EPOCH" "$out/cofferdam-installer-$version.oci.tar"
-say "bill of materials"
-deploy/sbom.py "$version" "$SOURCE_DATE_EPOCH" >"$out/cofferdam-$version.cdx.json"
 cp deploy/cofferdam.yaml deploy/uninstall.yaml "$out/"
 sed -i "s#\(image: .*/cofferdam-installer\):.*#\1:$version#" "$out/cofferdam.yaml" "$out/uninstall.yaml"
 rm -rf "$work"

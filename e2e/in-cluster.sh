@@ -2,15 +2,21 @@
 # A Kubernetes cluster whose only node runs Cofferdam, and something that uses it.
 #
 #   e2e/in-cluster.sh test [FILTER]   the tests of cofferdam-e2e cluster
+#   e2e/in-cluster.sh installer       the tests of the installer, on a node whose kubelet uses containerd
+#   e2e/in-cluster.sh bench           rows of docs/benchmarks.md: from kubectl apply to Ready
 #   e2e/in-cluster.sh shell           a shell with kubectl; the cluster ends with it
 #
 # etcd, the API server, the controller manager and the scheduler run on this machine, the kubelet,
 # kube-proxy and Cofferdam in a node VM.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-what=${1:?usage: e2e/in-cluster.sh test|shell}
+what=${1:?usage: e2e/in-cluster.sh test|installer|bench|shell}
 shift
-case $what in test | shell) ;; *) echo "unknown: $what; say test or shell" >&2; exit 2 ;; esac
+case $what in
+test | bench | shell) ;;
+installer) export RUNTIME=containerd ;;
+*) echo "unknown: $what; say test, installer, bench or shell" >&2; exit 2 ;;
+esac
 export VM=${VM:-cluster} NODE=node,10.0.2.15 FORWARD=10.0.2.15:10250 REBOOTS=1
 node=e2e/node/vm
 dir=$PWD/target/cluster
@@ -23,11 +29,20 @@ bin=$(e2e/node/build-kubernetes.sh)
 addons=$(e2e/node/build-addons.sh)
 
 . e2e/product.sh
-lay_out_product
+if [ "$what" = installer ]; then
+    # The node has no Cofferdam, but the configuration that an administrator puts there before.
+    rm -rf "$product"
+    install -D -m 644 e2e/node-config.toml "$product/etc/cofferdam/conf.d/50-e2e.toml"
+    e2e/cluster/versions.sh target/cluster-versions "$product/var/lib/docker-registry"
+else
+    lay_out_product
+fi
 # With hairpinMode: a pod reaches itself through its own Service.
 install -D -m 644 e2e/cluster/network.conflist "$product/etc/cni/net.d/00-cluster.conflist"
 for program in kubelet kube-proxy; do install -D -m 755 "$bin/$program" "$product/usr/local/bin/$program"; done
-PYTHONDONTWRITEBYTECODE=1 e2e/cluster/add-image.py "$product/var/lib/docker-registry" coredns/coredns:lab "$addons/coredns"
+for program in coredns/coredns networking/kube-network-policies; do
+    PYTHONDONTWRITEBYTECODE=1 e2e/cluster/add-image.py "$product/var/lib/docker-registry" "$program:lab" "$addons/${program#*/}"
+done
 
 # The API server reaches the kubelet at the node's own address. Packets from that address itself would
 # be dropped in the node, hence the source.
@@ -50,21 +65,29 @@ say "starting the node VM and the control plane"
 "$node" start --product "$product"
 e2e/cluster/control-plane.sh start "$dir" "$bin" "$addons"
 "$node" wait
-say "installing Cofferdam in the node and starting cofferdam.service and the kubelet"
-install_product
+if [ "$what" = installer ]; then
+    say "starting containerd and the kubelet"
+    "$node" run 'cp -a --no-preserve=ownership /product/. /'
+else
+    say "installing Cofferdam in the node and starting cofferdam.service and the kubelet"
+    install_product
+fi
 e2e/cluster/join.sh "$dir" "$bin"
 
 export KUBECONFIG=$dir/pki/admin.conf PATH=$bin:$PATH
+suite=${CARGO_TARGET_DIR:-target}/release/cofferdam-e2e
 status=0
 case $what in
-test) "${CARGO_TARGET_DIR:-target}/release/cofferdam-e2e" cluster --node "$node" ${1:+"$1"} || status=$? ;;
+test) "$suite" cluster --node "$node" ${1:+"$1"} || status=$? ;;
+installer) "$suite" cluster --node "$node" --installer target/cluster-versions || status=$? ;;
+bench) "$suite" cluster --node "$node" --bench "${ROUNDS:-5}" || status=$? ;;
 shell)
     say "kubectl speaks with the cluster; 'VM=$VM e2e/node/vm shell' is a shell on its node; leave this shell to end both"
     "${SHELL:-bash}" || true
     ;;
 esac
 if [ $status != 0 ]; then
-    for unit in cofferdam kubelet kube-proxy; do "$node" run "journalctl -u $unit -o short-precise --no-pager" >"$dir/$unit.log" 2>&1 || true; done
+    for unit in cofferdam cofferdam-installer containerd kubelet kube-proxy; do "$node" run "journalctl -u $unit -o short-precise --no-pager" >"$dir/$unit.log" 2>&1 || true; done
     say "failed; the logs of every program of the cluster are in $dir"
 fi
 exit $status

@@ -3,6 +3,8 @@
 #
 #   VM=name NODE=NAME,ADDRESS e2e/cluster/join.sh DIR BIN  with the certificates in DIR/pki and kubectl in BIN
 #
+# The kubelet uses Cofferdam; RUNTIME=containerd has it use that, without any setting for Cofferdam.
+#
 # The API server is at 198.51.100.1:6443 for the node and its pods: an address of the node's loopback,
 # from where the connection of e2e/node/vm leads to this machine. A node that booted again wants
 # `e2e/cluster/join.sh --again`.
@@ -24,7 +26,14 @@ pki=$dir/pki
 mkdir -p "$files/etc/kubernetes/"{pki,manifests} "$files/var/lib/kubelet"
 cp "$pki/ca.crt" "$pki/$node/kubelet-server."{crt,key} "$files/etc/kubernetes/pki/"
 cp "$pki/$node/"{kubelet,kube-proxy}.conf kube-proxy.yaml "$files/etc/kubernetes/"
-cp kubelet.yaml "$files/var/lib/kubelet/config.yaml"
+case ${RUNTIME:-cofferdam} in
+cofferdam) cp kubelet.yaml "$files/var/lib/kubelet/config.yaml" ;;
+containerd)
+    sed 's#unix://.*#unix:///run/containerd/containerd.sock#; /^featureGates:/,+1d' kubelet.yaml >"$files/var/lib/kubelet/config.yaml"
+    "$vm" run 'systemctl start containerd'
+    ;;
+*) echo "unknown: RUNTIME=$RUNTIME; say cofferdam or containerd" >&2; exit 2 ;;
+esac
 echo "KUBELET_KUBEADM_ARGS=\"--hostname-override=$node --node-ip=${NODE##*,}\"" >"$files/var/lib/kubelet/kubeadm-flags.env"
 tar -C "$files" -cf - . | "$vm" run 'tar -C / --no-same-owner --no-overwrite-dir -xf -'
 tar -cf - kubelet.service kube-proxy.service | "$vm" run 'tar -C /etc/systemd/system --no-same-owner -xf -'

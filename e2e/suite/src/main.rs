@@ -27,7 +27,7 @@ mod rpc;
 mod soak;
 mod tests;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -57,6 +57,12 @@ enum Command {
         /// The script that runs commands on the node (e2e/node/vm).
         #[arg(long)]
         node: PathBuf,
+        /// Only the installer's steps, with the versions of this folder (e2e/cluster/versions.sh).
+        #[arg(long, conflicts_with = "filter")]
+        installer: Option<PathBuf>,
+        /// Only the benchmark, of so many rounds; its rows are added to the report in docs/.
+        #[arg(long, conflicts_with_all = ["filter", "installer"])]
+        bench: Option<usize>,
         /// Part of a test's name; several have commas between them.
         filter: Option<String>,
     },
@@ -98,7 +104,9 @@ fn main() -> ExitCode {
         Command::Test { filter } => tests::run(filter.as_deref()),
         Command::Soak(options) => soak::run(&options),
         Command::Kubelet => kubelet::run(),
-        Command::Cluster { node, filter } => cluster::run(node, filter.as_deref()),
+        Command::Cluster { node, installer: Some(versions), .. } => cluster::run_installer(node, versions),
+        Command::Cluster { node, bench: Some(rounds), .. } => cluster::run_bench(node, rounds, Path::new("docs")),
+        Command::Cluster { node, filter, .. } => cluster::run(node, filter.as_deref()),
         Command::Inside { work } => inside::run(&work),
         Command::Bench { out, n, pulls, list_pods, idle_seconds, machine, lists_only } => {
             bench::run(&bench::Options { out, n, pulls, list_pods, idle_seconds, machine, lists_only })

@@ -1,7 +1,7 @@
 //! kubectl, as its users run it: the program, with the kubeconfig of the environment.
 
 use std::io::Write;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -45,6 +45,17 @@ pub(super) fn kubectl_in(arguments: &[&str], input: &str) -> Outcome<String> {
 /// Waits for a condition as long as an emulated node may need for it.
 pub(super) fn wait(what: &str, condition: impl FnMut() -> Outcome<bool>) -> Outcome {
     wait_within(LIMIT, PAUSE, what, condition)
+}
+
+/// Ends a program that goes on beside a test, whichever way the test ends.
+pub(super) struct Beside(pub(super) Child);
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// A namespace of the cluster, and what a test does in it.

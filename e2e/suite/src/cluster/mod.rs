@@ -1,7 +1,9 @@
 //! A real cluster whose node runs Cofferdam, seen through kubectl. Runs on the machine that runs
 //! the cluster's control plane, not in the node: `e2e/in-cluster.sh` starts both.
 
+mod bench;
 mod controllers;
+mod installer;
 mod kubectl;
 mod mistakes;
 mod resources;
@@ -10,7 +12,7 @@ mod services;
 mod streaming;
 mod volumes;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
@@ -54,12 +56,37 @@ impl Cluster {
     }
 }
 
+/// One field of the node, by a path of kubectl's; empty if it is not there.
+fn node_field(path: &str) -> Outcome<String> {
+    kubectl(&["get", "node", "node", "-o", &format!("jsonpath={{{path}}}")])
+}
+
+fn node_runtime() -> Outcome<String> {
+    node_field(".status.nodeInfo.containerRuntimeVersion")
+}
+
+fn node_is_ready() -> Outcome<bool> {
+    Ok(node_field(r#".status.conditions[?(@.type=="Ready")].status"#)? == "True")
+}
+
+/// Makes the RuntimeClasses that the installer's manifest has, one with an unknown handler, and the
+/// labels that say what the node can run.
+fn prepare() -> Outcome {
+    let mut classes: Vec<&str> = include_str!("../../../../deploy/cofferdam.yaml").split("\n---\n").collect();
+    classes.retain(|object| object.contains("\nkind: RuntimeClass\n"));
+    ensure!(classes.len() == CLASSES.len(), "deploy/cofferdam.yaml has {} RuntimeClasses", classes.len());
+    classes.push(include_str!("manifests/unknown-handler.yaml"));
+    kubectl_in(&["apply", "-f", "-"], &classes.join("\n---\n"))?;
+    kubectl(&["label", "--overwrite", "node", "node", "cofferdam.dev/vm=true", "cofferdam.dev/host=true"])?;
+    let runs_on = node_runtime()?;
+    ensure!(runs_on.starts_with("cofferdam://"), "the node's runtime is {runs_on:?}");
+    Ok(())
+}
+
 /// Runs the tests whose names contain one of `filter`'s words, which have commas between them.
 pub(crate) fn run(node: PathBuf, filter: Option<&str>) -> Outcome {
     let cluster = Cluster { node };
-    kubectl_in(&["apply", "-f", "-"], include_str!("manifests/runtime-classes.yaml"))?;
-    let runs_on = kubectl(&["get", "node", "node", "-o", "jsonpath={.status.nodeInfo.containerRuntimeVersion}"])?;
-    ensure!(runs_on.starts_with("cofferdam://"), "the node's runtime is {runs_on:?}");
+    prepare()?;
     let chosen = |name: &str| filter.is_none_or(|words| words.split(',').any(|word| name.contains(word)));
     let (mut passed, mut failed) = (0, Vec::new());
     for (name, test) in TESTS.iter().copied().flatten().filter(|(name, _)| chosen(name)) {
@@ -81,6 +108,19 @@ pub(crate) fn run(node: PathBuf, filter: Option<&str>) -> Outcome {
     ensure!(failed.is_empty(), "{} of {} tests failed: {}", failed.len(), passed + failed.len(), failed.join(", "));
     println!("\n{passed} tests of the cluster passed");
     Ok(())
+}
+
+/// Runs the steps of the installer on a node that has never had Cofferdam. `versions` is what
+/// `e2e/cluster/versions.sh` made.
+pub(crate) fn run_installer(node: PathBuf, versions: PathBuf) -> Outcome {
+    installer::run(&Cluster { node }, versions)
+}
+
+/// Measures from `kubectl apply` to Ready, beside containerd + runc, and adds the rows to the report
+/// in the folder `report`.
+pub(crate) fn run_bench(node: PathBuf, rounds: usize, report: &Path) -> Outcome {
+    prepare()?;
+    bench::run(&Cluster { node }, rounds, report)
 }
 
 /// Runs a test in a namespace of its own; what is left in it at a failure is described before it

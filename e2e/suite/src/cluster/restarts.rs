@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::process::Command;
 
-use super::kubectl::{Namespace, kubectl, wait};
-use super::{CLASSES, Cluster, Test};
+use super::kubectl::{Namespace, wait};
+use super::{CLASSES, Cluster, Test, node_is_ready};
 use crate::failure::{Doing, Outcome, ensure};
 
 pub(super) const TESTS: &[Test] = &[("kubelet_and_daemon_restart", restart_programs), ("node_reboots", reboot)];
@@ -26,11 +26,6 @@ fn deploy(here: &Namespace) -> Outcome {
 fn lives(here: &Namespace) -> Outcome<String> {
     let template = "jsonpath={range .items[*]}{.metadata.name} {.status.containerStatuses[0].containerID} {.status.containerStatuses[0].restartCount}\n{end}";
     here.run(&["get", "pods", "-l", "app", "-o", template])
-}
-
-fn node_is_ready() -> Outcome<bool> {
-    let template = "jsonpath={.status.conditions[?(@.type==\"Ready\")].status}";
-    Ok(kubectl(&["get", "node", "node", "-o", template])? == "True")
 }
 
 /// Neither restarts a container, and a container that ends meanwhile is reported with its exit

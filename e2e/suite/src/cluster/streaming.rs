@@ -2,10 +2,10 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use super::kubectl::{Namespace, kubectl, wait};
+use super::kubectl::{Beside, Namespace, kubectl, wait};
 use super::{CLASSES, Cluster, Test};
 use crate::failure::{Doing, Outcome, ensure};
 
@@ -17,17 +17,6 @@ pub(super) const TESTS: &[Test] = &[
 ];
 
 const POD: &str = include_str!("manifests/web.yaml");
-
-/// Ends a program that goes on beside a test, whichever way the test ends.
-struct Beside(Child);
-
-impl Drop for Beside {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 /// A pod of each class, ready, with the class as its name.
 fn pods(here: &Namespace) -> Outcome {
