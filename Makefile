@@ -34,9 +34,10 @@ cluster: setup ## A shell with kubectl on a cluster whose node runs Cofferdam
 	@$(BESIDE) build
 	@e2e/in-cluster.sh shell
 
-cluster-test: setup ## All tests on that cluster, and the installer's on another; TEST=name for some tests, TEST=installer for that
+cluster-test: setup ## All tests on such clusters; TEST=name for some of them, TEST=nodes or TEST=installer for theirs
 	@$(BESIDE) build
-	@$(if $(filter-out installer,$(or $(TEST),all)),e2e/in-cluster.sh test $(TEST))
+	@$(if $(filter-out nodes installer,$(or $(TEST),all)),e2e/in-cluster.sh test $(TEST))
+	@$(if $(filter nodes,$(or $(TEST),nodes)),e2e/in-cluster.sh nodes)
 	@$(if $(filter installer,$(or $(TEST),installer)),e2e/in-cluster.sh installer)
 
 critest: setup ## Kubernetes' own CRI tests; HANDLER=host or vm for one of them, FOCUS=regexp for some specs; writes docs/conformance.md

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# A Kubernetes cluster whose only node runs Cofferdam, and something that uses it.
+# A Kubernetes cluster whose node runs Cofferdam, and something that uses it.
 #
 #   e2e/in-cluster.sh test [FILTER]   the tests of cofferdam-e2e cluster
+#   e2e/in-cluster.sh nodes           its tests that need two nodes, with two
 #   e2e/in-cluster.sh installer       the tests of the installer, on a node whose kubelet uses containerd
 #   e2e/in-cluster.sh bench           rows of docs/benchmarks.md: from kubectl apply to Ready
 #   e2e/in-cluster.sh shell           a shell with kubectl; the cluster ends with it
@@ -10,14 +11,22 @@
 # kube-proxy and Cofferdam in a node VM.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-what=${1:?usage: e2e/in-cluster.sh test|installer|bench|shell}
+what=${1:?usage: e2e/in-cluster.sh test|nodes|installer|bench|shell}
 shift
 case $what in
-test | bench | shell) ;;
+test | nodes | bench | shell) ;;
 installer) export RUNTIME=containerd ;;
-*) echo "unknown: $what; say test, installer, bench or shell" >&2; exit 2 ;;
+*) echo "unknown: $what; say test, nodes, installer, bench or shell" >&2; exit 2 ;;
 esac
-export VM=${VM:-cluster} NODE=node,10.0.2.15 FORWARD=10.0.2.15:10250 REBOOTS=1
+export VM=${VM:-cluster} REBOOTS=1
+nodes=(node,10.0.2.15)
+[ "$what" != nodes ] || nodes+=(node2,10.0.2.16)
+# on NODE,ADDRESS COMMAND...: with the variables by which scripts know that node and its VM
+on() {
+    local name=${1%,*} address=${1#*,}
+    shift
+    VM=$VM${name#node} NODE=$name,$address FORWARD=$address:10250 "$@"
+}
 node=e2e/node/vm
 dir=$PWD/target/cluster
 product=target/product-$VM
@@ -44,41 +53,47 @@ for program in coredns/coredns networking/kube-network-policies; do
     PYTHONDONTWRITEBYTECODE=1 e2e/cluster/add-image.py "$product/var/lib/docker-registry" "$program:lab" "$addons/${program#*/}"
 done
 
-# The API server reaches the kubelet at the node's own address. Packets from that address itself would
+# The API server reaches a kubelet at its node's own address. Packets from that address itself would
 # be dropped in the node, hence the source.
-address() {
-    ip addr show dev lo | grep -q 10.0.2.15/32 || ip addr add 10.0.2.15/32 dev lo
-    ip route replace local 10.0.2.15 dev lo table local proto kernel scope host src 127.0.0.1
+give_address() {
+    ip addr show dev lo | grep -q "$1/32" || ip addr add "$1/32" dev lo
+    ip route replace local "$1" dev lo table local proto kernel scope host src 127.0.0.1
 }
 
 finish() {
+    local one
     e2e/cluster/control-plane.sh stop "$dir" || true
-    "$node" stop >/dev/null 2>&1 || true
-    ip addr del 10.0.2.15/32 dev lo 2>/dev/null || true
+    for one in "${nodes[@]}"; do
+        on "$one" "$node" stop >/dev/null 2>&1 || true
+        ip addr del "${one#*,}/32" dev lo 2>/dev/null || true
+    done
 }
 trap finish EXIT
 rm -rf "$dir"
 mkdir -p "$dir"
-address
-e2e/cluster/certificates.sh "$dir/pki" node=10.0.2.15
+for one in "${nodes[@]}"; do give_address "${one#*,}"; done
+e2e/cluster/certificates.sh "$dir/pki" "${nodes[@]/,/=}"
 say "starting the node VM and the control plane"
-"$node" start --product "$product"
+for one in "${nodes[@]}"; do on "$one" "$node" start --product "$product"; done
 e2e/cluster/control-plane.sh start "$dir" "$bin" "$addons"
-"$node" wait
-if [ "$what" = installer ]; then
-    say "starting containerd and the kubelet"
-    "$node" run 'cp -a --no-preserve=ownership /product/. /'
-else
-    say "installing Cofferdam in the node and starting cofferdam.service and the kubelet"
-    install_product
-fi
-e2e/cluster/join.sh "$dir" "$bin"
+for one in "${nodes[@]}"; do
+    on "$one" "$node" wait
+    if [ "$what" = installer ]; then
+        say "starting containerd and the kubelet"
+        on "$one" "$node" run 'cp -a --no-preserve=ownership /product/. /'
+    else
+        say "installing Cofferdam in ${one%,*} and starting cofferdam.service and the kubelet"
+        on "$one" install_product
+    fi
+    on "$one" e2e/cluster/join.sh "$dir" "$bin"
+done
 
 export KUBECONFIG=$dir/pki/admin.conf PATH=$bin:$PATH
 suite=${CARGO_TARGET_DIR:-target}/release/cofferdam-e2e
 status=0
 case $what in
 test) "$suite" cluster --node "$node" ${1:+"$1"} || status=$? ;;
+nodes) "$suite" cluster --node "$node" --two-nodes || status=$? ;;
 installer) "$suite" cluster --node "$node" --installer target/cluster-versions || status=$? ;;
 bench) "$suite" cluster --node "$node" --bench "${ROUNDS:-5}" || status=$? ;;
 shell)
@@ -87,7 +102,11 @@ shell)
     ;;
 esac
 if [ $status != 0 ]; then
-    for unit in cofferdam cofferdam-installer containerd kubelet kube-proxy; do "$node" run "journalctl -u $unit -o short-precise --no-pager" >"$dir/$unit.log" 2>&1 || true; done
+    for one in "${nodes[@]}"; do
+        for unit in cofferdam cofferdam-installer containerd kubelet kube-proxy; do
+            on "$one" "$node" run "journalctl -u $unit -o short-precise --no-pager" >"$dir/${one%,*}-$unit.log" 2>&1 || true
+        done
+    done
     say "failed; the logs of every program of the cluster are in $dir"
 fi
 exit $status

@@ -60,8 +60,11 @@ enum Command {
         /// Only the installer's steps, with the versions of this folder (e2e/cluster/versions.sh).
         #[arg(long, conflicts_with = "filter")]
         installer: Option<PathBuf>,
-        /// Only the benchmark, of so many rounds; its rows are added to the report in docs/.
+        /// Only the tests that need two nodes.
         #[arg(long, conflicts_with_all = ["filter", "installer"])]
+        two_nodes: bool,
+        /// Only the benchmark, of so many rounds; its rows are added to the report in docs/.
+        #[arg(long, conflicts_with_all = ["filter", "installer", "two_nodes"])]
         bench: Option<usize>,
         /// Part of a test's name; several have commas between them.
         filter: Option<String>,
@@ -105,6 +108,7 @@ fn main() -> ExitCode {
         Command::Soak(options) => soak::run(&options),
         Command::Kubelet => kubelet::run(),
         Command::Cluster { node, installer: Some(versions), .. } => cluster::run_installer(node, versions),
+        Command::Cluster { node, two_nodes: true, .. } => cluster::run_two_nodes(node),
         Command::Cluster { node, bench: Some(rounds), .. } => cluster::run_bench(node, rounds, Path::new("docs")),
         Command::Cluster { node, filter, .. } => cluster::run(node, filter.as_deref()),
         Command::Inside { work } => inside::run(&work),

@@ -6,6 +6,7 @@ mod controllers;
 mod installer;
 mod kubectl;
 mod mistakes;
+mod nodes;
 mod resources;
 mod restarts;
 mod services;
@@ -77,7 +78,7 @@ fn prepare() -> Outcome {
     ensure!(classes.len() == CLASSES.len(), "deploy/cofferdam.yaml has {} RuntimeClasses", classes.len());
     classes.push(include_str!("manifests/unknown-handler.yaml"));
     kubectl_in(&["apply", "-f", "-"], &classes.join("\n---\n"))?;
-    kubectl(&["label", "--overwrite", "node", "node", "cofferdam.dev/vm=true", "cofferdam.dev/host=true"])?;
+    kubectl(&["label", "--overwrite", "node", "--all", "cofferdam.dev/vm=true", "cofferdam.dev/host=true"])?;
     let runs_on = node_runtime()?;
     ensure!(runs_on.starts_with("cofferdam://"), "the node's runtime is {runs_on:?}");
     Ok(())
@@ -85,13 +86,23 @@ fn prepare() -> Outcome {
 
 /// Runs the tests whose names contain one of `filter`'s words, which have commas between them.
 pub(crate) fn run(node: PathBuf, filter: Option<&str>) -> Outcome {
-    let cluster = Cluster { node };
-    prepare()?;
     let chosen = |name: &str| filter.is_none_or(|words| words.split(',').any(|word| name.contains(word)));
+    let tests: Vec<&Test> = TESTS.iter().copied().flatten().filter(|(name, _)| chosen(name)).collect();
+    ensure!(!tests.is_empty(), "no test of the cluster has a name with {:?}", filter.unwrap_or(""));
+    run_all(&Cluster { node }, &tests)
+}
+
+/// Runs the tests that need two nodes.
+pub(crate) fn run_two_nodes(node: PathBuf) -> Outcome {
+    run_all(&Cluster { node }, &nodes::TESTS.iter().collect::<Vec<_>>())
+}
+
+fn run_all(cluster: &Cluster, tests: &[&Test]) -> Outcome {
+    prepare()?;
     let (mut passed, mut failed) = (0, Vec::new());
-    for (name, test) in TESTS.iter().copied().flatten().filter(|(name, _)| chosen(name)) {
+    for (name, test) in tests {
         let began = Instant::now();
-        let outcome = in_namespace(&cluster, name, *test);
+        let outcome = in_namespace(cluster, name, *test);
         let took = began.elapsed().as_secs_f32();
         match outcome {
             Ok(()) => {
@@ -104,7 +115,6 @@ pub(crate) fn run(node: PathBuf, filter: Option<&str>) -> Outcome {
             }
         }
     }
-    ensure!(passed + failed.len() > 0, "no test of the cluster has a name with {:?}", filter.unwrap_or(""));
     ensure!(failed.is_empty(), "{} of {} tests failed: {}", failed.len(), passed + failed.len(), failed.join(", "));
     println!("\n{passed} tests of the cluster passed");
     Ok(())

@@ -38,13 +38,15 @@ fn resize(_: &Cluster, here: &Namespace) -> Outcome {
     Ok(())
 }
 
-/// A container over its limit is killed alone, is reported so, and is started again.
+/// A container over its limit is killed alone, is reported so, and is started again. So is one
+/// without a limit that takes all the memory of its microVM.
 fn out_of_memory(_: &Cluster, here: &Namespace) -> Outcome {
     let script = "[ -e /shared/once ] && { trap 'exit 0' TERM; while :; do sleep 1 & wait $!; done; }; touch /shared/once; tail /dev/zero";
     for class in CLASSES {
         pod(here, class, class, "{requests: {cpu: 20m}, limits: {memory: 48Mi}}", script)?;
     }
-    for class in CLASSES {
+    pod(here, "whole-vm", CLASSES[0], "{requests: {cpu: 20m}}", script)?;
+    for class in CLASSES.into_iter().chain(["whole-vm"]) {
         let object = format!("pod/{class}");
         let status = "/status/containerStatuses/0";
         here.wait_field(&object, &format!("{status}/lastState/terminated/reason"), "OOMKilled")?;
