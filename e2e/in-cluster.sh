@@ -2,6 +2,7 @@
 # A Kubernetes cluster whose node runs Cofferdam, and something that uses it.
 #
 #   e2e/in-cluster.sh test [FILTER]   the tests of cofferdam-e2e cluster
+#   e2e/in-cluster.sh short           a few of them, without add-ons: what `make test` runs
 #   e2e/in-cluster.sh nodes           its tests that need two nodes, with two
 #   e2e/in-cluster.sh installer       the tests of the installer, on a node whose kubelet uses containerd
 #   e2e/in-cluster.sh bench           rows of docs/benchmarks.md: from kubectl apply to Ready
@@ -11,12 +12,12 @@
 # kube-proxy and Cofferdam in a node VM.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-what=${1:?usage: e2e/in-cluster.sh test|nodes|installer|bench|shell}
+what=${1:?usage: e2e/in-cluster.sh test|short|nodes|installer|bench|shell}
 shift
 case $what in
-test | nodes | bench | shell) ;;
+test | short | nodes | bench | shell) ;;
 installer) export RUNTIME=containerd ;;
-*) echo "unknown: $what; say test, nodes, installer, bench or shell" >&2; exit 2 ;;
+*) echo "unknown: $what; say test, short, nodes, installer, bench or shell" >&2; exit 2 ;;
 esac
 export VM=${VM:-cluster} REBOOTS=1
 nodes=(node,10.0.2.15)
@@ -35,7 +36,8 @@ say() { printf '\033[1m[cluster] %s\033[0m\n' "$*"; }
 say "preparing the node's image and the programs of Kubernetes (15 minutes the first time, then cached in ${COFFERDAM_CACHE:-$HOME/.cache/cofferdam})"
 e2e/node/build-image.sh >/dev/null
 bin=$(e2e/node/build-kubernetes.sh)
-addons=$(e2e/node/build-addons.sh)
+addons=
+[ "$what" = short ] || addons=$(e2e/node/build-addons.sh)
 
 . e2e/product.sh
 if [ "$what" = installer ]; then
@@ -49,7 +51,7 @@ fi
 # With hairpinMode: a pod reaches itself through its own Service.
 install -D -m 644 e2e/cluster/network.conflist "$product/etc/cni/net.d/00-cluster.conflist"
 for program in kubelet kube-proxy; do install -D -m 755 "$bin/$program" "$product/usr/local/bin/$program"; done
-for program in coredns/coredns networking/kube-network-policies; do
+for program in ${addons:+coredns/coredns networking/kube-network-policies}; do
     PYTHONDONTWRITEBYTECODE=1 e2e/cluster/add-image.py "$product/var/lib/docker-registry" "$program:lab" "$addons/${program#*/}"
 done
 
@@ -75,7 +77,7 @@ for one in "${nodes[@]}"; do give_address "${one#*,}"; done
 e2e/cluster/certificates.sh "$dir/pki" "${nodes[@]/,/=}"
 say "starting the node VM and the control plane"
 for one in "${nodes[@]}"; do on "$one" "$node" start --product "$product"; done
-e2e/cluster/control-plane.sh start "$dir" "$bin" "$addons"
+e2e/cluster/control-plane.sh start "$dir" "$bin" ${addons:+"$addons"}
 for one in "${nodes[@]}"; do
     on "$one" "$node" wait
     if [ "$what" = installer ]; then
@@ -93,6 +95,7 @@ suite=${CARGO_TARGET_DIR:-target}/release/cofferdam-e2e
 status=0
 case $what in
 test) "$suite" cluster --node "$node" ${1:+"$1"} || status=$? ;;
+short) "$suite" cluster --node "$node" exec_cp,out_of_memory,jobs || status=$? ;;
 nodes) "$suite" cluster --node "$node" --two-nodes || status=$? ;;
 installer) "$suite" cluster --node "$node" --installer target/cluster-versions || status=$? ;;
 bench) "$suite" cluster --node "$node" --bench "${ROUNDS:-5}" || status=$? ;;

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # A cluster's control plane as ordinary processes of this machine: only the nodes are emulated.
 #
-#   e2e/cluster/control-plane.sh start DIR BIN ADDONS   with the certificates in DIR/pki and the
-#                                                       programs in the folders BIN and ADDONS
+#   e2e/cluster/control-plane.sh start DIR BIN [ADDONS]   with the certificates in DIR/pki and the
+#                                                         programs in the folders BIN and ADDONS
 #   e2e/cluster/control-plane.sh stop DIR
 #
 # The API server listens on 127.0.0.1:6443 and tells pods that it is at 198.51.100.1:6443, where join.sh
 # makes each node find it. Logs are in DIR.
 set -euo pipefail
-verb=${1:?usage: control-plane.sh start DIR BIN ADDONS | stop DIR}
+verb=${1:?usage: control-plane.sh start DIR BIN [ADDONS] | stop DIR}
 dir=${2:?the folder is missing}
 cd "$(dirname "$0")"
 say() { printf '[cluster] %s\n' "$*"; }
@@ -37,7 +37,7 @@ until_true() {
 }
 
 start() {
-    local bin=${3:?the folder of programs is missing} addons=${4:?the folder of add-ons is missing}
+    local bin=${3:?the folder of programs is missing} addons=${4:-}
     local pki=$dir/pki etcd=http://127.0.0.1:2379 peer=http://127.0.0.1:2380
     : >"$dir/processes"
     rm -rf "$dir/etcd"
@@ -65,14 +65,20 @@ start() {
         --root-ca-file="$pki/ca.crt" --bind-address=127.0.0.1 --node-monitor-grace-period=120s \
         --kube-api-qps=50 --kube-api-burst=100
     run "$bin/kube-scheduler" --kubeconfig="$pki/scheduler.conf" --leader-elect=false --bind-address=127.0.0.1
+    [ -z "$addons" ] || start_addons "$bin" "$addons"
+    until_true "the first service account" kube-controller-manager "$bin/kubectl" --kubeconfig="$pki/admin.conf" get serviceaccount default
+    say "the control plane is up"
+}
+
+# start_addons BIN ADDONS: metrics-server beside the API server, CoreDNS in the cluster
+start_addons() {
+    local bin=$1 addons=$2 pki=$dir/pki
     # kubectl top: the API server asks it at an address that is not the loopback's.
     ip addr show dev lo | grep -q 198.51.100.2/32 || ip addr add 198.51.100.2/32 dev lo
     run "$addons/metrics-server" --kubeconfig="$pki/admin.conf" --authentication-kubeconfig="$pki/admin.conf" \
         --authorization-kubeconfig="$pki/admin.conf" --bind-address=198.51.100.2 --secure-port=4443 \
         --cert-dir="$dir/metrics-server" --kubelet-preferred-address-types=InternalIP --kubelet-certificate-authority="$pki/ca.crt" --metric-resolution=15s
     "$bin/kubectl" --kubeconfig="$pki/admin.conf" apply -f addons >/dev/null
-    until_true "the first service account" kube-controller-manager "$bin/kubectl" --kubeconfig="$pki/admin.conf" get serviceaccount default
-    say "the control plane is up"
 }
 
 stop() {

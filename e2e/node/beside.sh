@@ -15,7 +15,7 @@ mkdir -p "$(dirname "$log")"
 build() {
     local disk
     disk=$(nice ./build-image.sh) || return
-    [ -z "$tools" ] || { nice ./build-critest.sh "$disk" && nice ./build-kubernetes.sh kubelet; }
+    [ -z "$tools" ] || { nice ./build-critest.sh "$disk" && nice ./build-kubernetes.sh; }
 }
 build >"$log" 2>&1 </dev/null &
 image=$!
