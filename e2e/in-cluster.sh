@@ -37,7 +37,7 @@ say "preparing the node's image and the programs of Kubernetes (15 minutes the f
 e2e/node/build-image.sh >/dev/null
 bin=$(e2e/node/build-kubernetes.sh)
 addons=
-[ "$what" = short ] || addons=$(e2e/node/build-addons.sh)
+case $what in short | installer) ;; *) addons=$(e2e/node/build-addons.sh) ;; esac
 
 . e2e/product.sh
 if [ "$what" = installer ]; then
