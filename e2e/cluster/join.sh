@@ -5,7 +5,7 @@
 #
 # The API server is at 198.51.100.1:6443 for the node and its pods: an address of the node's loopback,
 # from where the connection of e2e/node/vm leads to this machine. A node that booted again wants
-# `e2e/cluster/join.sh --again`.
+# `e2e/cluster/join.sh --again`. ENDPOINT is another runtime's than Cofferdam's.
 set -euo pipefail
 cd "$(dirname "$0")"
 vm=../node/vm
@@ -24,7 +24,7 @@ pki=$dir/pki
 mkdir -p "$files/etc/kubernetes/"{pki,manifests} "$files/var/lib/kubelet"
 cp "$pki/ca.crt" "$pki/$node/kubelet-server."{crt,key} "$files/etc/kubernetes/pki/"
 cp "$pki/$node/"{kubelet,kube-proxy}.conf kube-proxy.yaml "$files/etc/kubernetes/"
-cp kubelet.yaml "$files/var/lib/kubelet/config.yaml"
+sed "s#^containerRuntimeEndpoint: .*#containerRuntimeEndpoint: ${ENDPOINT:-unix:///run/cofferdam/cofferdam.sock}#" kubelet.yaml >"$files/var/lib/kubelet/config.yaml"
 echo "KUBELET_KUBEADM_ARGS=\"--hostname-override=$node --node-ip=${NODE##*,}\"" >"$files/var/lib/kubelet/kubeadm-flags.env"
 tar -C "$files" -cf - . | "$vm" run 'tar -C / --no-same-owner --no-overwrite-dir -xf -'
 tar -cf - kubelet.service kube-proxy.service | "$vm" run 'tar -C /etc/systemd/system --no-same-owner -xf -'
