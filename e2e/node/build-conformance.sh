@@ -30,7 +30,7 @@ if [ ! -d "$out" ]; then
     build() {
         cd tools-conformance
         export CGO_ENABLED=0
-        go test -c -trimpath -ldflags "$flags" -o "$new/e2e_node.test" k8s.io/kubernetes/test/e2e_node
+        go test -c -vet=off -trimpath -ldflags "$flags" -o "$new/e2e_node.test" k8s.io/kubernetes/test/e2e_node
         go build -trimpath -ldflags '-s -w' -o "$new/ginkgo" github.com/onsi/ginkgo/v2/ginkgo
         go build -trimpath -ldflags "$flags" -o "$new/programs/agnhost" k8s.io/kubernetes/test/images/agnhost
         go build -trimpath -ldflags '-s -w' -o "$new/programs/nnp" k8s.io/kubernetes/test/images/nonewprivs
