@@ -7,7 +7,7 @@ export CARGO_TERM_PROGRESS_WHEN ?= never
 DIST := target/dist
 say = @printf '\033[1m[make] %s\033[0m\n' "$(1)"
 
-.PHONY: help demo test critest kubelet-smoke cluster cluster-test bench soak node build dist install setup lint unit e2e guest-kernel clean
+.PHONY: help demo test critest conformance kubelet-smoke cluster cluster-test bench soak node build dist install setup lint unit e2e guest-kernel clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,10 @@ cluster-test: setup ## All tests on such clusters; TEST=name for some of them, T
 critest: setup ## Kubernetes' own CRI tests; HANDLER=host or vm for one of them, FOCUS=regexp for some specs; writes docs/conformance.md
 	@$(BESIDE_TOOLS) build
 	@e2e/in-node.sh critest $(HANDLER)
+
+conformance: setup ## Kubernetes' own tests of a node; HANDLER=vm, host or containerd, FOCUS=regexp for some specs; writes docs/conformance.md
+	@$(BESIDE) build
+	@e2e/in-cluster.sh conformance '$(HANDLER)' '$(FOCUS)'
 
 bench: setup ## Measure beside containerd + runc; writes docs/benchmarks.md and docs/benchmarks.json
 	@$(BESIDE) build

@@ -6,18 +6,29 @@
 #   e2e/in-cluster.sh nodes           its tests that need two nodes, with two
 #   e2e/in-cluster.sh installer       the tests of the installer, on a node whose kubelet uses containerd
 #   e2e/in-cluster.sh bench           rows of docs/benchmarks.md: from kubectl apply to Ready
+#   e2e/in-cluster.sh conformance vm|host|containerd [FOCUS]
+#                                     Kubernetes' own tests of a node; containerd instead of
+#                                     Cofferdam, to compare with
 #   e2e/in-cluster.sh shell           a shell with kubectl; the cluster ends with it
 #
 # etcd, the API server, the controller manager and the scheduler run on this machine, the kubelet,
 # kube-proxy and Cofferdam in a node VM.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-what=${1:?usage: e2e/in-cluster.sh test|short|nodes|installer|bench|shell}
+what=${1:?usage: e2e/in-cluster.sh test|short|nodes|installer|bench|conformance|shell}
 shift
 case $what in
 test | short | nodes | bench | shell) ;;
 installer) export RUNTIME=containerd ;;
-*) echo "unknown: $what; say test, short, nodes, installer, bench or shell" >&2; exit 2 ;;
+conformance)
+    handler=${1:-}
+    case $handler in
+    vm | host) ;;
+    containerd) export RUNTIME=containerd ;;
+    *) echo "conformance knows no handler '$handler': say HANDLER=vm, HANDLER=host or HANDLER=containerd" >&2; exit 2 ;;
+    esac
+    ;;
+*) echo "unknown: $what; say test, short, nodes, installer, bench, conformance or shell" >&2; exit 2 ;;
 esac
 export VM=${VM:-cluster} REBOOTS=1
 nodes=(node,10.0.2.15)
@@ -38,6 +49,7 @@ e2e/node/build-image.sh >/dev/null
 bin=$(e2e/node/build-kubernetes.sh)
 addons=
 case $what in short | installer) ;; *) addons=$(e2e/node/build-addons.sh) ;; esac
+[ "$what" != conformance ] || conformance=$(e2e/node/build-conformance.sh)
 
 . e2e/product.sh
 if [ "$what" = installer ]; then
@@ -54,6 +66,7 @@ for program in kubelet kube-proxy; do install -D -m 755 "$bin/$program" "$produc
 for program in ${addons:+coredns/coredns networking/kube-network-policies}; do
     PYTHONDONTWRITEBYTECODE=1 e2e/cluster/add-image.py "$product/var/lib/docker-registry" "$program:lab" "$addons/${program#*/}"
 done
+[ "$what" != conformance ] || . e2e/conformance/product.sh
 
 # The API server reaches a kubelet at its node's own address. Packets from that address itself would
 # be dropped in the node, hence the source.
@@ -87,6 +100,7 @@ for one in "${nodes[@]}"; do
         say "installing Cofferdam in ${one%,*} and starting cofferdam.service and the kubelet"
         on "$one" install_product
     fi
+    [ "$what" != conformance ] || on "$one" prepare_conformance
     on "$one" e2e/cluster/join.sh "$dir" "$bin"
 done
 
@@ -99,6 +113,7 @@ short) "$suite" cluster --node "$node" exec_cp,out_of_memory,jobs || status=$? ;
 nodes) "$suite" cluster --node "$node" --two-nodes || status=$? ;;
 installer) "$suite" cluster --node "$node" --installer target/cluster-versions || status=$? ;;
 bench) "$suite" cluster --node "$node" --bench "${ROUNDS:-5}" || status=$? ;;
+conformance) NODE=${nodes[0]} e2e/conformance/run.sh "$handler" "$conformance" "${2:-}" || status=$? ;;
 shell)
     say "kubectl speaks with the cluster; 'VM=$VM e2e/node/vm shell' is a shell on its node; leave this shell to end both"
     "${SHELL:-bash}" || true
