@@ -136,8 +136,8 @@ pub enum Request {
         /// At most [`LaunchConfig::vcpus_max`].
         count: u8,
     },
-    /// Puts a disk into a free place. The block device that it shows is attached to the same packet,
-    /// open for reading, and for writing unless the disk is read-only. Answered by
+    /// Puts a disk into a free place. The block device that it shows is attached to the same
+    /// packet, open for reading, and for writing unless the disk is read-only. Answered by
     /// [`Reply::Plugged`]; a serial that is plugged already is left as it is and answered alike.
     Plug {
         /// By which the guest finds the disk: 1 to [`MAX_SERIAL`] bytes of printable ASCII without

@@ -5,9 +5,9 @@
 //!  unplug(serial) ────────────► agent: DetachDisk ──────► monitor: Unplug
 //! ```
 //!
-//! What is plugged, the monitor knows, and nobody else has to: a disk's serial is made of the device's number
-//! and of what may be done with it. So one device is one disk in a pod, or two if it is given both ways.
-//! Who uses it is the caller's to count.
+//! What is plugged, the monitor knows, and nobody else has to: a disk's serial is made of the
+//! device's number and of what may be done with it. So one device is one disk in a pod, or two if
+//! it is given both ways. Who uses it is the caller's to count.
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -43,8 +43,8 @@ pub struct BlockDevice {
 }
 
 impl BlockDevice {
-    /// Opens the block device at `path`, to which symlinks may lead. Whoever has its descriptor can use
-    /// the device, but not change its file's mode, owner or times. Blocks.
+    /// Opens the block device at `path`, to which symlinks may lead. Whoever has its descriptor can
+    /// use the device, but not change its file's mode, owner or times. Blocks.
     ///
     /// # Errors
     /// [`SandboxError::Invalid`] when there is something else; when it cannot be opened.
@@ -109,8 +109,8 @@ fn serial(device: u64, read_only: bool) -> String {
 }
 
 impl Pod {
-    /// Gives the guest of a microVM `device` as a disk, which it may have already; answers the path that it
-    /// has for the pod's agent. [`Pod::unplug`] undoes it, also when it failed.
+    /// Gives the guest of a microVM `device` as a disk, which it may have already; answers the path
+    /// that it has for the pod's agent. [`Pod::unplug`] undoes it, also when it failed.
     ///
     /// # Errors
     /// [`SandboxError::Refused`] when the guest has no place for it, or its programs are too old for it.
@@ -164,8 +164,8 @@ impl Pod {
         }
     }
 
-    /// Takes all disks from the guest whose serials are not among `kept`; none of them keeps the others
-    /// from being taken.
+    /// Takes all disks from the guest whose serials are not among `kept`; none of them keeps the
+    /// others from being taken.
     ///
     /// # Errors
     /// The first one of them.

@@ -180,7 +180,8 @@ pub(crate) fn request(dirs: &Dirs, request: &Request) -> Result<(), SandboxError
     }
 }
 
-/// Has the monitor make a disk of the block device `device`; answers its place. Blocks for a moment.
+/// Has the monitor make a disk of the block device `device`; answers its place. Blocks for a
+/// moment.
 pub(crate) fn plug(dirs: &Dirs, serial: &str, read_only: bool, device: BorrowedFd<'_>) -> Result<u32, SandboxError> {
     let step = || format!("have the monitor make disk {serial}");
     let request = Request::Plug { serial: serial.to_owned(), read_only };
@@ -190,7 +191,8 @@ pub(crate) fn plug(dirs: &Dirs, serial: &str, read_only: bool, device: BorrowedF
     }
 }
 
-/// Has the monitor take a disk out; false while the node has not finished what it was asked. Blocks for a moment.
+/// Has the monitor take a disk out; false while the node has not finished what it was asked. Blocks
+/// for a moment.
 pub(crate) fn unplug(dirs: &Dirs, serial: &str) -> Result<bool, SandboxError> {
     let step = || format!("have the monitor take disk {serial} out");
     let request = Request::Unplug { serial: serial.to_owned() };

@@ -110,7 +110,8 @@ impl Pod {
         self.inner.known.agent.get_or_try_init(greet).await.map(|program| program.api)
     }
 
-    /// The version of its API that is spoken with the monitor of a microVM, which is asked for it once.
+    /// The version of its API that is spoken with the monitor of a microVM, which is asked for it
+    /// once.
     ///
     /// # Errors
     /// When it does not answer, or speaks no version that this daemon does.

@@ -1,8 +1,9 @@
 //! Disks of microVMs that show block devices of the node: one for each device and access in a pod,
 //! whichever of its containers have it.
 //!
-//! Who has which, the containers' records tell; what is plugged, the pod's monitor. So nothing has to be
-//! remembered for a restart of the daemon, and what a kill left between the two is found at the next one.
+//! Who has which, the containers' records tell; what is plugged, the pod's monitor. So nothing has
+//! to be remembered for a restart of the daemon, and what a kill left between the two is found at
+//! the next one.
 
 use std::collections::BTreeSet;
 
@@ -18,8 +19,8 @@ fn last_users(own: &[String], others: impl IntoIterator<Item = Vec<String>>) -> 
 }
 
 impl Container {
-    /// Takes the container's disks from its pod, but for those that others of the pod have too. The caller
-    /// holds the pod's `work`, and the container's processes have ended. Idempotent.
+    /// Takes the container's disks from its pod, but for those that others of the pod have too. The
+    /// caller holds the pod's `work`, and the container's processes have ended. Idempotent.
     pub(super) async fn unplug(&self, node: &Node, sandbox: &Sandbox) -> Result<(), CriError> {
         let own = self.with(|r| r.disks.clone());
         let others = node.containers_of(&self.pod.id).into_iter().filter(|c| c.id != self.id);
@@ -36,8 +37,8 @@ impl Container {
     }
 }
 
-/// Takes the disks from a pod that none of its containers has by its record. The caller holds the pod's
-/// `work`.
+/// Takes the disks from a pod that none of its containers has by its record. The caller holds the
+/// pod's `work`.
 pub(super) async fn unplug_forgotten(node: &Node, pod: &Pod, sandbox: &Sandbox) {
     let kept = node.containers_of(&pod.id).into_iter().flat_map(|c| c.with(|r| r.disks.clone())).collect();
     if let Err(error) = sandbox.unplug_all_but(&kept).await {

@@ -31,8 +31,9 @@ pub(crate) struct ContainerPlan {
     pub(crate) disks: Vec<Disk>,
 }
 
-/// Checks the configuration of a container that gets `id`, in a pod as [`super::pod::as_sent`] shows it. Blocks: a seccomp
-/// profile or CDI specifications may have to be read, and devices looked at.
+/// Checks the configuration of a container that gets `id`, in a pod as [`super::pod::as_sent`]
+/// shows it. Blocks: a seccomp profile or CDI specifications may have to be read, and devices
+/// looked at.
 pub(crate) fn plan(
     id: &str,
     pod: &PodRecord,

@@ -1,8 +1,8 @@
-//! Disks that come into a running microVM: the monitor fills or empties a place of which the kernel was
-//! told at its boot, and the kernel has to be asked to look at it again.
+//! Disks that come into a running microVM: the monitor fills or empties a place of which the kernel
+//! was told at its boot, and the kernel has to be asked to look at it again.
 //!
-//! The place is a platform device of the driver `virtio-mmio`, by whose files `bind` and `unbind` that is
-//! done. An empty place has no driver.
+//! The place is a platform device of the driver `virtio-mmio`, by whose files `bind` and `unbind`
+//! that is done. An empty place has no driver.
 
 use std::fs;
 use std::io;
@@ -154,8 +154,8 @@ mod tests {
 
     use super::*;
 
-    /// As the kernel shows the pod's own disk in place 0, and `serial` in place 7 if there is one. What is
-    /// written to `bind` and `unbind` changes nothing here.
+    /// As the kernel shows the pod's own disk in place 0, and `serial` in place 7 if there is one.
+    /// What is written to `bind` and `unbind` changes nothing here.
     fn kernel(serial: Option<&str>) -> (tempfile::TempDir, Kernel) {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);

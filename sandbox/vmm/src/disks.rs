@@ -1,8 +1,8 @@
 //! Disks that the daemon puts into a running VM, and takes out again.
 //!
-//! The guest was told of a bounded number of places at its boot. All of this is done by the main thread,
-//! which must never wait for a disk: a vCPU that resets one holds the locks of its place until the node has
-//! answered.
+//! The guest was told of a bounded number of places at its boot. All of this is done by the main
+//! thread, which must never wait for a disk: a vCPU that resets one holds the locks of its place
+//! until the node has answered.
 
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, TryLockError};
@@ -66,8 +66,8 @@ impl Disks {
         self.places.iter().filter_map(|place| place.disk.clone()).collect()
     }
 
-    /// Puts the block device `device` into a free place; answers which. A serial that is there keeps
-    /// its disk.
+    /// Puts the block device `device` into a free place; answers which. A serial that is there
+    /// keeps its disk.
     pub(crate) fn plug(&mut self, serial: String, read_only: bool, device: Option<OwnedFd>) -> Result<u32, DiskError> {
         if let Some(there) = self.places.iter().filter_map(|place| place.disk.as_ref()).find(|d| d.serial == serial) {
             return Ok(there.slot);
@@ -98,8 +98,8 @@ impl Disks {
         Ok(slot)
     }
 
-    /// Takes the disk out, whatever its guest does with it, and forgets what its driver wrote into the
-    /// registers. False when the node has not finished a request yet.
+    /// Takes the disk out, whatever its guest does with it, and forgets what its driver wrote into
+    /// the registers. False when the node has not finished a request yet.
     pub(crate) fn unplug(&mut self, serial: &str) -> bool {
         let of_serial = |place: &Place| place.disk.as_ref().is_some_and(|disk| disk.serial == serial);
         let Some(number) = self.places.iter().position(of_serial) else { return true };

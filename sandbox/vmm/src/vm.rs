@@ -114,8 +114,9 @@ impl Devices {
         self.add(device)
     }
 
-    /// Places for disks that come later, behind all devices: their interrupt lines may be shared. What shares a line
-    /// raises it by one eventfd, since KVM can lose an interrupt of two that pulse the same line at once.
+    /// Places for disks that come later, behind all devices: their interrupt lines may be shared.
+    /// What shares a line raises it by one eventfd, since KVM can lose an interrupt of two that
+    /// pulse the same line at once.
     fn add_spares(&mut self) -> Result<Vec<Arc<Mutex<Spare>>>, VmError> {
         let devices = self.transports.len() as u32;
         let (mut lines, mut spares) = (BTreeMap::<u32, EventFd>::new(), Vec::new());

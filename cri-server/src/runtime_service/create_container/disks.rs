@@ -9,8 +9,9 @@ use crate::error::{CriError, During};
 use crate::node::{Container, Node};
 use crate::translate::devices::Disk;
 
-/// Gives the guest its disks; answers the devices that the agent is asked for. [`Container::undo`] takes
-/// them back, also after a failure: the record tells of them before the guest has the first one.
+/// Gives the guest its disks; answers the devices that the agent is asked for. [`Container::undo`]
+/// takes them back, also after a failure: the record tells of them before the guest has the first
+/// one.
 pub(super) async fn plug(
     node: &Node,
     container: &Arc<Container>,

@@ -69,8 +69,8 @@ fn local(cluster: &Cluster, here: &Namespace) -> Outcome {
     cluster.on_node("rm -r /srv/local-volume").map(drop)
 }
 
-/// A PersistentVolume that is a block device of the node: both containers of a pod have it, and the pods of
-/// both classes one after the other.
+/// A PersistentVolume that is a block device of the node: both containers of a pod have it, and the
+/// pods of both classes one after the other.
 fn block(cluster: &Cluster, here: &Namespace) -> Outcome {
     const FILE: &str = "/srv/block-volume";
     let made = cluster.on_node(&format!("modprobe loop; truncate -s 8M {FILE} && losetup --find --show {FILE}"))?;

@@ -1,7 +1,7 @@
 //! Raw block volumes: a block device of the node for a container, as the kubelet asks for it.
 //!
-//! What a container does with its device is the same in both kinds of pods. In a microVM it is a disk
-//! that comes while the guest runs, and goes with the last container that has it.
+//! What a container does with its device is the same in both kinds of pods. In a microVM it is a
+//! disk that comes while the guest runs, and goes with the last container that has it.
 
 use std::fs;
 use std::os::unix::fs::{FileExt, symlink};
@@ -201,7 +201,8 @@ fn refusals(handler: &'static str, id: &str, pod: &Pod) -> Outcome {
     volumes.iter().try_for_each(Loop::is_let_go)
 }
 
-/// A privileged container may use all devices of its guest, and yet cannot write to what it was given to read.
+/// A privileged container may use all devices of its guest, and yet cannot write to what it was
+/// given to read.
 fn privileged() -> Outcome {
     let (crictl, volume) = (Crictl::default(), Loop::new("privileged")?);
     let context = json!({"security_context": {"privileged": true}});

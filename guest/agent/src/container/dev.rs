@@ -138,8 +138,8 @@ fn make_node(dir: impl AsFd, name: &Path, node: &Node) -> Result<()> {
         .doing(format!("give away device {}", node.path.display()))
 }
 
-/// Whether what has the place of `node` is that device: a program that is to write to a disk must not
-/// write to a file of its image.
+/// Whether what has the place of `node` is that device: a program that is to write to a disk must
+/// not write to a file of its image.
 fn is_there(dir: impl AsFd, name: &Path, node: &Node) -> Result<()> {
     let shown = node.path.display();
     let stat = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).doing(format!("look at {shown}"))?;

@@ -99,7 +99,8 @@ impl Devices {
                     other => return Err(Error::invalid(format!("{other:?} is not a permission of a device"))),
                 };
             }
-            // A privileged container's request may name one otherwise than this machine does: a disk at /dev/vda.
+            // A privileged container's request may name one otherwise than this machine does: a
+            // disk at /dev/vda.
             devices.nodes.retain(|node| node.path != path);
             let there = devices.nodes.len();
             let meta = fs::metadata(&source).asked(format!("look at device {}", source.display()))?;

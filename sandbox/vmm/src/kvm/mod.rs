@@ -83,7 +83,8 @@ impl Machine {
         Ok(Self { kvm, vm })
     }
 
-    /// Binds a transport's kicks, and its interrupt unless another transport of the same line has bound it.
+    /// Binds a transport's kicks, and its interrupt unless another transport of the same line has
+    /// bound it.
     pub(crate) fn attach(&self, transport: &Transport, line_is_bound: bool) -> Result<(), KvmError> {
         let slot = transport.slot();
         let notify = IoEventAddress::Mmio(slot.address + QUEUE_NOTIFY);

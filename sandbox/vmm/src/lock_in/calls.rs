@@ -13,7 +13,8 @@ use crate::devices::virtio::blk::{BLKGETSIZE64, BLKSSZGET};
 /// What a thread does, and so which calls it needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ThreadKind {
-    /// The event loop: control socket, network, vsock, random numbers, memory, disks that come and go; the exit report.
+    /// The event loop: control socket, network, vsock, random numbers, memory, disks that come and
+    /// go; the exit report.
     Main,
     /// One vCPU. The guest's writes to device registers start and reset devices on this thread.
     Vcpu,

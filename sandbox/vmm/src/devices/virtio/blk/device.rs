@@ -29,8 +29,8 @@ impl Blk {
         Ok(Self::over(source::file(File::from(disk))?, id(ID), false))
     }
 
-    /// A disk over the block device `device`. It is read-only if that is wanted, and if the descriptor
-    /// is.
+    /// A disk over the block device `device`. It is read-only if that is wanted, and if the
+    /// descriptor is.
     pub(crate) fn volume(device: OwnedFd, serial: &str, read_only: bool) -> io::Result<Self> {
         let source = source::block_device(File::from(device))?;
         let read_only = read_only || !source.writable;

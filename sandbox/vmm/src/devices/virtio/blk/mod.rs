@@ -1,5 +1,5 @@
-//! virtio-blk (virtio 1.3 §5.2): the pod's disk for writable layers, over one regular file, and block
-//! devices of the node that come and go.
+//! virtio-blk (virtio 1.3 §5.2): the pod's disk for writable layers, over one regular file, and
+//! block devices of the node that come and go.
 //!
 //! Requests run on the device's own thread, so that a slow disk holds up nothing else. Discarded space goes
 //! back to the node: the file is punched, and the block device told.

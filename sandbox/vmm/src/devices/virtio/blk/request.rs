@@ -177,8 +177,8 @@ impl<'f> Disk<'f> {
     }
 }
 
-/// Ways to do what a range asks for, the best one first. tmpfs knows only holes, which read as zeros
-/// too; a block device without discard can be zeroed only.
+/// Ways to do what a range asks for, the best one first. tmpfs knows only holes, which read as
+/// zeros too; a block device without discard can be zeroed only.
 fn modes(kind: u32, flags: u32) -> &'static [FallocateFlags] {
     const PUNCH: FallocateFlags = FallocateFlags::PUNCH_HOLE;
     const ZERO: FallocateFlags = FallocateFlags::ZERO_RANGE;

@@ -1,7 +1,7 @@
 //! A place for a disk that comes later, and goes.
 //!
-//! The guest is told of it at its boot and finds nothing there: device id 0 (virtio 1.3 §4.2.3.1.1). It looks
-//! again when its agent asks it to.
+//! The guest is told of it at its boot and finds nothing there: device id 0 (virtio 1.3
+//! §4.2.3.1.1). It looks again when its agent asks it to.
 
 use super::{Blk, QUEUE_SIZES};
 use crate::devices::virtio::{ActivateError, Activation, VirtioDevice};

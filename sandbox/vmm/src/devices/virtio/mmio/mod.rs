@@ -35,8 +35,8 @@ impl Slot {
         Some(Self { address: address(index), irq })
     }
 
-    /// The `number`th slot behind those of `devices` devices, which have a line each. Behind them lines may be
-    /// shared: there are fewer than slots.
+    /// The `number`th slot behind those of `devices` devices, which have a line each. Behind them
+    /// lines may be shared: there are fewer than slots.
     pub(crate) fn spare(devices: u32, number: u32) -> Option<Self> {
         let lines = (LAST_IRQ + 1 - FIRST_IRQ).checked_sub(devices).filter(|left| *left > 0)?;
         Some(Self { address: address(devices.checked_add(number)?), irq: FIRST_IRQ + devices + number % lines })

@@ -30,8 +30,8 @@ impl Transport {
         Self::with_line(slot, memory, device, event_fd()?)
     }
 
-    /// A transport whose interrupt line is raised by `line`, which may be that of others, too: a driver asks
-    /// each device of a line whether it is meant.
+    /// A transport whose interrupt line is raised by `line`, which may be that of others, too: a
+    /// driver asks each device of a line whether it is meant.
     pub(crate) fn with_line(
         slot: Slot,
         memory: GuestMemoryMmap,
