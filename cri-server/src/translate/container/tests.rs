@@ -197,7 +197,7 @@ fn devices_reach_the_agent_of_a_host_pod() {
     let host = PodRecord { kind: Kind::Host, ..pod_record("p") };
     let plan = plan("id", &host, &config, &image(), 7).unwrap();
     assert_eq!(plan.request.devices[0].source, "/dev/null");
-    assert_eq!(plan.disks, []);
+    assert!(plan.disks.is_empty());
 }
 
 #[test]
