@@ -19,8 +19,8 @@ use crate::sys;
 
 /// Longest serial (virtio 1.3 section 5.2.6).
 const MAX_SERIAL: usize = 20;
-/// Most disks that are looked at.
-const MAX_DISKS: usize = 256;
+/// Most disks that are looked at; a privileged container may make as many as it likes.
+const MAX_DISKS: usize = 4096;
 /// How long the kernel may take: the disk is read for its partitions.
 const LIMIT: Duration = Duration::from_secs(45);
 
