@@ -151,8 +151,8 @@ impl Pod {
         let began = Instant::now();
         let mut pause = Duration::from_millis(2);
         loop {
-            let (inner, serial) = (Arc::clone(&self.inner), serial.to_owned());
-            if blocking(move || connect::unplug(&inner.dirs, &serial)).await? {
+            let (inner, asked) = (Arc::clone(&self.inner), serial.to_owned());
+            if blocking(move || connect::unplug(&inner.dirs, &asked)).await? {
                 return Ok(());
             }
             if began.elapsed() > BUSY_LIMIT {

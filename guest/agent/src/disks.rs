@@ -166,7 +166,7 @@ mod tests {
         for knob in ["bind", "unbind"] {
             fs::write(kernel.driver.join(knob), "").unwrap();
         }
-        let mut put = |slot: u32, name: &str, serial: &str| {
+        let put = |slot: u32, name: &str, serial: &str| {
             let device = format!("devices/virtio-mmio-cmdline/virtio-mmio.{slot}");
             let block = format!("{device}/virtio{slot}/block/{name}");
             fs::create_dir_all(at(&block)).unwrap();
