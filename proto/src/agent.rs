@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 
 /// Newest version that [`HelloRequest`] carries. It goes up when the daemon has to know whether an agent understands what is new.
-pub const API_VERSION: u32 = 2;
+pub const API_VERSION: u32 = 3;
 
 /// Versions that a greeting may name, on both sides. One is left out when no pod that speaks nothing newer can be running any more:
 /// docs/upgrade.md says for how long that is promised.
@@ -14,6 +14,9 @@ pub const CLOCK_SINCE: u32 = 2;
 
 /// The first version that heeds [`CreateContainerRequest::image_volumes`].
 pub const IMAGE_VOLUMES_SINCE: u32 = 2;
+
+/// The first version with the calls `AttachDisk` and `DetachDisk`.
+pub const DISKS_SINCE: u32 = 3;
 
 /// vsock port on which the agent in a microVM listens.
 pub const VSOCK_PORT: u32 = 1024;

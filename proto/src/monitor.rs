@@ -1,4 +1,4 @@
-//! The monitor's API, version 2.
+//! The monitor's API, version 3.
 //!
 //! **Launch.** `cofferdam-vmm --config-fd N` reads one JSON [`LaunchConfig`] from descriptor `N`. All
 //! files, sockets and devices are descriptors that were handed over; the monitor opens nothing by path.
@@ -13,6 +13,7 @@
 //! | --- | --- |
 //! | 1 | |
 //! | 2 | [`LaunchConfig::more_tap_fds`], which a monitor of version 1 would leave out |
+//! | 3 | [`Request::Plug`] and [`Request::Unplug`], for which the guest was told of places at its boot |
 //!
 //! **End.** When the VM ends, the monitor writes one JSON [`ExitReport`] to `exit_fd` and exits with
 //! status 0 for [`ExitReason::PowerOff`], else 1.
@@ -23,11 +24,14 @@ use serde::{Deserialize, Serialize};
 
 /// Version of this API. Fields may be added within a version; unknown ones are ignored by readers. It goes up when one side has to know
 /// whether the other one understands what is new.
-pub const API_VERSION: u32 = 2;
+pub const API_VERSION: u32 = 3;
 
 /// Versions that a greeting may name, on both sides. One is left out when no pod that speaks nothing newer can be running any more:
 /// docs/upgrade.md says for how long that is promised.
 pub const API_VERSIONS: RangeInclusive<u32> = 1..=API_VERSION;
+
+/// The first version with [`Request::Plug`].
+pub const DISKS_SINCE: u32 = 3;
 
 /// I/O port by which a guest says what happens to it: see [`GUEST_EVENT_POWER_OFF`] and its neighbours.
 pub const GUEST_EVENT_PORT: u16 = 0x605;
@@ -47,6 +51,13 @@ pub const SHARE_NOTHING_LINK: &str = "link";
 
 /// Most network cards of a VM.
 pub const MAX_CARDS: usize = 8;
+
+/// Most disks that a running VM can have beside its pod's own: each needs a place that the guest is
+/// told of at its boot.
+pub const MAX_DISKS: usize = 8;
+
+/// Longest serial of a disk, bytes (virtio 1.3 section 5.2.6: VIRTIO_BLK_T_GET_ID).
+pub const MAX_SERIAL: usize = 20;
 
 /// Most vCPUs of a VM.
 pub const MAX_VCPUS: u8 = 32;
@@ -125,6 +136,22 @@ pub enum Request {
         /// At most [`LaunchConfig::vcpus_max`].
         count: u8,
     },
+    /// Puts a disk into a free place. The block device that it shows is attached to the same
+    /// packet, open for reading, and for writing unless the disk is read-only. Answered by
+    /// [`Reply::Plugged`]; a serial that is plugged already is left as it is and answered alike.
+    Plug {
+        /// By which the guest finds the disk: 1 to [`MAX_SERIAL`] bytes of printable ASCII without
+        /// blanks, chosen by the caller, one for each device and access.
+        serial: String,
+        /// The guest cannot write to it, whatever it asks for.
+        read_only: bool,
+    },
+    /// Takes a disk out, whether its guest still uses it or not. Answered by [`Reply::Done`], also
+    /// when there is no such disk, or by [`Reply::Busy`].
+    Unplug {
+        /// That of [`Request::Plug`].
+        serial: String,
+    },
     /// Ends the VM at once; the exit report says [`ExitReason::Killed`]. Answered by [`Reply::Done`] first.
     Kill,
 }
@@ -147,6 +174,14 @@ pub enum Reply {
         /// Up to 32 KiB of the newest output.
         text: String,
     },
+    /// To [`Request::Plug`].
+    Plugged {
+        /// The place: number of the guest's virtio-mmio device, from 0.
+        slot: u32,
+    },
+    /// To [`Request::Unplug`]: the disk serves nothing more, but still waits for the node to finish
+    /// what it was asked. Ask again.
+    Busy,
     /// The request was carried out.
     Done,
     /// The request was refused, and nothing changed.
@@ -173,6 +208,20 @@ pub struct Status {
     /// vCPUs; absent when the guest can have no more than one.
     #[serde(default)]
     pub vcpus: Option<Vcpus>,
+    /// Disks that were plugged, by their places.
+    #[serde(default)]
+    pub disks: Vec<Disk>,
+}
+
+/// A disk that was plugged.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disk {
+    /// As [`Reply::Plugged`] says it.
+    pub slot: u32,
+    /// That of [`Request::Plug`].
+    pub serial: String,
+    /// The guest cannot write to it.
+    pub read_only: bool,
 }
 
 /// vCPUs that come later.

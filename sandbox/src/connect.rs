@@ -180,6 +180,29 @@ pub(crate) fn request(dirs: &Dirs, request: &Request) -> Result<(), SandboxError
     }
 }
 
+/// Has the monitor make a disk of the block device `device`; answers its place. Blocks for a
+/// moment.
+pub(crate) fn plug(dirs: &Dirs, serial: &str, read_only: bool, device: BorrowedFd<'_>) -> Result<u32, SandboxError> {
+    let step = || format!("have the monitor make disk {serial}");
+    let request = Request::Plug { serial: serial.to_owned(), read_only };
+    match Control::open(&dirs.control(), ANSWER_LIMIT)?.packets.ask(&request, Some(device)).doing(step)? {
+        Reply::Plugged { slot } => Ok(slot),
+        other => Err(unexpected(other)).doing(step),
+    }
+}
+
+/// Has the monitor take a disk out; false while the node has not finished what it was asked. Blocks
+/// for a moment.
+pub(crate) fn unplug(dirs: &Dirs, serial: &str) -> Result<bool, SandboxError> {
+    let step = || format!("have the monitor take disk {serial} out");
+    let request = Request::Unplug { serial: serial.to_owned() };
+    match Control::open(&dirs.control(), ANSWER_LIMIT)?.packets.ask(&request, None).doing(step)? {
+        Reply::Done => Ok(true),
+        Reply::Busy => Ok(false),
+        other => Err(unexpected(other)).doing(step),
+    }
+}
+
 fn unexpected(reply: Reply) -> String {
     match reply {
         Reply::Error { message } => message,

@@ -12,6 +12,7 @@
 
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "a test may block: nothing else waits for its thread"))]
 
+mod blocks;
 mod cgroup;
 mod clock;
 mod cni;
@@ -43,6 +44,7 @@ mod users;
 mod versions;
 mod watches;
 
+pub use blocks::{BlockDevice, leads_to_block_device};
 pub use error::SandboxError;
 pub use look::{console, guest_size};
 pub use pod::{End, Pod};

@@ -90,6 +90,11 @@ pub(crate) fn unchangeable(folder: &Path) -> Result<OwnedFd, SandboxError> {
     Ok(tree)
 }
 
+/// The file that `place` is, as [`unchangeable`] shows folders.
+pub(crate) fn unchangeable_file(place: &OwnedFd) -> Result<OwnedFd, SandboxError> {
+    copy(place, Access { read_only: true, ..Access::default() }, None)
+}
+
 /// Shows `source`, a path without symlinks, to the pod for `container`.
 ///
 /// ```text
@@ -275,7 +280,7 @@ fn plain(container: &str) -> Result<(), SandboxError> {
     if fits { Ok(()) } else { Err(SandboxError::Invalid(format!("container id {container:?} is not plain"))) }
 }
 
-fn path_fd(path: &Path) -> Result<OwnedFd, SandboxError> {
+pub(crate) fn path_fd(path: &Path) -> Result<OwnedFd, SandboxError> {
     rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).doing(|| format!("open {}", path.display()))
 }
 

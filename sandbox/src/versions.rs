@@ -110,6 +110,16 @@ impl Pod {
         self.inner.known.agent.get_or_try_init(greet).await.map(|program| program.api)
     }
 
+    /// The version of its API that is spoken with the monitor of a microVM, which is asked for it
+    /// once.
+    ///
+    /// # Errors
+    /// When it does not answer, or speaks no version that this daemon does.
+    pub(crate) async fn monitor_api(&self) -> Result<u32, SandboxError> {
+        self.meet_monitor().await?;
+        Ok(self.inner.known.monitor.get().map_or(0, |program| program.api))
+    }
+
     /// Asks the monitor of a microVM.
     async fn meet_monitor(&self) -> Result<(), SandboxError> {
         if self.kind() != Kind::Vm || self.inner.known.monitor.get().is_some() {

@@ -151,6 +151,7 @@ impl Container {
             {
                 return Err(error);
             }
+            self.unplug(node, &sandbox).await?;
             if let Err(error) = sandbox.close_log(&self.id).await {
                 tracing::debug!(container = %self.id, %error, "log not closed");
             }

@@ -9,6 +9,7 @@
 
 pub(crate) mod agent;
 pub(crate) mod container;
+mod disks;
 pub(crate) mod events;
 mod growth;
 pub(crate) mod health;

@@ -10,7 +10,7 @@ use cofferdam_sandbox::{Adopted, Pod as Sandbox};
 use serde::Serialize;
 
 use super::names::Name;
-use super::{Container, Node, Pod, watch};
+use super::{Container, Node, Pod, disks, watch};
 use crate::error::{CriError, chain, message};
 use crate::ids::now_nanos;
 use crate::records::{
@@ -234,6 +234,7 @@ async fn tidy(node: &Node, pod: &Arc<Pod>, sandbox: &Sandbox, listed: &[Containe
             let _ = tokio::time::timeout(AGENT_TIME, sandbox.agent().remove_container(request)).await;
         }
     }
+    disks::unplug_forgotten(node, pod, sandbox).await;
 }
 
 /// Undoes creations and finishes removals that the last daemon did not end.

@@ -138,6 +138,9 @@ pub(crate) struct ContainerRecord {
     /// Why nobody knows what came of its start, which is then taken back. Empty: it is known.
     #[serde(default)]
     pub(crate) unanswered: String,
+    /// Serials of the disks that its microVM has for it: written before it gets them.
+    #[serde(default)]
+    pub(crate) disks: Vec<String>,
 }
 
 impl ContainerRecord {

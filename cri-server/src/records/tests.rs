@@ -64,6 +64,7 @@ pub(crate) fn container(id: &str, phase: ContainerPhase) -> ContainerRecord {
         agent_pid: 0,
         info: Info::default(),
         unanswered: String::new(),
+        disks: vec!["b7.0w".into()],
     }
 }
 

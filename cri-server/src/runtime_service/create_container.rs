@@ -1,5 +1,6 @@
 //! CreateContainer.
 
+mod disks;
 mod volumes;
 
 use std::sync::Arc;
@@ -153,6 +154,7 @@ async fn build(
         request.mounts.append(&mut shown.mounts);
         swapped.extend(shown.swapped);
     }
+    request.devices.append(&mut disks::plug(node, container, sandbox, plan.disks).await?);
     super::reopen_container_log::open(container, sandbox).await?;
     warn_of_older_agent(container, sandbox, &request).await;
     request.cgroup_parent = sandbox.container_cgroup_parent();

@@ -4,8 +4,8 @@ use cofferdam_image_store::{Image, Reference};
 use cofferdam_proto::agent::namespaces::Pid;
 use cofferdam_proto::agent::{self, Namespaces, Process};
 use cofferdam_proto::cri::{ContainerConfig, ImageSpec, LinuxContainerSecurityContext, NamespaceMode};
-use cofferdam_sandbox::Kind;
 
+use super::devices::{self, Disk};
 use super::mounts::Volume;
 use super::{apparmor, capabilities, cdi, cgroups, mounts, resources, seccomp, selinux, signal, text, user, users};
 use crate::apparmor::Kernel;
@@ -27,9 +27,13 @@ pub(crate) struct ContainerPlan {
     pub(crate) request: agent::CreateContainerRequest,
     /// Volumes, in the order in which they are mounted.
     pub(crate) volumes: Vec<Volume>,
+    /// Block devices for a microVM, which the agent does not see yet.
+    pub(crate) disks: Vec<Disk>,
 }
 
-/// Checks the configuration of a container that gets `id`, in a pod as [`super::pod::as_sent`] shows it. Blocks: a seccomp profile or CDI specifications may have to be read.
+/// Checks the configuration of a container that gets `id`, in a pod as [`super::pod::as_sent`]
+/// shows it. Blocks: a seccomp profile or CDI specifications may have to be read, and devices
+/// looked at.
 pub(crate) fn plan(
     id: &str,
     pod: &PodRecord,
@@ -61,6 +65,7 @@ pub(crate) fn plan(
     let folders = cdi::FOLDERS.map(std::path::Path::new);
     let edits = cdi::edits(pod.kind, &asked.cdi_devices, &folders)?;
     let volumes = mounts::volumes(&edits.mounts(&asked.mounts), pod.kind, pod.namespaces.users)?;
+    let (devices, disks) = devices::given(pod.kind, &asked.devices)?;
     let mut request = agent::CreateContainerRequest {
         id: id.to_owned(),
         readonly_rootfs: context.readonly_rootfs,
@@ -70,7 +75,7 @@ pub(crate) fn plan(
         masked_paths: paths("masked path", &context.masked_paths, context.privileged)?,
         readonly_paths: paths("read-only path", &context.readonly_paths, context.privileged)?,
         privileged: context.privileged,
-        devices: devices(pod.kind, asked)?,
+        devices,
         stdin: asked.stdin,
         stdin_once: asked.stdin_once,
         stop_signal,
@@ -108,8 +113,9 @@ pub(crate) fn plan(
         agent_pid: 0,
         info: Info::default(),
         unanswered: String::new(),
+        disks: Vec::new(),
     };
-    Ok(ContainerPlan { record, request, volumes })
+    Ok(ContainerPlan { record, request, volumes, disks })
 }
 
 /// `repository@digest`: of the repository that the pod's author named, if the image came from there.
@@ -262,29 +268,6 @@ fn paths(what: &str, list: &[String], privileged: bool) -> Result<Vec<String>, C
         }
     }
     Ok(list.to_vec())
-}
-
-fn devices(kind: Kind, asked: &ContainerConfig) -> Result<Vec<agent::Device>, CriError> {
-    if kind == Kind::Vm && !asked.devices.is_empty() {
-        return Err(CriError::invalid(
-            "devices of the node cannot be given to a microVM: use the runtime handler \"host\"",
-        ));
-    }
-    let mut devices = Vec::new();
-    for device in &asked.devices {
-        for path in [&device.container_path, &device.host_path] {
-            text::name("device path", path, 4096)?;
-        }
-        if !device.permissions.bytes().all(|b| b"rwm".contains(&b)) {
-            return Err(CriError::invalid(format!("device permissions {:?} are not of r, w, m", device.permissions)));
-        }
-        devices.push(agent::Device {
-            path: device.container_path.clone(),
-            source: device.host_path.clone(),
-            permissions: device.permissions.clone(),
-        });
-    }
-    Ok(devices)
 }
 
 #[cfg(test)]

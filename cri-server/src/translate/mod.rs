@@ -1,5 +1,6 @@
-//! CRI's messages, turned into what a sandbox and an agent are asked. No I/O but four: a seccomp profile is read by path, the kernel
-//! is asked which AppArmor profiles it has and whether SELinux is on, and the node which CDI devices.
+//! CRI's messages, turned into what a sandbox and an agent are asked. No I/O but five: a seccomp
+//! profile is read by path, the kernel is asked which AppArmor profiles it has and whether SELinux
+//! is on, and the node which CDI devices it has and which paths are block devices.
 
 pub(crate) mod apparmor;
 pub(crate) mod bandwidth;
@@ -7,6 +8,7 @@ pub(crate) mod capabilities;
 pub(crate) mod cdi;
 pub(crate) mod cgroups;
 pub(crate) mod container;
+pub(crate) mod devices;
 pub(crate) mod dns;
 pub(crate) mod filters;
 pub(crate) mod inspect;

@@ -135,6 +135,8 @@ pub struct Agent {
     pub volumes: Volumes,
     /// Held while the guest's vCPUs change.
     pub resizing: tokio::sync::Mutex<()>,
+    /// Held while disks come or go.
+    pub disks: tokio::sync::Mutex<()>,
     /// The one process of the pid namespace that containers share.
     pause: Mutex<Option<sys::Child>>,
     containers: Mutex<HashMap<String, Slot>>,
@@ -183,6 +185,7 @@ impl Agent {
             pod: tokio::sync::Mutex::new(None),
             volumes: Volumes::default(),
             resizing: tokio::sync::Mutex::default(),
+            disks: tokio::sync::Mutex::default(),
             pause: Mutex::new(None),
             containers: Mutex::new(HashMap::new()),
             changes: broadcast::channel(256).0,

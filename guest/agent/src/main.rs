@@ -3,8 +3,10 @@
 //! One thread, so that it may fork: see docs/design.md.
 
 mod agent;
+mod apart;
 mod clock;
 mod container;
+mod disks;
 mod error;
 mod guest;
 mod logs;

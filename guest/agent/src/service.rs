@@ -6,13 +6,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use cofferdam_proto::agent as proto;
 use cofferdam_proto::agent::agent_server::Agent as Api;
 use proto::{
-    AttachInput, AttachOutput, ClockReply, ClockRequest, ConfigurePodReply, ConfigurePodRequest, ContainerState,
-    ContainerStatsReply, ContainerStatsRequest, CreateContainerReply, CreateContainerRequest, EventsRequest, ExecInput,
-    ExecOutput, HelloReply, HelloRequest, ListContainersReply, ListContainersRequest, PodStatsReply, PodStatsRequest,
-    PortForwardInput, PortForwardOutput, RemoveContainerReply, RemoveContainerRequest, ResizeGuestReply,
-    ResizeGuestRequest, ShutdownReply, ShutdownRequest, SignalContainerReply, SignalContainerRequest,
-    StartContainerReply, StartContainerRequest, UpdateContainerReply, UpdateContainerRequest, VolumeSwappedReply,
-    VolumeSwappedRequest,
+    AttachDiskReply, AttachDiskRequest, AttachInput, AttachOutput, ClockReply, ClockRequest, ConfigurePodReply,
+    ConfigurePodRequest, ContainerState, ContainerStatsReply, ContainerStatsRequest, CreateContainerReply,
+    CreateContainerRequest, DetachDiskReply, DetachDiskRequest, EventsRequest, ExecInput, ExecOutput, HelloReply,
+    HelloRequest, ListContainersReply, ListContainersRequest, PodStatsReply, PodStatsRequest, PortForwardInput,
+    PortForwardOutput, RemoveContainerReply, RemoveContainerRequest, ResizeGuestReply, ResizeGuestRequest,
+    ShutdownReply, ShutdownRequest, SignalContainerReply, SignalContainerRequest, StartContainerReply,
+    StartContainerRequest, UpdateContainerReply, UpdateContainerRequest, VolumeSwappedReply, VolumeSwappedRequest,
 };
 use tokio::sync::{broadcast, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
@@ -21,7 +21,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::agent::{Agent, Mode};
 use crate::container::{attach, create, exec, stats};
 use crate::error::{Error, Kind};
-use crate::{clock, pod, port_forward, vcpus};
+use crate::{clock, disks, pod, port_forward, vcpus};
 
 /// Serves [`Api`].
 #[derive(Debug, Clone)]
@@ -223,6 +223,17 @@ impl Api for Service {
 
     async fn clock(&self, request: Request<ClockRequest>) -> Answer<ClockReply> {
         Ok(Response::new(clock::adjust(&self.0, request.into_inner().adjust_nanos)?))
+    }
+
+    async fn attach_disk(&self, request: Request<AttachDiskRequest>) -> Answer<AttachDiskReply> {
+        let (agent, request) = (self.0.clone(), request.into_inner());
+        Ok(Response::new(whole(async move { disks::attach(&agent, request).await }).await?))
+    }
+
+    async fn detach_disk(&self, request: Request<DetachDiskRequest>) -> Answer<DetachDiskReply> {
+        let (agent, request) = (self.0.clone(), request.into_inner());
+        whole(async move { disks::detach(&agent, request).await }).await?;
+        Ok(Response::new(DetachDiskReply {}))
     }
 
     async fn shutdown(&self, _: Request<ShutdownRequest>) -> Answer<ShutdownReply> {

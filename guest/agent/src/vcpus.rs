@@ -8,7 +8,7 @@ use std::time::Duration;
 use cofferdam_proto::agent::ResizeGuestReply;
 
 use crate::agent::{Agent, Mode};
-use crate::container::channel::{self, Report};
+use crate::apart;
 use crate::error::{Doing, Error, Kind, Result};
 use crate::sys;
 
@@ -30,7 +30,9 @@ pub async fn resize(agent: &Agent, wanted: u32) -> Result<ResizeGuestReply> {
     let vcpus = Vcpus { folder: PathBuf::from(FOLDER) };
     let before = vcpus.online()?.len();
     if let Some(changes) = vcpus.changes(wanted)? {
-        change(agent, vcpus.clone(), changes).await?;
+        // The kernel takes its time for each.
+        let changing = vcpus.clone();
+        apart::run(agent, "changes vCPUs", LIMIT, move || changing.change(&changes)).await?;
     }
     let now = vcpus.online()?.len();
     Ok(ResizeGuestReply { vcpus: number(now), vcpus_before: number(before) })
@@ -38,32 +40,6 @@ pub async fn resize(agent: &Agent, wanted: u32) -> Result<ResizeGuestReply> {
 
 fn number(count: usize) -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX)
-}
-
-/// Changes them in a process of its own: the kernel takes its time for each, and the agent has but one thread.
-async fn change(agent: &Agent, vcpus: Vcpus, changes: Vec<(u32, bool)>) -> Result<()> {
-    let (ours, theirs) = channel::pair()?;
-    let child = sys::fork(0, None, || match vcpus.change(&changes) {
-        Ok(()) => 0,
-        Err(error) => {
-            let _ = theirs.report(&Report::Failed(error.kind(), error.chain()), None);
-            1
-        }
-    })
-    .doing("start a process")?;
-    let ended = agent.reaper.watch(child.pid);
-    drop(theirs);
-    let done = async {
-        ours.running().await?;
-        match ended.await {
-            Ok(0) => Ok(()),
-            code => Err(Error::new(Kind::Internal, format!("the process that changes vCPUs ended with {code:?}"))),
-        }
-    };
-    tokio::time::timeout(LIMIT, done).await.unwrap_or_else(|_| {
-        let _ = sys::pidfd_kill(&child.pidfd, libc::SIGKILL);
-        Err(Error::new(Kind::Internal, format!("the guest's kernel did not change its vCPUs in {} s", LIMIT.as_secs())))
-    })
 }
 
 /// The folder of a kernel that tells of its processors.

@@ -186,9 +186,13 @@ async fn a_pod_of_version_1_is_adopted_and_spoken_to_in_its_version() {
     assert_eq!(pod.status().await.unwrap(), monitor::Status::default());
     assert_eq!(pod.agent_api().await.unwrap(), 1);
     assert_eq!(pod.network().unwrap().addresses.len(), 2);
+    // What it cannot do is refused without being asked for.
+    let error = pod.plug(crate::blocks::tests::any()).await.unwrap_err();
+    assert!(matches!(&error, crate::SandboxError::Refused(why) if why.contains("make the pod anew")), "{error}");
+    pod.unplug("b7.0w").await.unwrap();
     // Its clock is looked at when it is adopted, by an agent that can.
     tokio::time::sleep(Duration::from_millis(100)).await;
-    assert_eq!(logged(&old.calls), ["Hello 2", "Hello 1"]);
+    assert_eq!(logged(&old.calls), ["Hello 3", "Hello 2", "Hello 1"]);
     assert_eq!(logged(&old.unheard), [""; 0], "bytes that the monitor of version 1 was never asked");
 }
 

@@ -110,6 +110,11 @@ impl Bus {
         Some((transport, offset % MMIO_DEVICE_SIZE))
     }
 
+    /// The device with this number.
+    pub(crate) fn device(&self, number: usize) -> Option<&Mutex<Transport>> {
+        self.transports.get(number)
+    }
+
     /// Stops all devices; they have finished what they had begun.
     pub(crate) fn shut_down(&self) {
         for transport in &self.transports {

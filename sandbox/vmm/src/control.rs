@@ -14,6 +14,7 @@ use crate::counters::{INTERRUPTS, QUEUE_KICKS, VCPU_EXITS};
 use crate::devices::serial::SerialPort;
 use crate::devices::virtio::mem::Mem;
 use crate::devices::virtio::vsock::Vsock;
+use crate::disks::Disks;
 use crate::ending::Ending;
 use crate::event_loop::{EventFlags, EventHandler, Flow, Poller, event_fd, lock};
 use crate::kvm::RunningVcpus;
@@ -52,6 +53,8 @@ pub(crate) struct Parts {
     pub(crate) mem: Option<Arc<Mutex<Mem>>>,
     /// vCPUs that come; absent when there is but one.
     pub(crate) vcpus: Option<Arc<Mutex<RunningVcpus>>>,
+    /// Disks that come and go.
+    pub(crate) disks: Disks,
 }
 
 struct Connection {
@@ -136,7 +139,7 @@ impl Control {
     }
 
     /// What becomes of a request of a greeted connection.
-    fn answer(&self, request: Request, fd: Option<OwnedFd>) -> Answer {
+    fn answer(&mut self, request: Request, fd: Option<OwnedFd>) -> Answer {
         Answer::Now(match request {
             Request::Status => Reply::Status(self.status()),
             Request::Console => Reply::Console { text: lock(&self.parts.serial).tail(CONSOLE_LIMIT) },
@@ -146,6 +149,12 @@ impl Control {
                 Ok(ticket) => return Answer::Later(ticket),
                 Err(error) => refused(report::chain(&error)),
             },
+            Request::Plug { serial, read_only } => match self.parts.disks.plug(serial, read_only, fd) {
+                Ok(slot) => Reply::Plugged { slot },
+                Err(error) => refused(report::chain(&error)),
+            },
+            Request::Unplug { serial } if self.parts.disks.unplug(&serial) => Reply::Done,
+            Request::Unplug { .. } => Reply::Busy,
             Request::Kill => return Answer::Last(Reply::Done),
             Request::Hello { .. } => refused("unexpected hello".into()),
         })
@@ -183,6 +192,7 @@ impl Control {
             interrupts: INTERRUPTS.get(),
             memory: self.memory(),
             vcpus: self.parts.vcpus.as_ref().map(|vcpus| lock(vcpus).count()),
+            disks: self.parts.disks.list(),
         }
     }
 

@@ -1,7 +1,8 @@
 //! `cofferdam-vmm --config-fd N`: one process, one microVM (`cofferdam_proto::monitor`).
 //!
 //! The main thread runs one epoll loop for the control socket and most devices; each vCPU has a thread, and so have
-//! the disk and the file server, and one starts the others. Nothing polls: an idle VM's threads all sleep in the kernel.
+//! the disks and the file server, and one starts the others. Nothing polls: an idle VM's threads
+//! all sleep in the kernel.
 
 // Tests start threads as they like (see clippy.toml).
 #![cfg_attr(test, allow(clippy::disallowed_methods))]
@@ -16,6 +17,7 @@ mod bus;
 mod control;
 mod counters;
 mod devices;
+mod disks;
 mod ending;
 mod event_loop;
 mod kvm;

@@ -1,12 +1,13 @@
 //! A VM's life: [`Prepared`], then [`Running`], then its [`End`].
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use cofferdam_proto::monitor::{ExitReason, Vcpus};
+use cofferdam_proto::monitor::{ExitReason, MAX_DISKS, Vcpus};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -16,13 +17,14 @@ use crate::control::{self, Control};
 use crate::devices::serial::SerialPort;
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::balloon::Balloon;
-use crate::devices::virtio::blk::Blk;
+use crate::devices::virtio::blk::{Blk, Spare};
 use crate::devices::virtio::fs::Fs;
 use crate::devices::virtio::mem::{Mem, Region};
 use crate::devices::virtio::mmio::{Slot, Transport};
 use crate::devices::virtio::net::Net;
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::vsock::Vsock;
+use crate::disks::Disks;
 use crate::ending::{End, EndWatcher, Ending};
 use crate::event_loop::{EventHandler, EventLoop, lock};
 use crate::kvm::{KvmError, Machine, RunningVcpus, Vcpu};
@@ -95,8 +97,7 @@ struct Devices {
 impl Devices {
     /// Gives `device` the next slot.
     fn add(&mut self, device: Arc<Mutex<dyn VirtioDevice>>) -> Result<(), VmError> {
-        let slot = Slot::new(self.transports.len() as u32)
-            .ok_or_else(|| step("find an interrupt line for a device")(io::ErrorKind::StorageFull.into()))?;
+        let slot = Slot::new(self.transports.len() as u32).ok_or_else(no_line)?;
         let transport = Transport::new(slot, self.memory.clone(), device).map_err(step("make a device's registers"))?;
         self.transports.push(transport);
         Ok(())
@@ -113,6 +114,28 @@ impl Devices {
         self.add(device)
     }
 
+    /// Places for disks that come later, behind all devices: their interrupt lines may be shared.
+    /// What shares a line raises it by one eventfd, since KVM can lose an interrupt of two that
+    /// pulse the same line at once.
+    fn add_spares(&mut self) -> Result<Vec<Arc<Mutex<Spare>>>, VmError> {
+        let devices = self.transports.len() as u32;
+        let (mut lines, mut spares) = (BTreeMap::<u32, EventFd>::new(), Vec::new());
+        for number in 0..MAX_DISKS as u32 {
+            let slot = Slot::spare(devices, number).ok_or_else(no_line)?;
+            let line = match lines.get(&slot.irq) {
+                Some(line) => line.try_clone(),
+                None => EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC),
+            };
+            let line = line.map_err(step("make an eventfd"))?;
+            lines.insert(slot.irq, line.try_clone().map_err(step("copy an eventfd"))?);
+            let spare = Arc::new(Mutex::new(Spare::default()));
+            let transport = Transport::with_line(slot, self.memory.clone(), spare.clone(), line);
+            self.transports.push(transport.map_err(step("make the registers of a place for a disk"))?);
+            spares.push(spare);
+        }
+        Ok(spares)
+    }
+
     /// All devices, in the order in which the guest finds them.
     fn add_all(&mut self, fds: DeviceFds, agent_listens: Arc<EventFd>) -> Result<Arc<Mutex<Vsock>>, VmError> {
         self.add(Arc::new(Mutex::new(Blk::new(fds.disk).map_err(step("open the pod's disk"))?)))?;
@@ -127,6 +150,10 @@ impl Devices {
         self.add_polled(Balloon::new())?;
         Ok(vsock)
     }
+}
+
+fn no_line() -> VmError {
+    step("find an interrupt line for a device")(io::ErrorKind::StorageFull.into())
 }
 
 struct DeviceFds {
@@ -162,9 +189,12 @@ impl Prepared {
         if let Some(mem) = &mem {
             devices.share_polled(mem.clone())?;
         }
+        let first_spare = devices.transports.len();
+        let spares = devices.add_spares()?;
         let Devices { mut events, transports, .. } = devices;
+        let mut lines = BTreeSet::new();
         for transport in &transports {
-            machine.attach(transport)?;
+            machine.attach(transport, !lines.insert(transport.slot().irq))?;
         }
 
         let slots: Vec<Slot> = transports.iter().map(Transport::slot).collect();
@@ -174,12 +204,13 @@ impl Prepared {
         timeline.mark(&timeline.kernel_loaded);
         let maker = machine.maker(count.most, entry, memory)?;
         let first = (0..count.made).map(|id| maker.make(id)).collect::<Result<_, _>>()?;
-        let bus = Bus::new(transports, serial.clone(), ending.clone(), timeline.clone(), agent_listens);
-        let vcpus = RunningVcpus::new(maker, Arc::new(bus), ending.clone());
+        let bus = Arc::new(Bus::new(transports, serial.clone(), ending.clone(), timeline.clone(), agent_listens));
+        let disks = Disks::new(bus.clone(), first_spare, spares);
+        let vcpus = RunningVcpus::new(maker, bus, ending.clone());
         let vcpus = Arc::new(Mutex::new(vcpus.map_err(step("install the vCPUs' signal"))?));
 
         let later = (count.most > 1).then(|| vcpus.clone());
-        let parts = control::Parts { serial: serial.clone(), vsock: vsock.clone(), mem, vcpus: later };
+        let parts = control::Parts { serial: serial.clone(), vsock: vsock.clone(), mem, vcpus: later, disks };
         let control =
             Control::new(control, parts, timeline.clone(), ending.clone()).map_err(step("serve the control socket"))?;
         for handler in [

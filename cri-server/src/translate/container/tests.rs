@@ -8,6 +8,7 @@ use cofferdam_proto::cri::{
 
 use super::*;
 use crate::records::tests::pod as pod_record;
+use cofferdam_sandbox::Kind;
 
 pub(crate) fn image() -> Image {
     Image {
@@ -189,13 +190,14 @@ fn volumes_of_the_image_reach_the_agent() {
 }
 
 #[test]
-fn devices_are_for_host_pods() {
-    let device = Device { container_path: "/dev/a".into(), host_path: "/dev/b".into(), permissions: "rw".into() };
+fn devices_reach_the_agent_of_a_host_pod() {
+    let device = Device { container_path: "/dev/a".into(), host_path: "/dev/null".into(), permissions: "rw".into() };
     let config = ContainerConfig { devices: vec![device], ..asked() };
-    assert!(planned(&config).is_err());
+    assert!(planned(&config).unwrap_err().to_string().contains("microVM"));
     let host = PodRecord { kind: Kind::Host, ..pod_record("p") };
-    let devices = plan("id", &host, &config, &image(), 7).unwrap().request.devices;
-    assert_eq!((devices[0].path.as_str(), devices[0].source.as_str()), ("/dev/a", "/dev/b"));
+    let plan = plan("id", &host, &config, &image(), 7).unwrap();
+    assert_eq!(plan.request.devices[0].source, "/dev/null");
+    assert!(plan.disks.is_empty());
 }
 
 #[test]

@@ -4,7 +4,8 @@ use super::kubectl::Namespace;
 use super::{CLASSES, Cluster, Test};
 use crate::failure::{Outcome, ensure};
 
-pub(super) const TESTS: &[Test] = &[("volumes_and_their_updates", volumes), ("local_persistent_volume", local)];
+pub(super) const TESTS: &[Test] =
+    &[("volumes_and_their_updates", volumes), ("local_persistent_volume", local), ("block_persistent_volume", block)];
 
 fn volumes(cluster: &Cluster, here: &Namespace) -> Outcome {
     cluster.on_node("mkdir -p /srv/cluster && echo of the node > /srv/cluster/file")?;
@@ -66,4 +67,39 @@ fn local(cluster: &Cluster, here: &Namespace) -> Outcome {
     here.run(&["delete", "persistentvolumeclaim", "claim"])?;
     here.run(&["delete", "persistentvolume", "local"])?;
     cluster.on_node("rm -r /srv/local-volume").map(drop)
+}
+
+/// A PersistentVolume that is a block device of the node: both containers of a pod have it, and the
+/// pods of both classes one after the other.
+fn block(cluster: &Cluster, here: &Namespace) -> Outcome {
+    const FILE: &str = "/srv/block-volume";
+    let made = cluster.on_node(&format!("modprobe loop; truncate -s 8M {FILE} && losetup --find --show {FILE}"))?;
+    let device = made.trim();
+    here.apply(include_str!("manifests/block-volume.yaml"), &[("NAMESPACE", &here.name), ("DEVICE", device)])?;
+    for (number, class) in CLASSES.iter().enumerate() {
+        here.apply(include_str!("manifests/block-claimant.yaml"), &[("NAME", class), ("CLASS", class)])?;
+        here.wait_ready(class)?;
+        let seen = |container: &str, script: &str, wanted: &str| -> Outcome {
+            let printed = here.run(&["exec", class, "-c", container, "--", "sh", "-c", script])?;
+            ensure!(printed.trim() == wanted, "in {class}, {script:?} prints {printed:?}, not {wanted:?}");
+            Ok(())
+        };
+        seen("writer", "stat -c %F /dev/xvda; blockdev --getsize64 /dev/xvda", "block special file\n8388608")?;
+        let write =
+            format!("printf {class} | dd of=/dev/xvda bs=512 seek={number} conv=notrunc,fsync 2>/dev/null && echo ok");
+        seen("writer", &write, "ok")?;
+        let read = |block: usize, length: usize| {
+            format!("dd if=/data/disk bs=512 skip={block} 2>/dev/null | head -c {length}")
+        };
+        seen("neighbour", &read(number, class.len()), class)?;
+        // What the pod before it wrote.
+        seen("neighbour", &read(0, CLASSES[0].len()), CLASSES[0])?;
+        let on_node =
+            cluster.on_node(&format!("dd if={FILE} bs=512 skip={number} count=1 2>/dev/null | tr -d '\\0'"))?;
+        ensure!(on_node == *class, "the node's file has {on_node:?} after the pod {class}");
+        here.run(&["delete", "pod", class])?;
+    }
+    here.run(&["delete", "persistentvolumeclaim", "block"])?;
+    here.run(&["delete", "persistentvolume", "block"])?;
+    cluster.on_node(&format!("losetup --detach {device}; rm {FILE}")).map(drop)
 }

@@ -2,6 +2,7 @@
 
 mod any_order;
 mod bad_input;
+mod block_volumes;
 mod bulk;
 mod config_volumes;
 mod containers;
@@ -67,6 +68,7 @@ fn all() -> Vec<Test> {
         security::TESTS,
         volumes::TESTS,
         config_volumes::TESTS,
+        block_volumes::TESTS,
         devices::TESTS,
         huge_pages::TESTS,
         guests::TESTS,

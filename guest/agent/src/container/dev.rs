@@ -14,7 +14,7 @@ use super::mounts::{NODEV, NOEXEC, NOSUID, Trees, again, existing, parameters, p
 use super::paths;
 use super::rootfs::{attach, new_mount};
 use super::spec::{Propagation, Spec};
-use crate::error::{Doing, Result};
+use crate::error::{Doing, Error, Result};
 use crate::users::Users;
 
 /// Descriptors that outlive the set-up.
@@ -63,6 +63,7 @@ fn nodes_and_folders(root_user: u32) -> Result<OwnedFd> {
             number: (major, minor),
             mode: 0o666,
             owner: (root_user, root_user),
+            asked: false,
         };
         make_node(&dev, Path::new(name), &node)?;
     }
@@ -128,12 +129,25 @@ fn make_node(dir: impl AsFd, name: &Path, node: &Node) -> Result<()> {
     let device = rustix::fs::makedev(node.number.0, node.number.1);
     match rustix::fs::mknodat(dir.as_fd(), name, node.kind, Mode::from_raw_mode(node.mode), device) {
         Ok(()) => {}
+        Err(rustix::io::Errno::EXIST) if node.asked => return is_there(dir, name, node),
         Err(rustix::io::Errno::EXIST) => return Ok(()),
         Err(e) => return Err(e).doing(format!("make device {}", node.path.display())),
     }
     let (uid, gid) = (Uid::from_raw(node.owner.0), Gid::from_raw(node.owner.1));
     rustix::fs::chownat(dir, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
         .doing(format!("give away device {}", node.path.display()))
+}
+
+/// Whether what has the place of `node` is that device: a program that is to write to a disk must
+/// not write to a file of its image.
+fn is_there(dir: impl AsFd, name: &Path, node: &Node) -> Result<()> {
+    let shown = node.path.display();
+    let stat = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).doing(format!("look at {shown}"))?;
+    let number = (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev));
+    if FileType::from_raw_mode(stat.st_mode) == node.kind && number == node.number {
+        return Ok(());
+    }
+    Err(Error::invalid(format!("cannot make device {shown}: something else is there, in the image or by itself")))
 }
 
 /// Makes the devices of the request.

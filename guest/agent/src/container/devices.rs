@@ -24,6 +24,8 @@ pub struct Node {
     pub mode: u32,
     /// Owner.
     pub owner: (u32, u32),
+    /// The request names it, so that nothing else may be in its place.
+    pub asked: bool,
 }
 
 /// One line of the allow list. `None` is any number.
@@ -97,12 +99,17 @@ impl Devices {
                     other => return Err(Error::invalid(format!("{other:?} is not a permission of a device"))),
                 };
             }
+            // A privileged container's request may name one otherwise than this machine does: a
+            // disk at /dev/vda.
+            devices.nodes.retain(|node| node.path != path);
+            let there = devices.nodes.len();
             let meta = fs::metadata(&source).asked(format!("look at device {}", source.display()))?;
             if meta.is_dir() {
                 devices.add_tree(&source, &path, access, 0)?;
             } else if !devices.add(&meta, path, access)? {
                 return Err(Error::invalid(format!("{} is not a device", source.display())));
             }
+            devices.nodes[there..].iter_mut().for_each(|node| node.asked = true);
         }
         Ok(devices)
     }
@@ -121,7 +128,7 @@ impl Devices {
         let number = (rustix::fs::major(meta.rdev()), rustix::fs::minor(meta.rdev()));
         self.rules.push(Rule { kind, major: Some(number.0), minor: Some(number.1), access });
         let owner = (meta.uid(), meta.gid());
-        self.nodes.push(Node { path, kind, number, mode: meta.mode() & 0o7777, owner });
+        self.nodes.push(Node { path, kind, number, mode: meta.mode() & 0o7777, owner, asked: false });
         Ok(true)
     }
 
@@ -151,7 +158,14 @@ impl Devices {
             let path = PathBuf::from(format!("/dev/loop{number}"));
             if self.nodes.iter().all(|node| node.path != path) {
                 let kind = FileType::BlockDevice;
-                self.nodes.push(Node { path, kind, number: (LOOP_MAJOR, number), mode: 0o660, owner: (0, 6) });
+                self.nodes.push(Node {
+                    path,
+                    kind,
+                    number: (LOOP_MAJOR, number),
+                    mode: 0o660,
+                    owner: (0, 6),
+                    asked: false,
+                });
             }
         }
     }
@@ -286,6 +300,7 @@ mod tests {
             number: (LOOP_MAJOR, 1),
             mode: 0o600,
             owner: (0, 0),
+            asked: false,
         };
         devices.nodes.push(there.clone());
         devices.add_loop();
@@ -306,6 +321,17 @@ mod tests {
             assert!(Devices::parse(&[device(path, permissions)], false).is_err(), "{path} {permissions}");
         }
         let got = Devices::parse(&[device("/dev/null", "r")], false).unwrap();
-        assert_eq!((got.nodes.len(), got.nodes[0].number), (1, (1, 3)));
+        assert_eq!((got.nodes.len(), got.nodes[0].number, got.nodes[0].asked), (1, (1, 3), true));
+    }
+
+    #[test]
+    fn what_is_asked_for_takes_the_place_of_the_machine_s_own() {
+        let device = |source: &str| Device { path: "/dev/fuse".into(), source: source.into(), permissions: "r".into() };
+        for privileged in [false, true] {
+            let got = Devices::parse(&[device("/dev/zero"), device("/dev/null")], privileged).unwrap();
+            let there: Vec<_> = got.nodes.iter().filter(|node| node.path == Path::new("/dev/fuse")).collect();
+            assert_eq!(there.len(), 1);
+            assert_eq!((there[0].number, there[0].asked), ((1, 3), true));
+        }
     }
 }

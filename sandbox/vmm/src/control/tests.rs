@@ -33,7 +33,8 @@ impl Bench {
         let timeline = Arc::new(Timeline::new());
         let vsock = Vsock::new(3, seqpacket(), Arc::new(EventFd::new(EFD_NONBLOCK).unwrap())).unwrap();
         let vsock = Arc::new(Mutex::new(vsock));
-        let parts = Parts { serial: serial.clone(), vsock, mem: None, vcpus: None };
+        let disks = crate::disks::tests::empty().0;
+        let parts = Parts { serial: serial.clone(), vsock, mem: None, vcpus: None, disks };
         let control = Control::new(listener, parts, timeline, ending.clone()).unwrap();
         events.add(Arc::new(Mutex::new(control))).unwrap();
         events.add(Arc::new(Mutex::new(EndWatcher(ending.clone())))).unwrap();
@@ -103,6 +104,22 @@ fn a_vm_of_fixed_size_keeps_it() {
     }
     let Reply::Status(status) = ask(&socket, &Request::Status) else { panic!("no status") };
     assert_eq!((status.vcpus, status.memory), (None, None));
+}
+
+#[test]
+fn disks_are_asked_for_by_serial() {
+    let bench = Bench::new("disks");
+    let socket = bench.greeted();
+    let plug = Request::Plug { serial: "b7.0w".into(), read_only: false };
+    assert!(matches!(ask(&socket, &plug), Reply::Error { message } if message.contains("no block device came")));
+    let file: OwnedFd = tempfile::tempfile().unwrap().into();
+    packet::send(&socket, &plug, Some(file.as_fd())).unwrap();
+    let (reply, _) = packet::recv::<Reply>(&socket).unwrap().unwrap();
+    assert!(matches!(reply, Reply::Error { message } if message.contains("b7.0w") && message.contains("block device")));
+    // As often as one likes: a daemon that was killed asks again.
+    assert_eq!(ask(&socket, &Request::Unplug { serial: "b7.0w".into() }), Reply::Done);
+    let Reply::Status(status) = ask(&socket, &Request::Status) else { panic!("no status") };
+    assert!(status.disks.is_empty());
 }
 
 #[test]

@@ -83,12 +83,16 @@ impl Machine {
         Ok(Self { kvm, vm })
     }
 
-    /// Binds a transport's kicks and its interrupt.
-    pub(crate) fn attach(&self, transport: &Transport) -> Result<(), KvmError> {
+    /// Binds a transport's kicks, and its interrupt unless another transport of the same line has
+    /// bound it.
+    pub(crate) fn attach(&self, transport: &Transport, line_is_bound: bool) -> Result<(), KvmError> {
         let slot = transport.slot();
         let notify = IoEventAddress::Mmio(slot.address + QUEUE_NOTIFY);
         for (queue, kick) in (0_u32..).zip(transport.kicks()) {
             self.vm.register_ioevent(kick, &notify, queue).map_err(step("bind a queue's kick to an eventfd"))?;
+        }
+        if line_is_bound {
+            return Ok(());
         }
         self.vm
             .register_irqfd(transport.interrupt().irqfd(), slot.irq)

@@ -8,14 +8,17 @@ use kvm_bindings::{
 };
 use libc::c_long;
 
+use crate::devices::virtio::blk::{BLKGETSIZE64, BLKSSZGET};
+
 /// What a thread does, and so which calls it needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ThreadKind {
-    /// The event loop: control socket, network, vsock, random numbers, memory; the exit report.
+    /// The event loop: control socket, network, vsock, random numbers, memory, disks that come and
+    /// go; the exit report.
     Main,
     /// One vCPU. The guest's writes to device registers start and reset devices on this thread.
     Vcpu,
-    /// The disk.
+    /// A disk.
     Block,
     /// The file server.
     Files,
@@ -148,6 +151,8 @@ pub(super) const ROWS: &[Row] = &[
             &[kvm::CREATE_VCPU, kvm::SET_CPUID2, kvm::SET_XCRS, kvm::SET_MSRS, kvm::GET_LAPIC, kvm::SET_LAPIC],
         ),
     ),
+    // The size of a block device that comes later.
+    row(M, libc::SYS_ioctl, Arguments::OneOf(1, &[BLKGETSIZE64, BLKSSZGET])),
     // The network starts: the tap's header and offloads.
     row(V, libc::SYS_ioctl, Arguments::OneOf(1, &[libc::TUNSETVNETHDRSZ as u32, libc::TUNSETOFFLOAD as u32])),
     // Waiting for kicks and sockets.

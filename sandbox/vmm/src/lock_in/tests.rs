@@ -186,7 +186,7 @@ fn device_suites_pass_under_the_filters() {
     if threads::is_filtered() {
         return; // these are the suites
     }
-    let suites = ["devices::", "control::", "kvm::", "log_sink::"];
+    let suites = ["devices::", "disks::", "control::", "kvm::", "log_sink::"];
     let output = again(&[&suites[..], &["--test-threads=1"]].concat(), FILTERED, "1");
     let said = String::from_utf8_lossy(&output.stdout);
     let last = said.lines().rev().find(|line| line.starts_with("test ")).unwrap_or("no test");
@@ -228,6 +228,8 @@ const KVM_RUN: libc::c_long = 0xae80;
 const KVM_CREATE_VCPU: libc::c_long = 0xae41;
 const KVM_CREATE_DEVICE: libc::c_long = 0xc00c_aee0;
 const TUNATTACHFILTER: libc::c_long = 0x4010_54d5;
+const BLKGETSIZE64: libc::c_long = 0x8008_1272;
+const BLKROSET: libc::c_long = 0x125d;
 
 #[rustfmt::skip]
 const ATTEMPTS: &[Attempt] = &[
@@ -256,6 +258,9 @@ const ATTEMPTS: &[Attempt] = &[
     ("run a vCPU elsewhere", ThreadKind::Files, false, || ioctl(KVM_RUN)),
     ("make a vCPU", ThreadKind::Main, true, || ioctl(KVM_CREATE_VCPU)),
     ("make a vCPU in one", ThreadKind::Vcpu, false, || ioctl(KVM_CREATE_VCPU)),
+    ("size a device", ThreadKind::Main, true, || ioctl(BLKGETSIZE64)),
+    ("size a device elsewhere", ThreadKind::Block, false, || ioctl(BLKGETSIZE64)),
+    ("make a device read-only", ThreadKind::Starter, false, || ioctl(BLKROSET)),
     ("open a file", ThreadKind::Files, true, || call(libc::SYS_openat, [-1, 0, 0, 0])),
     ("open a file in the main loop", ThreadKind::Main, true, open_in_vain),
     ("open a file in a vCPU", ThreadKind::Vcpu, true, open_in_vain),

@@ -56,6 +56,12 @@ pub(crate) trait VirtioDevice: Send {
     fn activate(&mut self, active: Activation) -> Result<(), ActivateError>;
     /// Stops using the queues and guest memory before it returns. May be activated again afterwards.
     fn reset(&mut self);
+    /// As [`Self::reset`], but false instead of a wait, which comes to an end by itself; call it
+    /// again.
+    fn reset_now(&mut self) -> bool {
+        self.reset();
+        true
+    }
 }
 
 /// What a device gets at DRIVER_OK.

@@ -5,10 +5,12 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use super::state::{BlkState, STATE_VERSION};
+use super::source::{self, Source};
+use super::state::{BlkState, STATE_VERSION, id};
 use super::worker::Worker;
 use super::{
-    DEVICE_TYPE, F_BLK_SIZE, F_DISCARD, F_FLUSH, F_SEG_MAX, F_SIZE_MAX, F_TOPOLOGY, F_WRITE_ZEROES, QUEUE_SIZES, SECTOR,
+    DEVICE_TYPE, F_BLK_SIZE, F_DISCARD, F_FLUSH, F_SEG_MAX, F_SIZE_MAX, F_TOPOLOGY, F_WRITE_ZEROES, ID, QUEUE_SIZES,
+    SECTOR,
 };
 use crate::devices::virtio::{
     ActivateError, Activation, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, VIRTIO_F_VERSION_1, VirtioDevice, read_from,
@@ -24,13 +26,22 @@ pub(crate) struct Blk {
 impl Blk {
     /// A disk over the regular file `disk`; a last part of a sector is left out.
     pub(crate) fn new(disk: OwnedFd) -> io::Result<Self> {
-        let file = File::from(disk);
-        let metadata = file.metadata()?;
-        if !metadata.is_file() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the disk must be a regular file"));
-        }
-        let state = BlkState { version: STATE_VERSION, capacity: metadata.len() / SECTOR, features: 0 };
-        Ok(Self { state, file: Arc::new(file), worker: None })
+        Ok(Self::over(source::file(File::from(disk))?, id(ID), false))
+    }
+
+    /// A disk over the block device `device`. It is read-only if that is wanted, and if the
+    /// descriptor is.
+    pub(crate) fn volume(device: OwnedFd, serial: &str, read_only: bool) -> io::Result<Self> {
+        let source = source::block_device(File::from(device))?;
+        let read_only = read_only || !source.writable;
+        Ok(Self::over(source, id(serial), read_only))
+    }
+
+    pub(super) fn over(source: Source, id: [u8; 20], read_only: bool) -> Self {
+        let Source { file, bytes, block_size, .. } = source;
+        let capacity = bytes / SECTOR;
+        let state = BlkState { version: STATE_VERSION, capacity, block_size, read_only, id, features: 0 };
+        Self { state, file: Arc::new(file), worker: None }
     }
 }
 
@@ -52,8 +63,7 @@ impl VirtioDevice for Blk {
             | F_BLK_SIZE
             | F_FLUSH
             | F_TOPOLOGY
-            | F_DISCARD
-            | F_WRITE_ZEROES
+            | self.state.access_features(F_DISCARD | F_WRITE_ZEROES)
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
@@ -76,5 +86,17 @@ impl VirtioDevice for Blk {
             worker.stop();
         }
         self.state.features = 0;
+    }
+
+    /// Not while the disk's thread is at a request; it will do no other one.
+    fn reset_now(&mut self) -> bool {
+        if let Some(worker) = &self.worker {
+            worker.tell_to_stop();
+            if !worker.has_stopped() {
+                return false;
+            }
+        }
+        self.reset();
+        true
     }
 }

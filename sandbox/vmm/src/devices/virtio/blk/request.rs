@@ -8,7 +8,7 @@ use std::os::fd::AsRawFd;
 use rustix::fs::FallocateFlags;
 
 use super::state::BlkState;
-use super::{F_FLUSH, ID, MAX_RANGE_SECTORS, MAX_RANGES, MAX_TRANSFER, SECTOR};
+use super::{MAX_RANGE_SECTORS, MAX_RANGES, MAX_TRANSFER, SECTOR};
 use crate::devices::virtio::{Buffers, Slices};
 
 const TYPE_IN: u32 = 0;
@@ -48,15 +48,13 @@ impl From<io::Error> for Refused {
 /// The file and what a request may do with it.
 pub(super) struct Disk<'f> {
     file: &'f File,
-    capacity: u64,
-    /// Whether the driver flushes; otherwise each write is flushed (virtio 1.3 §5.2.6.2).
-    write_back: bool,
+    state: &'f BlkState,
 }
 
 impl<'f> Disk<'f> {
     /// The disk of an active device.
-    pub(super) fn new(file: &'f File, state: &BlkState) -> Self {
-        Self { file, capacity: state.capacity, write_back: state.features & F_FLUSH != 0 }
+    pub(super) fn new(file: &'f File, state: &'f BlkState) -> Self {
+        Self { file, state }
     }
 
     /// Serves one request; answers how many bytes were written to its chain.
@@ -81,6 +79,8 @@ impl<'f> Disk<'f> {
         let kind = u32::from_le_bytes([header[0], header[1], header[2], header[3]]);
         let sector = read_u64(&header[8..]);
         match kind {
+            // Whatever the driver accepted (virtio 1.3 §5.2.6.2).
+            TYPE_OUT | TYPE_DISCARD | TYPE_WRITE_ZEROES if self.state.read_only => Err(Refused::Io),
             TYPE_IN => {
                 self.transfer(Direction::FromDisk, &writable, self.offset(sector, writable.len())?)?;
                 Ok(writable.len())
@@ -93,7 +93,7 @@ impl<'f> Disk<'f> {
                 self.file.sync_data()?;
                 Ok(0)
             }
-            TYPE_GET_ID => Ok(writable.copy_from(ID)),
+            TYPE_GET_ID => Ok(writable.copy_from(&self.state.id)),
             TYPE_DISCARD | TYPE_WRITE_ZEROES => self.ranges(kind, &readable),
             _ => Err(Refused::Unsupported),
         }
@@ -101,7 +101,7 @@ impl<'f> Disk<'f> {
 
     /// Without a flush command every write is durable when it completes.
     fn written(&self) -> Result<usize, Refused> {
-        if !self.write_back {
+        if !self.state.write_back() {
             self.file.sync_data()?;
         }
         Ok(0)
@@ -111,7 +111,7 @@ impl<'f> Disk<'f> {
     fn offset(&self, sector: u64, length: usize) -> Result<u64, Refused> {
         let length = length as u64;
         let end = sector.checked_add(length.div_ceil(SECTOR)).ok_or(Refused::Io)?;
-        if length == 0 || !length.is_multiple_of(SECTOR) || length > MAX_TRANSFER as u64 || end > self.capacity {
+        if length == 0 || !length.is_multiple_of(SECTOR) || length > MAX_TRANSFER as u64 || end > self.state.capacity {
             return Err(Refused::Io);
         }
         Ok(sector * SECTOR)
@@ -159,26 +159,33 @@ impl<'f> Disk<'f> {
             return Err(Refused::Unsupported);
         }
         let end = sector.checked_add(u64::from(sectors)).ok_or(Refused::Io)?;
-        if sectors > MAX_RANGE_SECTORS || end > self.capacity {
+        if sectors > MAX_RANGE_SECTORS || end > self.state.capacity {
             return Err(Refused::Io);
         }
         if sectors == 0 {
             return Ok(());
         }
-        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        let mode = match kind {
-            TYPE_WRITE_ZEROES if flags & RANGE_UNMAP == 0 => FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE,
-            _ => punch,
-        };
         let (offset, length) = (sector * SECTOR, u64::from(sectors) * SECTOR);
-        match rustix::fs::fallocate(self.file, mode, offset, length) {
-            Err(rustix::io::Errno::OPNOTSUPP) if mode != punch => {
-                // tmpfs knows only holes; they read as zeros too.
-                rustix::fs::fallocate(self.file, punch, offset, length).map_err(io::Error::from)?;
+        let mut done = Err(rustix::io::Errno::OPNOTSUPP);
+        for mode in modes(kind, flags) {
+            done = rustix::fs::fallocate(self.file, *mode | FallocateFlags::KEEP_SIZE, offset, length);
+            if done != Err(rustix::io::Errno::OPNOTSUPP) {
+                break;
             }
-            other => other.map_err(io::Error::from)?,
         }
-        Ok(())
+        Ok(done.map_err(io::Error::from)?)
+    }
+}
+
+/// Ways to do what a range asks for, the best one first. tmpfs knows only holes, which read as
+/// zeros too; a block device without discard can be zeroed only.
+fn modes(kind: u32, flags: u32) -> &'static [FallocateFlags] {
+    const PUNCH: FallocateFlags = FallocateFlags::PUNCH_HOLE;
+    const ZERO: FallocateFlags = FallocateFlags::ZERO_RANGE;
+    match kind {
+        TYPE_WRITE_ZEROES if flags & RANGE_UNMAP == 0 => &[ZERO, PUNCH],
+        TYPE_WRITE_ZEROES => &[PUNCH, ZERO],
+        _ => &[PUNCH],
     }
 }
 

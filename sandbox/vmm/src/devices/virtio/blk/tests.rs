@@ -24,6 +24,11 @@ struct Bench {
     state: BlkState,
 }
 
+fn state() -> BlkState {
+    let (version, id) = (STATE_VERSION, state::id(ID));
+    BlkState { version, capacity: SECTORS, block_size: 512, read_only: false, id, features: F_FLUSH }
+}
+
 impl Bench {
     fn new() -> Self {
         let mut file = tempfile::tempfile().unwrap();
@@ -31,7 +36,7 @@ impl Bench {
         file.write_all(&content).unwrap();
         let guest = Guest::new(&QUEUE_SIZES);
         let mut active = guest.activation(VIRTIO_F_VERSION_1);
-        let state = BlkState { version: STATE_VERSION, capacity: SECTORS, features: F_FLUSH };
+        let state = state();
         Self { line: active.queues.remove(0), interrupt: active.interrupt, guest, file, state }
     }
 
@@ -118,6 +123,30 @@ fn discard_gives_space_back_and_zeroes_are_zeroes() {
 }
 
 #[test]
+fn a_read_only_disk_takes_no_writes_whatever_the_driver_accepted() {
+    let mut bench = Bench::new();
+    bench.state.read_only = true;
+    bench.guest.write(BODY, &[0xaa; 512]);
+    for kind in [1, 11, 13] {
+        assert_eq!(bench.request(kind, 5, &[(BODY, 512, 0)]), (1, 1), "{kind}");
+        assert_eq!(bench.range(kind, 5, 8, 0), 1, "{kind}");
+    }
+    assert_eq!(bench.request(0, 5, &[(BODY, 512, WRITE)]), (0, 513));
+    assert_eq!(bench.guest.read(BODY, 512), [5; 512]);
+    assert_eq!(bench.request(4, 0, &[]), (0, 1), "a flush changes nothing");
+}
+
+#[test]
+fn larger_blocks_are_told() {
+    let config = |block_size| BlkState { block_size, ..state() }.config();
+    for (block_size, exponent, blocks) in [(512_u32, 3, 8_u16), (1024, 2, 4), (4096, 0, 1)] {
+        let config = config(block_size);
+        assert_eq!(config[20..24], block_size.to_le_bytes());
+        assert_eq!((config[24], &config[26..28]), (exponent, &blocks.to_le_bytes()[..]));
+    }
+}
+
+#[test]
 fn the_identity_fits_any_buffer() {
     let mut bench = Bench::new();
     assert_eq!(bench.request(8, 0, &[(BODY, 20, WRITE)]), (0, 21));
@@ -160,7 +189,7 @@ fn only_a_regular_file_is_a_disk() {
 
 #[test]
 fn state_survives_serialization() {
-    let state = BlkState { version: STATE_VERSION, capacity: 7, features: F_FLUSH };
+    let state = state();
     let text = serde_json::to_string(&state).unwrap();
     assert_eq!(serde_json::from_str::<BlkState>(&text).unwrap(), state);
 }

@@ -33,10 +33,23 @@ impl Worker {
         Ok(Self { stop, thread })
     }
 
-    /// Ends the thread after the request that it is at; the rest stays in the queue.
-    pub(super) fn stop(self) {
-        if let Err(error) = self.stop.write(1) {
+    /// Has the thread end after the request that it is at; the rest stays in the queue.
+    pub(super) fn tell_to_stop(&self) -> bool {
+        let told = self.stop.write(1);
+        if let Err(error) = &told {
             complain!("blk: cannot stop the worker: {error}");
+        }
+        told.is_ok()
+    }
+
+    /// Whether the thread has ended.
+    pub(super) fn has_stopped(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    /// Ends the thread after the request that it is at, and waits for that.
+    pub(super) fn stop(self) {
+        if !self.tell_to_stop() {
             return;
         }
         if self.thread.join().is_err() {

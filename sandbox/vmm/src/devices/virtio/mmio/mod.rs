@@ -32,8 +32,19 @@ impl Slot {
     /// The `index`th slot; `None` when there is no interrupt line left for it.
     pub(crate) fn new(index: u32) -> Option<Self> {
         let irq = FIRST_IRQ.checked_add(index).filter(|irq| *irq <= LAST_IRQ)?;
-        Some(Self { address: MMIO_START + u64::from(index) * MMIO_DEVICE_SIZE, irq })
+        Some(Self { address: address(index), irq })
     }
+
+    /// The `number`th slot behind those of `devices` devices, which have a line each. Behind them
+    /// lines may be shared: there are fewer than slots.
+    pub(crate) fn spare(devices: u32, number: u32) -> Option<Self> {
+        let lines = (LAST_IRQ + 1 - FIRST_IRQ).checked_sub(devices).filter(|left| *left > 0)?;
+        Some(Self { address: address(devices.checked_add(number)?), irq: FIRST_IRQ + devices + number % lines })
+    }
+}
+
+fn address(index: u32) -> u64 {
+    MMIO_START + u64::from(index) * MMIO_DEVICE_SIZE
 }
 
 /// Register offsets (virtio 1.3 table 4.1).

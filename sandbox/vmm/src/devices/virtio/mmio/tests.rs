@@ -16,6 +16,7 @@ struct Probe {
     activations: u32,
     resets: u32,
     fails: bool,
+    is_busy: bool,
 }
 
 impl VirtioDevice for Probe {
@@ -44,6 +45,12 @@ impl VirtioDevice for Probe {
     fn reset(&mut self) {
         self.active = None;
         self.resets += 1;
+    }
+    fn reset_now(&mut self) -> bool {
+        if !self.is_busy {
+            self.reset();
+        }
+        !self.is_busy
     }
 }
 
@@ -216,6 +223,28 @@ fn slots_end_with_the_interrupt_lines() {
     assert_eq!(Slot::new(18).unwrap(), Slot { address: 0xd001_2000, irq: 23 });
     assert_eq!(Slot::new(19), None);
     assert_eq!(Slot::new(u32::MAX), None);
+}
+
+#[test]
+fn spare_slots_share_the_lines_that_are_left() {
+    let irqs = |devices| (0..8).map(|number| Slot::spare(devices, number).unwrap().irq).collect::<Vec<_>>();
+    assert_eq!(irqs(7), (12..20).collect::<Vec<_>>());
+    assert_eq!(irqs(14), [19, 20, 21, 22, 23, 19, 20, 21]);
+    assert_eq!(Slot::spare(14, 7).unwrap().address, MMIO_START + 21 * MMIO_DEVICE_SIZE);
+    assert_eq!(Slot::spare(19, 0), None);
+    assert_eq!(Slot::spare(u32::MAX, u32::MAX), None);
+}
+
+#[test]
+fn a_reset_from_outside_clears_the_registers_once_the_device_is_still() {
+    let (mut transport, probe) = live();
+    lock(&probe).is_busy = true;
+    assert!(!transport.reset_now());
+    assert_eq!(get(&transport, register::STATUS), 15, "nothing changed");
+    lock(&probe).is_busy = false;
+    assert!(transport.reset_now());
+    assert_eq!(get(&transport, register::STATUS), 0);
+    assert!(lock(&probe).active.is_none());
 }
 
 #[derive(Debug, Clone)]

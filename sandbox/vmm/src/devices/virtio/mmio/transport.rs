@@ -19,8 +19,6 @@ pub(crate) struct Transport {
     slot: Slot,
     memory: GuestMemoryMmap,
     device: Arc<Mutex<dyn VirtioDevice>>,
-    device_type: u32,
-    offered: u64,
     interrupt: Interrupt,
     kicks: Vec<EventFd>,
     state: TransportState,
@@ -29,14 +27,22 @@ pub(crate) struct Transport {
 impl Transport {
     /// A transport for `device`.
     pub(crate) fn new(slot: Slot, memory: GuestMemoryMmap, device: Arc<Mutex<dyn VirtioDevice>>) -> io::Result<Self> {
+        Self::with_line(slot, memory, device, event_fd()?)
+    }
+
+    /// A transport whose interrupt line is raised by `line`, which may be that of others, too: a
+    /// driver asks each device of a line whether it is meant.
+    pub(crate) fn with_line(
+        slot: Slot,
+        memory: GuestMemoryMmap,
+        device: Arc<Mutex<dyn VirtioDevice>>,
+        line: EventFd,
+    ) -> io::Result<Self> {
         let locked = lock(&device);
         let state = TransportState::new(locked.queue_sizes());
-        let eventfd = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC);
-        let kicks = locked.queue_sizes().iter().map(|_| eventfd()).collect::<io::Result<_>>()?;
-        let (device_type, offered) = (locked.device_type(), locked.features());
+        let kicks = locked.queue_sizes().iter().map(|_| event_fd()).collect::<io::Result<_>>()?;
         drop(locked);
-        let interrupt = Interrupt::new(eventfd()?);
-        Ok(Self { slot, memory, device, device_type, offered, interrupt, kicks, state })
+        Ok(Self { slot, memory, device, interrupt: Interrupt::new(line), kicks, state })
     }
 
     /// Where the guest finds it.
@@ -59,6 +65,16 @@ impl Transport {
         self.reset();
     }
 
+    /// Resets the device and the registers as a driver would, but never waits: see
+    /// [`VirtioDevice::reset_now`].
+    pub(crate) fn reset_now(&mut self) -> bool {
+        let done = lock(&self.device).reset_now();
+        if done {
+            self.clear();
+        }
+        done
+    }
+
     /// The guest reads `data.len()` bytes at `offset` of the page. What is not there reads as zero.
     pub(crate) fn read(&self, offset: u64, data: &mut [u8]) {
         data.fill(0);
@@ -73,9 +89,9 @@ impl Transport {
         match offset {
             register::MAGIC => MAGIC,
             register::VERSION => VERSION,
-            register::DEVICE_ID => self.device_type,
+            register::DEVICE_ID => lock(&self.device).device_type(),
             register::VENDOR_ID => VENDOR,
-            register::DEVICE_FEATURES => half(self.offered, self.state.device_features_sel),
+            register::DEVICE_FEATURES => half(lock(&self.device).features(), self.state.device_features_sel),
             register::QUEUE_SIZE_MAX => self.state.selected().map_or(0, |queue| u32::from(queue.max_size)),
             register::QUEUE_READY => self.state.selected().map_or(0, |queue| u32::from(queue.ready)),
             register::INTERRUPT_STATUS => self.interrupt.status(),
@@ -166,7 +182,8 @@ impl Transport {
             status::ACKNOWLEDGE if old == 0 => self.state.status |= status::ACKNOWLEDGE,
             status::DRIVER if old == status::ACKNOWLEDGE => self.state.status |= status::DRIVER,
             status::FEATURES_OK
-                if old == status::ACKNOWLEDGE | status::DRIVER && self.state.features_acceptable(self.offered) =>
+                if old == status::ACKNOWLEDGE | status::DRIVER
+                    && self.state.features_acceptable(lock(&self.device).features()) =>
             {
                 self.state.status |= status::FEATURES_OK;
             }
@@ -177,6 +194,10 @@ impl Transport {
 
     fn reset(&mut self) {
         lock(&self.device).reset();
+        self.clear();
+    }
+
+    fn clear(&mut self) {
         self.interrupt.acknowledge(u32::MAX);
         self.state.reset();
     }
@@ -184,7 +205,8 @@ impl Transport {
     fn activate(&mut self) {
         self.state.status |= status::DRIVER_OK;
         if let Err(why) = self.start_device() {
-            complain!("virtio device {} at {:#x} is not started: {why}", self.device_type, self.slot.address);
+            let kind = lock(&self.device).device_type();
+            complain!("virtio device {kind} at {:#x} is not started: {why}", self.slot.address);
             self.state.status |= status::NEEDS_RESET;
             self.interrupt.config_changed();
         }
@@ -212,6 +234,10 @@ impl Transport {
     pub(super) fn state(&self) -> &TransportState {
         &self.state
     }
+}
+
+fn event_fd() -> io::Result<EventFd> {
+    EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)
 }
 
 /// The 32 bits of `word` that `select` means; beyond the word they are zero.
