@@ -35,6 +35,7 @@ mod sealed;
 mod share;
 mod size;
 mod spec;
+mod step;
 mod teardown;
 #[cfg(test)]
 mod testing;
@@ -54,6 +55,7 @@ pub use spec::{
     Bandwidth, CniConfig, Config, Kind, NetworkSpec, NetworkStatus, PodSpec, PortMapping, Protocol, UserRange,
     VmConfig, VmSize,
 };
+pub use step::{SPANS, step};
 pub use usage::{InterfaceUsage, PodUsage, Traffic};
 pub use versions::{ProgramVersion, Programs};
 pub use watches::{Watch, Watches};
