@@ -16,8 +16,8 @@ use tracing::field::Empty;
 use tracing::{Instrument, Span, info_span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
-use super::super::{methods, name_of};
 use crate::records::{ContainerRecord, PodRecord};
+use crate::telemetry::{methods, name_of};
 
 /// The calls that are traced: those that start things. The kubelet makes the others by the second.
 const TRACED: [&str; 4] = [

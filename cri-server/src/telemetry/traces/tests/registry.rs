@@ -29,7 +29,7 @@ impl Registry {
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let content = content.clone();
-                let service = hyper::service::service_fn(move |request| {
+                let service = hyper::service::service_fn(move |request: Request<Incoming>| {
                     let response = answer(&content, &request);
                     async move { Ok::<_, Infallible>(response) }
                 });
