@@ -104,9 +104,7 @@ where
         let answer = async move {
             let answer = answer.await;
             if let Ok(response) = &answer {
-                // The answers of these calls are one message each: a failure has no body, and its
-                // code is among the headers.
-                call.code = Status::from_header_map(response.headers()).map_or(Code::Ok, |status| status.code());
+                call.look(response.headers());
             }
             answer
         };
@@ -154,6 +152,14 @@ fn of_call(request: &Request<Body>) -> Span {
 struct Call {
     span: Span,
     code: Code,
+}
+
+impl Call {
+    /// The answers of these calls are one message each: a failure has no body, and its code is
+    /// among the headers.
+    fn look(&mut self, headers: &HeaderMap) {
+        self.code = Status::from_header_map(headers).map_or(Code::Ok, |status| status.code());
+    }
 }
 
 impl Drop for Call {
