@@ -4,21 +4,30 @@ use std::fmt;
 
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::Layer;
 use tracing_subscriber::fmt::FmtContext;
 use tracing_subscriber::fmt::format::{Format, FormatEvent, FormatFields, Writer};
+use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt;
 
-/// Starts logging at `level` and above; what other crates log is seen from `warn` on.
-pub(crate) fn start(level: Level) {
+use crate::telemetry::Traces;
+
+/// Starts logging at `level` and above; what other crates log is seen from `warn` on. Spans go to `traces` alone, if there is any.
+pub(crate) fn start(level: Level, traces: Option<&Traces>) {
+    match traces {
+        None => drop(journal(level).try_init()),
+        Some(traces) => drop(journal(level).with(traces.layer()).try_init()),
+    }
+}
+
+/// What takes events and no span.
+pub(crate) fn journal(level: Level) -> impl Subscriber + for<'a> LookupSpan<'a> + Send + Sync {
     let filter =
         EnvFilter::new(format!("warn,cofferdam={level},cofferdam_sandbox={level},cofferdam_image_store={level}"));
     let format = Journal { priorities: std::env::var_os("JOURNAL_STREAM").is_some() };
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        .event_format(format)
-        .try_init();
+    let events = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false).event_format(format);
+    tracing_subscriber::registry().with(events.with_filter(filter))
 }
 
 struct Journal {

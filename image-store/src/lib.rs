@@ -29,6 +29,7 @@ mod image;
 mod progress;
 mod reference;
 mod registry;
+mod step;
 mod store;
 
 pub use cofferdam_ledger::Failing;

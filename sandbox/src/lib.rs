@@ -36,6 +36,7 @@ mod sealed;
 mod share;
 mod size;
 mod spec;
+mod step;
 mod teardown;
 #[cfg(test)]
 mod testing;
@@ -56,6 +57,7 @@ pub use spec::{
     Bandwidth, CniConfig, Config, Kind, NetworkSpec, NetworkStatus, PodSpec, PortMapping, Protocol, UserRange,
     VmConfig, VmSize,
 };
+pub use step::{SPANS, step};
 pub use usage::{InterfaceUsage, PodUsage, Traffic};
 pub use versions::{ProgramVersion, Programs};
 pub use watches::{Watch, Watches};

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, oneshot};
+use tracing::Instrument;
 
 use crate::cgroup::PodCgroup;
 use crate::clock::{self, Steps};
@@ -128,7 +129,7 @@ impl Runtime {
         let (shared, spec) = (Arc::clone(&self.shared), spec.clone());
         let (sender, receiver) = oneshot::channel();
         // A task of its own, which goes on when the caller hangs up: nothing is ever left half done.
-        tokio::spawn(async move {
+        let work = async move {
             let _lock = shared.lock(&spec.id).await;
             let outcome = launch::launch(&shared, &spec).await;
             if let Err(Ok(pod)) = sender.send(outcome) {
@@ -139,7 +140,8 @@ impl Runtime {
                     tracing::error!(pod = %spec.id, %error, "cannot undo a launch");
                 }
             }
-        });
+        };
+        tokio::spawn(work.in_current_span());
         receiver.await.unwrap_or_else(|error| Err(SandboxError::step("launch the pod", error)))
     }
 

@@ -28,7 +28,7 @@ use crate::panics::{self, CatchPanics};
 use crate::records::Records;
 use crate::runtime_service;
 use crate::streaming::StreamingServer;
-use crate::telemetry::{self, MeasureCalls};
+use crate::telemetry::{self, MeasureCalls, TraceCalls, Traces};
 
 /// Largest message either way, as the kubelet's own client has it.
 pub(super) const MAX_MESSAGE: usize = 16 << 20;
@@ -40,7 +40,8 @@ const WORKERS: usize = 4;
 #[expect(clippy::disallowed_methods, reason = "the daemon's own thread, which is no worker")]
 pub(crate) fn run(path: Option<&Path>) -> Outcome {
     let (_, config) = load(path)?;
-    journal::start(config.log_level);
+    let traces = config.tracing.clone().map(Traces::new);
+    journal::start(config.log_level, traces.as_ref());
     panics::watch();
     let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -48,14 +49,15 @@ pub(crate) fn run(path: Option<&Path>) -> Outcome {
         .max_blocking_threads(64)
         .enable_all()
         .build()?;
-    let outcome = runtime.block_on(serve(config));
+    let outcome = runtime.block_on(serve(config, traces));
     // Whoever still works in a thread of its own is not waited for: every step is written down.
     runtime.shutdown_background();
     outcome?;
     Ok(ExitCode::SUCCESS)
 }
 
-async fn serve(config: Config) -> Result<(), Box<dyn std::error::Error>> {
+async fn serve(config: Config, traces: Option<Traces>) -> Result<(), Box<dyn std::error::Error>> {
+    let sending = traces.map(Traces::start).transpose()?;
     for folder in [&config.run_dir, &config.state_dir] {
         private_folder(folder).map_err(|e| CriError::internal(format!("make {}", folder.display()), e))?;
     }
@@ -78,6 +80,7 @@ async fn serve(config: Config) -> Result<(), Box<dyn std::error::Error>> {
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let server = tonic::transport::Server::builder()
         .layer(MeasureCalls(node.telemetry.clone()))
+        .layer(TraceCalls)
         .layer(KeepDeadlines)
         .layer(CatchPanics)
         .add_service(
@@ -105,6 +108,9 @@ async fn serve(config: Config) -> Result<(), Box<dyn std::error::Error>> {
     let _ = stop.send(());
     if let Ok(ended) = tokio::time::timeout(GOODBYE, server).await {
         ended??;
+    }
+    if let Some(sending) = sending {
+        sending.finish().await;
     }
     tokio::fs::remove_file(&socket).await.ok();
     Ok(())

@@ -9,6 +9,7 @@ mod keys;
 mod load;
 mod product;
 mod settings;
+mod traces;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -20,6 +21,7 @@ use cofferdam_sandbox::{CniConfig, Kind, VmConfig, VmSize};
 
 pub(crate) use load::load;
 pub(crate) use settings::Settings;
+pub(crate) use traces::TracingConfig;
 
 /// Where the configuration is unless the command line says otherwise.
 pub(crate) const DEFAULT_PATH: &str = "/etc/cofferdam/config.toml";
@@ -64,6 +66,8 @@ pub(crate) struct Config {
     pub(crate) streaming: SocketAddr,
     /// Where the daemon's own metrics are served, if at all.
     pub(crate) metrics: Option<SocketAddr>,
+    /// Where spans are sent, if anywhere.
+    pub(crate) tracing: Option<TracingConfig>,
     /// Layers of one image that are fetched at the same time.
     pub(crate) max_parallel_layers: usize,
     /// Registries that need settings.

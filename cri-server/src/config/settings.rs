@@ -9,6 +9,7 @@ use cofferdam_proto::monitor::MAX_VCPUS;
 use cofferdam_sandbox::{CniConfig, VmConfig, VmSize};
 use serde::{Deserialize, Serialize};
 
+use super::traces::Tracing;
 use super::{CgroupDriver, CgroupParent, Config, HANDLERS, node_cpus, seconds};
 
 /// The whole file. docs/configuration.md explains each key.
@@ -29,6 +30,7 @@ pub(crate) struct Settings {
     pub(super) cni: Cni,
     pub(super) streaming: Streaming,
     pub(super) metrics: Metrics,
+    pub(super) tracing: Tracing,
     pub(super) images: Images,
     pub(super) registries: BTreeMap<String, Registry>,
 }
@@ -117,6 +119,7 @@ impl Default for Settings {
             cni: Cni::default(),
             streaming: Streaming::default(),
             metrics: Metrics::default(),
+            tracing: Tracing::default(),
             images: Images::default(),
             registries: BTreeMap::new(),
         }
@@ -273,6 +276,7 @@ impl Settings {
             },
             streaming: address,
             metrics,
+            tracing: self.tracing.check()?,
             max_parallel_layers: self.images.max_parallel_layers,
             registries: self.registries.iter().map(|(host, r)| (host.clone(), r.parts())).collect(),
         })
@@ -330,6 +334,6 @@ fn loopback(key: &'static str, text: &str, example: &str) -> Result<SocketAddr, 
     Ok(address)
 }
 
-fn in_range(key: &'static str, value: u64, low: u64, high: u64) -> Result<(), Wrong> {
+pub(super) fn in_range(key: &'static str, value: u64, low: u64, high: u64) -> Result<(), Wrong> {
     if (low..=high).contains(&value) { Ok(()) } else { Err((key, format!("is {value}, not {low} to {high}"))) }
 }

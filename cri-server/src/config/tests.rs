@@ -53,6 +53,7 @@ fn unknown_keys_name_the_file_and_the_nearest_key() {
     assert!(text.contains("\"registries.r.example.mirror\"") && text.contains("\"registries.*.mirrors\""), "{text}");
     assert!(refused("sokcet = 1\n").contains("\"socket\""));
     assert!(refused("[vmm]\nvcpus = 1\n").contains("\"vm.vcpus\""));
+    assert!(refused("[tracing]\nendpiont = \"\"\n").contains("\"tracing.endpoint\""));
 }
 
 #[test]
@@ -75,6 +76,8 @@ fn bad_values_name_the_key_and_the_file() {
         ("[streaming]\naddress = \"here\"\n", "streaming.address"),
         ("[metrics]\nlisten = \"0.0.0.0:9090\"\n", "metrics.listen"),
         ("[metrics]\nlisten = \"9090\"\n", "metrics.listen"),
+        ("[tracing]\nendpoint = \"collector:4317\"\n", "tracing.endpoint"),
+        ("[tracing]\nsample_percent = 101\n", "tracing.sample_percent"),
         ("[images]\nmax_parallel_layers = 0\n", "images.max_parallel_layers"),
         ("[cni]\nbin_dirs = [\"x\"]\n", "cni.bin_dirs"),
     ] {

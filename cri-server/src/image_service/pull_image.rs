@@ -5,8 +5,10 @@ use cofferdam_proto::cri;
 
 use crate::error::CriError;
 use crate::node::Node;
+use crate::telemetry;
 
 pub(super) async fn call(node: &Node, wanted: &str, auth: Option<&cri::AuthConfig>) -> Result<String, CriError> {
+    telemetry::of_image(wanted);
     let auth =
         auth.and_then(|a| Auth::from_cri(&a.username, &a.password, &a.auth, &a.identity_token, &a.registry_token));
     node.store.pull(wanted, auth).await.map_err(|error| match error {

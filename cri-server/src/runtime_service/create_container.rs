@@ -8,8 +8,10 @@ use std::time::Instant;
 
 use cofferdam_proto::agent::{CreateContainerRequest, IMAGE_VOLUMES_SINCE};
 use cofferdam_proto::cri;
-use cofferdam_sandbox::{Kind, Pod as Sandbox};
+use cofferdam_sandbox::{Kind, Pod as Sandbox, SPANS, step};
 use futures::FutureExt;
+use tracing::field::Empty;
+use tracing::{Instrument, info_span};
 
 use super::detached;
 use crate::error::{CriError, During, chain, message};
@@ -17,7 +19,8 @@ use crate::ids::{new_id, now_nanos};
 use crate::node::agent::WORK;
 use crate::node::names::Name;
 use crate::node::{Container, Node, Pod, shorten};
-use crate::records::{PodRecord, UserRecord};
+use crate::records::{ContainerRecord, PodRecord, UserRecord};
+use crate::telemetry;
 use crate::translate::container::{ContainerPlan, plan};
 use crate::translate::pod::as_sent;
 use crate::translate::{inspect, oom};
@@ -28,6 +31,7 @@ pub(super) async fn call(
 ) -> Result<cri::CreateContainerResponse, CriError> {
     let began = Instant::now();
     let pod = node.known_pod(&request.pod_sandbox_id)?;
+    pod.with(telemetry::of_pod);
     pod.sandbox()?;
     let config = request.config.ok_or_else(|| CriError::invalid("there is no container config"))?;
     let id = new_id()?;
@@ -38,6 +42,7 @@ pub(super) async fn call(
         let planned = tokio::task::spawn_blocking(move || check(&node, &pod, &id, &config));
         planned.await.map_err(|e| CriError::internal("check a container's configuration", e))??
     };
+    telemetry::of_container(&plan.record);
     let name = Name::Container { pod: pod.id.clone(), name: plan.record.name.clone(), attempt: plan.record.attempt };
     node.names.reserve(name, &id)?;
     let (worker, undoer) = (node.clone(), node.clone());
@@ -126,6 +131,26 @@ async fn warn_of_older_agent(container: &Container, sandbox: &Sandbox, request: 
     }
 }
 
+/// Has the store keep the layers of the container's image, and the pod see them: their names there, topmost first.
+async fn show_layers(
+    node: &Node,
+    id: &str,
+    sandbox: &Sandbox,
+    record: &ContainerRecord,
+) -> Result<Vec<String>, CriError> {
+    let (store, image, holder) = (node.store.clone(), record.image_id.clone(), id.to_owned());
+    let leased = tokio::task::spawn_blocking(move || store.lease(&image, &holder)).await;
+    let layers = leased
+        .map_err(|e| CriError::internal("lease image layers", e))?
+        .during(|| format!("use the layers of image {}", record.image))?;
+    let mut lower = Vec::new();
+    for dir in &layers.dirs {
+        let seen = sandbox.export_layer(id, dir, true).await;
+        lower.push(seen.during(|| format!("show layer {} to the pod", dir.display()))?);
+    }
+    Ok(lower)
+}
+
 async fn build(
     node: &Arc<Node>,
     container: &Arc<Container>,
@@ -136,36 +161,31 @@ async fn build(
 ) -> Result<(), CriError> {
     let id = &container.id;
     let mut request = plan.request;
-    container.pod.grow(node, sandbox).await;
-    let image = plan.record.image_id.clone();
-    let (store, holder) = (node.store.clone(), id.clone());
-    let leased = tokio::task::spawn_blocking(move || store.lease(&image, &holder)).await;
-    let layers = leased
-        .map_err(|e| CriError::internal("lease image layers", e))?
-        .during(|| format!("use the layers of image {}", plan.record.image))?;
-    for dir in &layers.dirs {
-        let seen = sandbox.export_layer(id, dir, true).await;
-        let seen = seen.during(|| format!("show layer {} to the pod", dir.display()))?;
-        request.lower.push(seen);
-    }
-    let mut swapped = Vec::new();
-    for volume in plan.volumes {
-        let mut shown = volumes::show(node, sandbox, id, volume).await?;
-        request.mounts.append(&mut shown.mounts);
-        swapped.extend(shown.swapped);
-    }
-    request.devices.append(&mut disks::plug(node, container, sandbox, plan.disks).await?);
+    container.pod.grow(node, sandbox).instrument(info_span!(target: SPANS, "guest grow")).await;
+    let span = info_span!(target: SPANS, "layers show", otel.status_code = Empty);
+    request.lower = step(span, show_layers(node, id, sandbox, &plan.record)).await?;
+    let span = info_span!(target: SPANS, "volumes show", otel.status_code = Empty);
+    let shown = async {
+        let mut swapped = Vec::new();
+        for volume in plan.volumes {
+            let mut shown = volumes::show(node, sandbox, id, volume).await?;
+            request.mounts.append(&mut shown.mounts);
+            swapped.extend(shown.swapped);
+        }
+        Ok::<_, CriError>(swapped)
+    };
+    let swapped = step(span, shown).await?;
+    let span = info_span!(target: SPANS, "disks plug", otel.status_code = Empty);
+    request.devices.append(&mut step(span, disks::plug(node, container, sandbox, plan.disks)).await?);
     super::reopen_container_log::open(container, sandbox).await?;
     warn_of_older_agent(container, sandbox, &request).await;
     request.cgroup_parent = sandbox.container_cgroup_parent();
     let info = inspect::container(asked, &request);
     let exported = began.elapsed();
-    let reply = container
-        .pod
-        .ask(&format!("create container {}", plan.record.name), WORK, |mut agent| async move {
-            agent.create_container(request).await
-        })
-        .await?;
+    let span = info_span!(target: SPANS, "agent create container", otel.status_code = Empty);
+    let what = format!("create container {}", plan.record.name);
+    let asked = container.pod.ask(&what, WORK, |mut agent| async move { agent.create_container(request).await });
+    let reply = step(span, asked).await?;
     let user = reply.user.unwrap_or_default();
     let groups = user.groups.into_iter().take(65_536).collect();
     container.change(|r| {

@@ -4,6 +4,7 @@ use std::future::Future;
 
 use futures::future::BoxFuture;
 use tokio::sync::oneshot;
+use tracing::Instrument;
 
 use crate::error::{CriError, message};
 
@@ -28,7 +29,7 @@ pub(super) async fn run<T: Send + 'static>(
     undo: impl FnOnce(T) -> BoxFuture<'static, ()> + Send + 'static,
 ) -> Result<T, CriError> {
     let (send, receive) = oneshot::channel();
-    tokio::spawn(async move {
+    let work = async move {
         let result = work.await.map(|done| Unclaimed { result: Some(done), undo: Some(Box::new(undo)) });
         if let Err(unheard) = send.send(result) {
             match unheard {
@@ -36,7 +37,8 @@ pub(super) async fn run<T: Send + 'static>(
                 Err(error) => tracing::warn!(what, error = message(&error), "failed after the caller had left"),
             }
         }
-    });
+    };
+    tokio::spawn(work.in_current_span());
     let panicked = "its task panicked: a bug of the daemon, which its journal has in full";
     let mut done = receive.await.map_err(|_| CriError::internal(what, panicked))??;
     done.result.take().ok_or_else(|| CriError::State(format!("{what}: there is no result")))

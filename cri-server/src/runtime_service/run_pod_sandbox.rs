@@ -11,6 +11,7 @@ use super::detached;
 use crate::error::{CriError, During, chain, message};
 use crate::ids::{new_id, now_nanos};
 use crate::node::{Node, Pod, watch};
+use crate::telemetry;
 use crate::translate::pod::{PodPlan, plan};
 
 /// Longest `/etc/resolv.conf` of the node that is taken over.
@@ -29,6 +30,7 @@ pub(super) async fn call(
     };
     let planned = tokio::task::spawn_blocking(planned).await;
     let mut plan = planned.map_err(|e| CriError::internal("check a pod's configuration", e))??;
+    telemetry::of_pod(&plan.record);
     if plan.moved {
         let name = format!("{}/{}", plan.record.namespace, plan.record.name);
         tracing::info!(

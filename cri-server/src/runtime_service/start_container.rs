@@ -5,8 +5,10 @@ use std::time::Instant;
 
 use cofferdam_proto::agent::{ListContainersRequest, StartContainerRequest};
 use cofferdam_proto::cri;
-use cofferdam_sandbox::Kind;
+use cofferdam_sandbox::{Kind, SPANS, step};
 use futures::FutureExt;
+use tracing::field::Empty;
+use tracing::info_span;
 
 use super::detached;
 use crate::error::{CriError, message};
@@ -14,9 +16,12 @@ use crate::ids::now_nanos;
 use crate::node::agent::{QUICK, WORK};
 use crate::node::{Container, Node, watch};
 use crate::records::{ContainerPhase, ContainerRecord};
+use crate::telemetry;
 
 pub(super) async fn call(node: &Arc<Node>, id: &str) -> Result<cri::StartContainerResponse, CriError> {
     let container = node.known_container(id)?;
+    container.pod.with(telemetry::of_pod);
+    container.with(telemetry::of_container);
     let node = node.clone();
     let work = async move { start(&node, &container).await };
     // A start whose caller left stays: the kubelet finds it running.
@@ -40,10 +45,10 @@ async fn start(node: &Arc<Node>, container: &Arc<Container>) -> Result<(), CriEr
     }
     let request = StartContainerRequest { id: container.id.clone() };
     let name = container.with(|r| r.name.clone());
-    let answer = container
-        .pod
-        .ask(&format!("start container {name}"), WORK, |mut agent| async move { agent.start_container(request).await })
-        .await;
+    let span = info_span!(target: SPANS, "agent start container", otel.status_code = Empty);
+    let what = format!("start container {name}");
+    let asked = container.pod.ask(&what, WORK, |mut agent| async move { agent.start_container(request).await });
+    let answer = step(span, asked).await;
     match answer {
         Ok(_) => {
             container.change(|r| r.running(now_nanos()));

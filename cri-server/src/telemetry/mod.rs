@@ -6,11 +6,14 @@
 //!                  server.rs  /metrics
 //! ```
 //!
+//! Its calls can be traced, too: [`traces`].
+//!
 //! Every label value comes from a list of ours, so no client, image or guest can make series.
 
 mod layer;
 mod methods;
 mod server;
+mod traces;
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -25,6 +28,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 pub(crate) use self::layer::MeasureCalls;
 pub(crate) use self::server::start;
+pub(crate) use self::traces::{TraceCalls, Traces, of_container, of_image, of_pod};
 use crate::config::HANDLERS;
 use crate::node::Node;
 use crate::records::PodPhase;
@@ -57,6 +61,7 @@ pub(crate) struct Telemetry {
     behind: Gauge,
     trouble: Gauge,
     panics: Counter,
+    dropped_spans: Counter,
 }
 
 fn name_of(kind: Kind) -> &'static str {
@@ -121,7 +126,26 @@ impl Default for Telemetry {
         );
         let panics = Counter::default();
         registry.register("panics", "Panics: each is a bug of the daemon, and cost one call or task", panics.clone());
-        Self { registry, calls, boots, failed_boots, failures, pods, other_versions, received, behind, trouble, panics }
+        let dropped_spans = Counter::default();
+        registry.register(
+            "trace_spans_dropped",
+            "Spans that did not reach the collector of tracing.endpoint",
+            dropped_spans.clone(),
+        );
+        Self {
+            registry,
+            calls,
+            boots,
+            failed_boots,
+            failures,
+            pods,
+            other_versions,
+            received,
+            behind,
+            trouble,
+            panics,
+            dropped_spans,
+        }
     }
 }
 
@@ -160,6 +184,7 @@ impl Telemetry {
         self.behind.set(i64::try_from(node.records.behind()).unwrap_or(i64::MAX));
         self.trouble.set(node.health.trouble().is_some().into());
         self.panics.inner().store(crate::panics::count(), Relaxed);
+        self.dropped_spans.inner().store(traces::dropped(), Relaxed);
         self.received.inner().store(node.store.received_bytes(), Relaxed);
         self.encoded()
     }
@@ -228,6 +253,7 @@ mod tests {
             "cofferdam_pods_of_another_version{handler=\"vm\"} 1",
             "cofferdam_pods_of_another_version{handler=\"host\"} 0",
             "cofferdam_image_received_bytes_total 0",
+            "cofferdam_trace_spans_dropped_total 0",
             "# EOF",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex};
 
 use cofferdam_ledger::Failing;
 use futures::future::{BoxFuture, FutureExt, Shared, WeakShared};
+use tracing::Instrument;
 
 use self::db::ImageRecord;
 use self::inner::{Inner, delete, lock, resolve};
@@ -88,6 +89,8 @@ impl Store {
             lock(&table).remove(&(reference, auth));
             result
         }
+        // Its steps belong to the call that began it, whoever waits for it.
+        .in_current_span()
         .boxed();
         let work = work.shared();
         if let Some(weak) = work.downgrade() {

@@ -9,6 +9,8 @@ use std::time::Duration;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use tokio::sync::{mpsc, watch};
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
+use tracing::field::Empty;
+use tracing::{Instrument, info_span};
 
 use super::db::{ImageRecord, LayerRecord};
 use super::inner::{Inner, Pins};
@@ -20,6 +22,7 @@ use crate::image::{ImageConfig, ParsedConfig, parse_config};
 use crate::progress::Meter;
 use crate::reference::Reference;
 use crate::registry::{Auth, Compression, Descriptor, Manifest, Session};
+use crate::step::{SPANS, step};
 
 /// Chunks (of at most some 100 KiB) between network and unpacking.
 const QUEUE: usize = 16;
@@ -85,9 +88,8 @@ async fn steps(
     meter: &Arc<Meter>,
 ) -> StoreResult<String> {
     let session = inner.registries.session(reference, auth)?;
-    let (served, manifest) = session.resolve(reference).await?;
+    let (served, manifest, size) = resolve(&session, reference).await?;
     let id = manifest.config.digest.to_string();
-    let size = manifest.config.size + manifest.layers.iter().map(|(layer, _)| layer.size).sum::<u64>();
     meter.bytes_total.store(size - manifest.config.size, Relaxed);
     meter.layers_total.store(manifest.layers.len() as u64, Relaxed);
     let mut image = ImageRecord {
@@ -109,7 +111,8 @@ async fn steps(
         image.size = known.size;
         Arc::new(pins)
     } else {
-        let parsed = parse_config(&session.config(&manifest.config).await?)?;
+        let span = info_span!(target: SPANS, "image config", otel.status_code = Empty);
+        let parsed = step(span, async { parse_config(&session.config(&manifest.config).await?) }).await?;
         check_config(&inner, &manifest, &parsed)?;
         image.config = parsed.config;
         image.chains = chains(&parsed.diff_ids);
@@ -129,13 +132,28 @@ async fn steps(
     };
     meter.log();
     let commit_id = id.clone();
-    run_blocking(move || {
+    let commit = run_blocking(move || {
         let result = inner.commit_image(&commit_id, image);
         drop(pins);
         result
-    })
-    .await?;
+    });
+    step(info_span!(target: SPANS, "image record", otel.status_code = Empty), commit).await?;
     Ok(id)
+}
+
+/// The image behind `reference`: the digest under which it was served, its manifest, and how many bytes the image has.
+async fn resolve(session: &Session, reference: &Reference) -> StoreResult<(Digest, Manifest, u64)> {
+    let span = info_span!(
+        target: SPANS,
+        "image manifest",
+        otel.status_code = Empty,
+        image.bytes = Empty,
+        image.layers = Empty
+    );
+    let (served, manifest) = step(span.clone(), session.resolve(reference)).await?;
+    let size = manifest.config.size + manifest.layers.iter().map(|(layer, _)| layer.size).sum::<u64>();
+    span.record("image.bytes", size).record("image.layers", manifest.layers.len());
+    Ok((served, manifest, size))
 }
 
 fn chains(diff_ids: &[Digest]) -> Vec<Digest> {
@@ -177,7 +195,7 @@ async fn layers(pull: Arc<Pull>, layers: Vec<(Descriptor, Compression)>) -> Stor
         // A task of its own, so that layers are hashed on several processors.
         async move {
             let tracker = pull.tasks.clone();
-            let work = tracker.track_future(pull.layer(index, blob, compression));
+            let work = tracker.track_future(pull.layer(index, blob, compression)).in_current_span();
             AbortOnDropHandle::new(tokio::spawn(work)).await
         }
     });
@@ -206,8 +224,9 @@ impl Pull {
         // Closed never: the sender is ours.
         let _ = self.ready.subscribe().wait_for(|ready| *ready >= index).await;
         if let Some((staging, extracted, job)) = staged {
-            let pull = self.clone();
-            self.run(move || pull.finish(index, staging, extracted, &job)).await?;
+            let (pull, digest) = (self.clone(), blob.digest);
+            let span = info_span!(target: SPANS, "layer publish", otel.status_code = Empty, layer.digest = %digest);
+            step(span, self.run(move || pull.finish(index, staging, extracted, &job))).await?;
         }
         drop(turn);
         self.ready.send_replace(index + 1);
@@ -231,15 +250,31 @@ impl Pull {
             diff_id: self.diff_ids[index],
             limits: self.inner.config.limits.clone(),
         };
+        let fetch = info_span!(
+            target: SPANS,
+            "layer fetch",
+            otel.status_code = Empty,
+            layer.digest = %blob.digest,
+            layer.bytes = blob.size
+        );
+        let unpack = info_span!(
+            target: SPANS,
+            "layer unpack",
+            otel.status_code = Empty,
+            layer.digest = %blob.digest,
+            layer.unpacked_bytes = Empty
+        );
         let (sink, chunks) = mpsc::channel(QUEUE);
-        let (inner, pins) = (self.inner.clone(), self.pins.clone());
+        let (inner, pins, unpacking) = (self.inner.clone(), self.pins.clone(), unpack.clone());
         let unpacked = self.run(move || {
             let staging = inner.staging()?;
             let extracted = job.run(staging.root()?, chunks)?;
+            unpacking.record("layer.unpacked_bytes", extracted.bytes);
             drop(pins);
             Ok((staging, extracted, job))
         });
-        let (sent, unpacked) = tokio::join!(self.session.blob(blob, sink, &self.meter.bytes_done), unpacked);
+        let fetched = self.session.blob(blob, sink, &self.meter.bytes_done);
+        let (sent, unpacked) = tokio::join!(step(fetch, fetched), step(unpack, unpacked));
         // When both failed, the download's failure is the cause.
         sent?;
         unpacked

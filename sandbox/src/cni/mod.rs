@@ -14,6 +14,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use tracing::field::Empty;
+use tracing::info_span;
 
 pub(crate) use config::NetworkList;
 pub(crate) use first::Networks;
@@ -21,6 +23,7 @@ pub(crate) use result::status;
 
 use crate::error::SandboxError;
 use crate::spec::{CniConfig, NetworkSpec};
+use crate::step::{SPANS, step};
 use plugin::Call;
 
 /// Name of the pod's interface, in its network namespace and in its guest.
@@ -83,11 +86,13 @@ impl Attachment {
         let plugins = self.network.plugins.len();
         for number in 0..plugins {
             let plugin = &self.network.plugins[number];
-            let step = self.step("add the pod to", plugin);
+            let doing = self.step("add the pod to", plugin);
             let input = self.input(plugin, self.result.as_ref());
-            let output = self.call(config, plugin, "ADD", Some(netns), &step, &input).await?;
+            let kind = config::kind(plugin);
+            let span = info_span!(target: SPANS, "CNI plugin", otel.status_code = Empty, cni.plugin = kind);
+            let output = step(span, self.call(config, plugin, "ADD", Some(netns), &doing, &input)).await?;
             if output.is_none() && self.result.is_none() {
-                return Err(SandboxError::step(step, "the plugin answered nothing"));
+                return Err(SandboxError::step(doing, "the plugin answered nothing"));
             }
             self.result = output.or(self.result.take());
             self.complete = number + 1 == plugins;

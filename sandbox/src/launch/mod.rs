@@ -12,6 +12,8 @@ use cofferdam_proto::agent::agent_client::AgentClient;
 use cofferdam_proto::agent::{API_VERSION, ConfigurePodRequest, UserRange};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
+use tracing::field::Empty;
+use tracing::info_span;
 
 use crate::cgroup::PodCgroup;
 use crate::dirs::{self, Dirs, ReadyRecord};
@@ -21,6 +23,7 @@ use crate::netns::{self, NetNs};
 use crate::pod::{Pod, Watched};
 use crate::runtime::{Shared, Timeline};
 use crate::spec::{Kind, NetworkStatus, PodSpec};
+use crate::step::{SPANS, step};
 use crate::users::{self, Spaces};
 use crate::versions::{self, Known};
 use crate::{clock, connect, quota, size, teardown};
@@ -106,7 +109,8 @@ async fn run(
         Kind::Vm => SandboxError::Boot(Box::new(cause)),
         Kind::Host => cause,
     })?;
-    configure(&launch, &channel, status.as_ref(), guest, &watched).await?;
+    let span = info_span!(target: SPANS, "agent configure pod", otel.status_code = Empty);
+    step(span, configure(&launch, &channel, status.as_ref(), guest, &watched)).await?;
     let (path, ready) = (launch.dirs.ready(), ReadyRecord { network: status.clone() });
     blocking(move || dirs::write(&path, &ready)).await?;
     launch.clock.mark("configured");
@@ -172,9 +176,25 @@ impl Launch {
     /// The process's half: started, and its agent has answered.
     async fn process(self: &Arc<Self>, channel: &Channel) -> Result<(Watched, Known), SandboxError> {
         let watched = match self.spec.kind {
-            Kind::Vm => vm::start(self).await?,
-            Kind::Host => host::start(self).await?,
+            Kind::Vm => {
+                let span = info_span!(target: SPANS, "monitor start", otel.status_code = Empty);
+                step(span, vm::start(self)).await?
+            }
+            Kind::Host => {
+                let span = info_span!(target: SPANS, "supervisor start", otel.status_code = Empty);
+                step(span, host::start(self)).await?
+            }
         };
+        let span = match self.spec.kind {
+            Kind::Vm => info_span!(target: SPANS, "guest boot", otel.status_code = Empty),
+            Kind::Host => info_span!(target: SPANS, "agent greet", otel.status_code = Empty),
+        };
+        let known = step(span, self.answered(channel, &watched)).await?;
+        Ok((watched, known))
+    }
+
+    /// Waits until the process's agent has answered, and knows versions then.
+    async fn answered(self: &Arc<Self>, channel: &Channel, watched: &Watched) -> Result<Known, SandboxError> {
         let seconds = self.shared.config.vm.boot_timeout.as_secs();
         let answered = async {
             let monitor = if self.spec.kind == Kind::Vm { Some(vm::booted(self).await?) } else { None };
@@ -188,9 +208,9 @@ impl Launch {
             answered = tokio::time::timeout(self.shared.config.vm.boot_timeout, answered) => match answered {
                 Ok(Ok(known)) => {
                     self.clock.mark("agent_answered");
-                    Ok((watched, known))
+                    Ok(known)
                 }
-                Ok(Err(error)) => Err(explain(error, &watched).await),
+                Ok(Err(error)) => Err(explain(error, watched).await),
                 Err(_) => Err(SandboxError::TimedOut { step: "waiting for the pod's agent".into(), seconds }),
             },
         }

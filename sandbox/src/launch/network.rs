@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use cofferdam_proto::monitor::MAX_CARDS;
+use tracing::field::Empty;
+use tracing::info_span;
 
 use super::Launch;
 use crate::cni::{self, Attachment, NetworkList};
@@ -12,6 +14,7 @@ use crate::dirs;
 use crate::error::{Doing, SandboxError, blocking};
 use crate::link::{self, GuestNetwork, Joined};
 use crate::spec::{Kind, NetworkSpec, NetworkStatus};
+use crate::step::{SPANS, step};
 
 /// Runs the CNI chain, and hands its interface over to the guest if there is one.
 pub(super) async fn attach(launch: &Arc<Launch>) -> Result<(Option<NetworkStatus>, GuestNetwork), SandboxError> {
@@ -39,7 +42,14 @@ pub(super) async fn attach(launch: &Arc<Launch>) -> Result<(Option<NetworkStatus
         let (file, known) = (file.clone(), attachment.clone());
         blocking(move || dirs::write(&file, &known))
     };
-    attachment.add(config, &netns, save).await?;
+    let span = info_span!(
+        target: SPANS,
+        "CNI ADD",
+        otel.status_code = Empty,
+        cni.network = attachment.network.name,
+        cni.first = alone.is_some()
+    );
+    step(span, attachment.add(config, &netns, save)).await?;
     launch.clock.mark("cni_end");
     networks.used(&attachment.network.name);
     drop(alone);

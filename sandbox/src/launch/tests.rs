@@ -1,5 +1,7 @@
 //! Whole pods, with real plugins and, where it can be had, the real product (`COFFERDAM_LIB`, or installed).
 
+mod steps;
+
 use std::fs;
 use std::process::Command;
 use std::time::Duration;
@@ -105,6 +107,25 @@ fn a_failure_of_the_network_ends_the_boot_and_names_the_plugin() {
         let text = chain(&error);
         assert!(text.starts_with("cannot add the pod to network lab: plugin bridge: "), "{text}");
         no_trace_of(&node, &spec.id);
+    });
+}
+
+#[test]
+fn every_step_is_a_span_of_the_call_and_says_whether_it_failed() {
+    on_a_node(|mut node| async move {
+        bad_monitor(&mut node, "exit 1");
+        let (runtime, spec) = (runtime(&node.config), spec(Kind::Vm));
+        let steps = steps::of(async { runtime.launch(&spec).await.err().unwrap() }).await;
+        let expected = [
+            ("CNI ADD", "call", false),
+            ("CNI plugin", "CNI ADD", false),
+            ("CNI plugin", "CNI ADD", false),
+            ("CNI plugin", "CNI ADD", false),
+            ("CNI plugin", "CNI ADD", false),
+            ("guest boot", "call", true),
+            ("monitor start", "call", false),
+        ];
+        assert_eq!(steps, expected);
     });
 }
 
