@@ -106,6 +106,7 @@ async fn serve(config: Config, traces: Option<Traces>) -> Result<(), Box<dyn std
     sd_notify::notify(&[NotifyState::Stopping]).ok();
     tracing::info!("told to end; pods go on");
     let _ = stop.send(());
+    node.streaming.leave().await;
     if let Ok(ended) = tokio::time::timeout(GOODBYE, server).await {
         ended??;
     }

@@ -12,6 +12,7 @@
 
 mod hangup;
 mod idle;
+mod leaving;
 mod negotiate;
 mod port_forward;
 mod remote_command;

@@ -17,6 +17,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use super::hangup::Hangup;
+use super::leaving::Leaving;
 use super::negotiate::{self, Choice, Refusal, Wire};
 use super::{Session, port_forward, remote_command, websocket};
 use crate::door::Door;
@@ -59,6 +60,7 @@ type Sessions = Arc<Mutex<HashMap<String, Pending>>>;
 pub struct StreamingServer {
     address: SocketAddr,
     sessions: Sessions,
+    leaving: Leaving,
 }
 
 impl StreamingServer {
@@ -74,8 +76,15 @@ impl StreamingServer {
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         let sessions = Sessions::default();
-        tokio::spawn(accept(listener, sessions.clone()));
-        Ok(Self { address, sessions })
+        let leaving = Leaving::default();
+        tokio::spawn(accept(listener, sessions.clone(), leaving.clone()));
+        Ok(Self { address, sessions, leaving })
+    }
+
+    /// Tells the clients of running commands that the daemon ends, so that none takes the end of
+    /// its connection for success. Takes two seconds at most.
+    pub async fn leave(&self) {
+        self.leaving.begin().await;
     }
 
     /// Promises `session` to whoever connects to the returned URL first, within a minute.
@@ -106,7 +115,7 @@ fn verb(session: &Session) -> &'static str {
     }
 }
 
-async fn accept(listener: TcpListener, sessions: Sessions) {
+async fn accept(listener: TcpListener, sessions: Sessions, leaving: Leaving) {
     let door = Door::new(listener, MAX_CONNECTIONS, "streaming");
     while let Some((stream, permit)) = door.next().await {
         // What users type and see comes in small pieces.
@@ -118,7 +127,7 @@ async fn accept(listener: TcpListener, sessions: Sessions) {
                 continue;
             }
         };
-        let slot = Arc::new(Slot { _permit: permit, hangup });
+        let slot = Arc::new(Slot { _permit: permit, hangup, leaving: leaving.clone() });
         let sessions = sessions.clone();
         tokio::spawn(async move {
             let service = service_fn(|request| {
@@ -139,6 +148,7 @@ async fn accept(listener: TcpListener, sessions: Sessions) {
 struct Slot {
     _permit: OwnedSemaphorePermit,
     hangup: Hangup,
+    leaving: Leaving,
 }
 
 fn refuse(status: StatusCode, why: &str) -> Response<String> {
@@ -168,10 +178,11 @@ fn answer(request: Request<Incoming>, sessions: &Sessions, slot: Arc<Slot>) -> R
         return refuse(StatusCode::BAD_REQUEST, "Sec-WebSocket-Key is missing");
     };
     let Some(session) = take(&path, sessions) else { return unknown() };
-    tokio::spawn(async move {
+    let leaving = slot.leaving.clone();
+    leaving.sessions.spawn(async move {
         match hyper::upgrade::on(request).await {
             Ok(upgraded) => tokio::select! {
-                () = serve(TokioIo::new(upgraded), session, choice.wire) => {}
+                () = serve(TokioIo::new(upgraded), session, choice.wire, &slot.leaving) => {}
                 () = slot.hangup.gone() => {}
             },
             Err(error) => tracing::debug!(%error, "streaming upgrade failed"),
@@ -180,12 +191,15 @@ fn answer(request: Request<Incoming>, sessions: &Sessions, slot: Arc<Slot>) -> R
     response
 }
 
-async fn serve(io: TokioIo<Upgraded>, session: Session, wire: Wire) {
+async fn serve(io: TokioIo<Upgraded>, session: Session, wire: Wire, leaving: &Leaving) {
     match (session, wire) {
-        (Session::Exec(command) | Session::Attach(command), Wire::SpdyCommand(version)) => {
-            remote_command::over_spdy(io, command, version).await;
+        (Session::Exec(mut command) | Session::Attach(mut command), wire) => {
+            command.target = leaving.with(command.target);
+            match wire {
+                Wire::SpdyCommand(version) => remote_command::over_spdy(io, command, version).await,
+                _ => remote_command::over_websocket(io, command).await,
+            }
         }
-        (Session::Exec(command) | Session::Attach(command), _) => remote_command::over_websocket(io, command).await,
         (Session::PortForward(ports), Wire::TunnelledPorts) => {
             port_forward::run(websocket::tunnel(io).await, ports).await;
         }

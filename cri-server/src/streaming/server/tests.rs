@@ -105,6 +105,34 @@ async fn a_client_that_hangs_up_ends_a_process_that_takes_no_input() {
 }
 
 #[tokio::test]
+async fn the_daemons_end_is_no_success_of_a_running_command() {
+    let (server, path, dropped) = server().await;
+    let (client, answer) = ask(&server, &path, WEBSOCKET).await;
+    assert!(answer.starts_with("HTTP/1.1 101"), "{answer}");
+    let mut client = tokio_tungstenite::WebSocketStream::from_raw_socket(
+        client,
+        tokio_tungstenite::tungstenite::protocol::Role::Client,
+        None,
+    )
+    .await;
+    let ((), error) = tokio::join!(server.leave(), async {
+        let mut error = Vec::new();
+        while let Some(Ok(message)) = client.next().await {
+            if let tokio_tungstenite::tungstenite::Message::Binary(bytes) = message
+                && bytes[0] == 3
+            {
+                error.extend_from_slice(&bytes[1..]);
+            }
+        }
+        error
+    });
+    let status: serde_json::Value = serde_json::from_slice(&error).unwrap();
+    assert_eq!(status["status"], "Failure");
+    assert!(status["message"].as_str().unwrap().contains("being restarted"), "{status}");
+    assert!(dropped.load(Ordering::Acquire), "the process is still held");
+}
+
+#[tokio::test]
 async fn others_than_loopback_are_refused() {
     let refused = StreamingServer::start("0.0.0.0:0".parse().unwrap()).await;
     assert!(matches!(refused, Err(StreamingError::NotLoopback(_))));

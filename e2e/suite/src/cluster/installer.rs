@@ -186,10 +186,11 @@ impl Trial<'_> {
         for name in [PLAIN, CLASSES[0], CLASSES[1]] {
             self.here.sh(&format!("deployment/{name}"), "true")?;
         }
-        for (what, child) in [("logs -f", &mut follower), ("exec", &mut exec)] {
-            let ended = child.0.try_wait().doing("look for kubectl")?;
-            ensure!(ended.is_none(), "the {what} that ran during the upgrade has ended: {ended:?}");
-        }
+        let ended = follower.0.try_wait().doing("look for kubectl")?;
+        ensure!(ended.is_none(), "the logs -f that ran during the upgrade has ended: {ended:?}");
+        // The streams of a command are the daemon's; its client must not take their end for success.
+        let ended = exec.0.wait().doing("wait for kubectl")?;
+        ensure!(!ended.success(), "the exec whose daemon was replaced says that its command succeeded");
         let seen = complete_lines(&logs)?;
         wait("the followed log to go on", || Ok(complete_lines(&logs)? > seen))?;
         fs::remove_file(&logs).doing("remove the followed log")
