@@ -181,9 +181,9 @@ fn refusals(handler: &'static str, id: &str, pod: &Pod) -> Outcome {
     let devices: Vec<Value> = volumes.iter().zip(0..).map(|(v, n)| v.at(&format!("/dev/many{n}"), "mrw")).collect();
     let device = |path: &str| json!({"host_path": path, "container_path": "/dev/x", "permissions": "mrw"});
     for (devices, wanted) in [
-        (vec![device("/dev/null")], ["code = InvalidArgument", "/dev/null", "handler \"host\""]),
+        (vec![device("/dev/null")], ["code = InvalidArgument", "/dev/null", "which can have block devices only"]),
         (vec![device("/dev/none")], ["code = InvalidArgument", "/dev/none", "No such file"]),
-        (devices.clone(), ["code = FailedPrecondition", "8 block devices", "handler \"host\""]),
+        (devices.clone(), ["code = FailedPrecondition", "8 block devices", "can have no more"]),
         (vec![volumes[0].at("/bin/busybox", "mrw")], ["code = InvalidArgument", "/bin/busybox", "something else"]),
     ] {
         let refused = sleeper("refused", &devices);
