@@ -13,21 +13,32 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::telemetry::Traces;
 
-/// Starts logging at `level` and above; what other crates log is seen from `warn` on. Spans go to `traces` alone, if there is any.
+/// Starts logging at `level` and above; what other crates log is seen from `warn` on. Spans go to
+/// `traces` alone, if there is any.
 pub(crate) fn start(level: Level, traces: Option<&Traces>) {
     match traces {
-        None => drop(journal(level).try_init()),
-        Some(traces) => drop(journal(level).with(traces.layer()).try_init()),
+        None => drop(alone(level).try_init()),
+        Some(traces) => drop(with_traces(level, traces).try_init()),
     }
 }
 
-/// What takes events and no span.
-pub(crate) fn journal(level: Level) -> impl Subscriber + for<'a> LookupSpan<'a> + Send + Sync {
-    let filter =
-        EnvFilter::new(format!("warn,cofferdam={level},cofferdam_sandbox={level},cofferdam_image_store={level}"));
+/// What takes events, and has no span made.
+pub(crate) fn alone(level: Level) -> impl Subscriber + Send + Sync {
+    tracing_subscriber::registry().with(filter(level)).with(events())
+}
+
+/// What takes events, and gives `traces` the spans.
+pub(crate) fn with_traces(level: Level, traces: &Traces) -> impl Subscriber + Send + Sync + use<> {
+    tracing_subscriber::registry().with(events().with_filter(filter(level))).with(traces.layer())
+}
+
+fn filter(level: Level) -> EnvFilter {
+    EnvFilter::new(format!("warn,cofferdam={level},cofferdam_sandbox={level},cofferdam_image_store={level}"))
+}
+
+fn events<S: Subscriber + for<'a> LookupSpan<'a>>() -> impl Layer<S> {
     let format = Journal { priorities: std::env::var_os("JOURNAL_STREAM").is_some() };
-    let events = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false).event_format(format);
-    tracing_subscriber::registry().with(events.with_filter(filter))
+    tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false).event_format(format)
 }
 
 struct Journal {

@@ -19,13 +19,12 @@ use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::{Channel, Server};
 use tonic::{Code, Request};
-use tracing_subscriber::layer::SubscriberExt;
 
 use self::collector::Collector;
 use self::registry::Registry;
 use super::*;
 use crate::image_service::Images;
-use crate::journal::journal;
+use crate::journal;
 use crate::node::Node;
 use crate::records::Records;
 use crate::runtime_service;
@@ -107,7 +106,7 @@ fn container() -> cri::CreateContainerRequest {
 async fn while_traced(config: TracingConfig, work: impl AsyncFnOnce()) -> u64 {
     let dropped = counter();
     let traces = Traces::counting(config, dropped);
-    let guard = tracing::subscriber::set_default(journal(tracing::Level::ERROR).with(traces.layer()));
+    let guard = tracing::subscriber::set_default(journal::with_traces(tracing::Level::ERROR, &traces));
     let sending = traces.start().unwrap();
     work().await;
     // Whoever serves a call may still hold its span for a moment.
@@ -232,7 +231,7 @@ async fn nobody_waits_for_a_collector_that_is_not_there_or_says_nothing() {
 #[tokio::test]
 async fn without_an_endpoint_there_are_no_spans() {
     assert_eq!(crate::config::tests_config().tracing, None);
-    let _guard = tracing::subscriber::set_default(journal(tracing::Level::TRACE));
+    let _guard = tracing::subscriber::set_default(journal::alone(tracing::Level::TRACE));
     assert!(tracing::info_span!(target: SPANS, "step").is_disabled());
     let step = async { Ok::<_, ()>(tracing::Span::current().is_disabled()) };
     let span = tracing::info_span!(target: SPANS, "step", otel.status_code = tracing::field::Empty);
