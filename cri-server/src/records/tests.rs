@@ -169,6 +169,7 @@ fn records_of_an_older_daemon_are_read_and_what_came_since_has_defaults() {
     let c: ContainerRecord = decode("c", include_bytes!("v1/container.json")).unwrap();
     let mut expected = container("c", ContainerPhase::Running);
     expected.mounts.push(MountRecord::default());
+    expected.disks.clear();
     assert_eq!(c, expected);
 }
 
