@@ -256,6 +256,27 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_block_device_can_be_used_and_its_file_not_changed() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(1 << 20).unwrap();
+        let losetup = |args: &[&str]| std::process::Command::new("losetup").args(args).output();
+        let made = losetup(&["--find", "--show", file.path().to_str().unwrap()]).ok().filter(|o| o.status.success());
+        let Some(made) = made else { return println!("skipped: there is no loop device") };
+        let node = String::from_utf8(made.stdout).unwrap().trim().to_owned();
+        let folder = tempfile::tempdir().unwrap();
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(&node, &link).unwrap();
+        assert!(leads_to_block_device(&link).unwrap());
+        for read_only in [false, true] {
+            let device = BlockDevice::open(&link, read_only).unwrap();
+            assert_eq!(device.serial().ends_with('r'), read_only, "{device:?}");
+            assert_eq!(rustix::io::write(&device.fd, &[0; 512]).is_err(), read_only);
+            assert_eq!(rustix::fs::fchmod(&device.fd, Mode::RUSR), Err(rustix::io::Errno::ROFS));
+        }
+        losetup(&["--detach", &node]).unwrap();
+    }
+
+    #[test]
     fn a_guest_cannot_send_the_daemon_elsewhere() {
         let path = |path: &str| guest_path(AttachDiskReply { path: path.into() });
         assert_eq!(path("/dev/vdb").unwrap(), "/dev/vdb");

@@ -1,6 +1,8 @@
+use std::fs::File;
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
@@ -10,6 +12,7 @@ use super::state::{BlkState, STATE_VERSION};
 use super::*;
 use crate::devices::virtio::test_guest::{DATA, Guest, WRITE, any_attack};
 use crate::devices::virtio::{Buffers, Interrupt, QueueLine, VIRTIO_F_EVENT_IDX, VIRTIO_F_VERSION_1, VirtioDevice};
+use crate::lock_in::{ThreadKind, run_as};
 
 const SECTORS: u64 = 256;
 const HEAD: u64 = DATA;
@@ -134,6 +137,62 @@ fn a_read_only_disk_takes_no_writes_whatever_the_driver_accepted() {
     assert_eq!(bench.request(0, 5, &[(BODY, 512, WRITE)]), (0, 513));
     assert_eq!(bench.guest.read(BODY, 512), [5; 512]);
     assert_eq!(bench.request(4, 0, &[]), (0, 1), "a flush changes nothing");
+}
+
+/// A loop device over a file of 1 MiB.
+struct LoopDevice {
+    file: tempfile::NamedTempFile,
+    path: String,
+}
+
+impl LoopDevice {
+    /// None where there is no loop device to be had.
+    fn new() -> Option<Self> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(1 << 20).unwrap();
+        let made = Command::new("losetup").args(["--find", "--show"]).arg(file.path()).output().ok()?;
+        let path = String::from_utf8(made.stdout).unwrap().trim().to_owned();
+        made.status.success().then_some(Self { file, path })
+    }
+
+    fn read(&self, offset: u64) -> [u8; 512] {
+        let mut bytes = [1; 512];
+        self.file.as_file().read_exact_at(&mut bytes, offset).unwrap();
+        bytes
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        Command::new("losetup").args(["--detach", &self.path]).status().unwrap();
+    }
+}
+
+#[test]
+fn a_block_device_of_the_node_is_a_disk() {
+    let Some(node) = LoopDevice::new() else { return println!("skipped: there is no loop device") };
+    let open = |write| File::options().read(true).write(write).open(&node.path).unwrap();
+    // As the monitor sizes it: under the filter of its main thread.
+    let volume = |file: File| run_as(ThreadKind::Main, || Blk::volume(file.into(), "b7.0w", false)).unwrap();
+    assert!(volume(open(false)).state.read_only, "a descriptor that cannot write");
+    let state = BlkState { features: F_FLUSH, ..volume(open(true)).state };
+    assert_eq!((state.capacity, state.block_size, state.read_only), (2048, 512, false));
+    let mut bench = Bench { file: open(true), state, ..Bench::new() };
+    bench.guest.write(BODY, &[0xaa; 512]);
+    for sector in [8, 16] {
+        assert_eq!(bench.request(1, sector, &[(BODY, 512, 0)]), (0, 1));
+    }
+    assert_eq!(bench.request(4, 0, &[]), (0, 1));
+    assert_eq!(node.read(8 * SECTOR), [0xaa; 512]);
+    assert_eq!(bench.request(0, 16, &[(BODY + 0x1000, 512, WRITE)]), (0, 513));
+    assert_eq!(bench.guest.read(BODY + 0x1000, 512), [0xaa; 512]);
+    for (sector, flags) in [(8, 0), (16, 1)] {
+        assert_eq!(bench.range(13, sector, 8, flags), 0);
+        assert_eq!(bench.request(4, 0, &[]), (0, 1));
+        assert_eq!(node.read(sector * SECTOR), [0; 512]);
+    }
+    assert!([0, 2].contains(&bench.range(11, 8, 8, 0)), "discarded, if the node's device can");
+    assert_eq!(bench.request(0, 2048, &[(BODY, 512, WRITE)]), (1, 1), "behind its end");
 }
 
 #[test]
