@@ -75,7 +75,8 @@ async fn execs() {
     let mut output = pod.client.exec(tokio_stream::iter([start])).await.unwrap().into_inner();
     output.message().await.unwrap();
     drop(output);
-    for _ in 0..200 {
+    let began = std::time::Instant::now();
+    while began.elapsed().as_secs() < 60 {
         let left = pod.exec(sh("a", "ps -o args | grep -c '^sleep 4242'"), None).await.unwrap();
         if left.stdout.trim() == "0" {
             pod.end().await;
