@@ -17,8 +17,8 @@ use super::{CommandTarget, Stdio};
 
 /// How long clients may take to hear of it.
 const LIMIT: Duration = Duration::from_secs(2);
-const MESSAGE: &str = "the node's container runtime is being restarted, and the command's streams end with it; the \
-                       container goes on";
+const MESSAGE: &str = "the node's container runtime is being restarted, and the streams of exec and attach end with it; \
+                       the container goes on: run the command again";
 
 /// Whether the daemon is about to end, and who still has to be told.
 #[derive(Debug, Clone, Default)]
@@ -38,6 +38,11 @@ impl Leaving {
         }
     }
 
+    /// Ends when the daemon is about to end.
+    pub(super) async fn begun(&self) {
+        self.begun.cancelled().await;
+    }
+
     /// A target whose output ends with an error when the daemon is about to end.
     pub(super) fn with(&self, target: Arc<dyn CommandTarget>) -> Arc<dyn CommandTarget> {
         Arc::new(UntilThen { target, begun: self.begun.clone() })
@@ -53,7 +58,10 @@ impl CommandTarget for UntilThen {
     fn start(&self) -> BoxFuture<'static, Result<Stdio, Status>> {
         let (starting, begun) = (self.target.start(), self.begun.clone());
         async move {
-            let (input, output) = starting.await?;
+            let (input, output) = tokio::select! {
+                started = starting => started?,
+                () = begun.cancelled() => return Err(Status::unavailable(MESSAGE)),
+            };
             let after = begun.clone();
             let message = move |()| ready(after.is_cancelled().then(|| Err(Status::unavailable(MESSAGE))));
             let end = stream::iter([()]).filter_map(message);

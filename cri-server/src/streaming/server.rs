@@ -200,10 +200,19 @@ async fn serve(io: TokioIo<Upgraded>, session: Session, wire: Wire, leaving: &Le
                 _ => remote_command::over_websocket(io, command).await,
             }
         }
-        (Session::PortForward(ports), Wire::TunnelledPorts) => {
-            port_forward::run(websocket::tunnel(io).await, ports).await;
+        (Session::PortForward(ports), wire) => {
+            let forwarding = async {
+                match wire {
+                    Wire::TunnelledPorts => port_forward::run(websocket::tunnel(io).await, ports).await,
+                    _ => port_forward::run(io, ports).await,
+                }
+            };
+            // kubectl takes the end of this connection for what it is.
+            tokio::select! {
+                () = forwarding => {}
+                () = leaving.begun() => {}
+            }
         }
-        (Session::PortForward(ports), _) => port_forward::run(io, ports).await,
     }
 }
 

@@ -5,6 +5,9 @@ use futures::{FutureExt, StreamExt, stream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::Role;
 use tonic::Status;
 
 use super::super::{CommandSession, CommandTarget, Input, Output, Stdio};
@@ -38,19 +41,19 @@ impl CommandTarget for Deaf {
 }
 
 async fn server() -> (StreamingServer, String, Arc<AtomicBool>) {
-    let server = StreamingServer::start("127.0.0.1:0".parse().unwrap()).await.unwrap();
     let dropped = Arc::new(AtomicBool::new(false));
-    let session = CommandSession {
-        container_id: "c".into(),
-        tty: false,
-        stdin: true,
-        stdout: true,
-        stderr: false,
-        target: Arc::new(Deaf(dropped.clone())),
-    };
+    let (server, path) = serving(Arc::new(Deaf(dropped.clone()))).await;
+    (server, path, dropped)
+}
+
+/// A server, and the path of a session for `target`.
+async fn serving(target: Arc<dyn CommandTarget>) -> (StreamingServer, String) {
+    let server = StreamingServer::start("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let session =
+        CommandSession { container_id: "c".into(), tty: false, stdin: true, stdout: true, stderr: false, target };
     let url = server.url(Session::Exec(session)).unwrap();
     let path = url.strip_prefix(&format!("http://{}", server.address)).unwrap().to_owned();
-    (server, path, dropped)
+    (server, path)
 }
 
 async fn ask(server: &StreamingServer, path: &str, headers: &str) -> (TcpStream, String) {
@@ -104,21 +107,24 @@ async fn a_client_that_hangs_up_ends_a_process_that_takes_no_input() {
     panic!("the process is still held");
 }
 
-#[tokio::test]
-async fn the_daemons_end_is_no_success_of_a_running_command() {
-    let (server, path, dropped) = server().await;
-    let (client, answer) = ask(&server, &path, WEBSOCKET).await;
+/// A process that never comes up.
+struct Stuck;
+
+impl CommandTarget for Stuck {
+    fn start(&self) -> BoxFuture<'static, Result<Stdio, Status>> {
+        futures::future::pending().boxed()
+    }
+}
+
+/// What a client of `path` finds on its error channel when the daemon ends.
+async fn told(server: &StreamingServer, path: &str) -> serde_json::Value {
+    let (client, answer) = ask(server, path, WEBSOCKET).await;
     assert!(answer.starts_with("HTTP/1.1 101"), "{answer}");
-    let mut client = tokio_tungstenite::WebSocketStream::from_raw_socket(
-        client,
-        tokio_tungstenite::tungstenite::protocol::Role::Client,
-        None,
-    )
-    .await;
+    let mut client = WebSocketStream::from_raw_socket(client, Role::Client, None).await;
     let ((), error) = tokio::join!(server.leave(), async {
         let mut error = Vec::new();
         while let Some(Ok(message)) = client.next().await {
-            if let tokio_tungstenite::tungstenite::Message::Binary(bytes) = message
+            if let Message::Binary(bytes) = message
                 && bytes[0] == 3
             {
                 error.extend_from_slice(&bytes[1..]);
@@ -126,10 +132,19 @@ async fn the_daemons_end_is_no_success_of_a_running_command() {
         }
         error
     });
-    let status: serde_json::Value = serde_json::from_slice(&error).unwrap();
+    serde_json::from_slice(&error).unwrap()
+}
+
+#[tokio::test]
+async fn the_daemons_end_is_no_success_of_a_command() {
+    let (running, path, dropped) = server().await;
+    let status = told(&running, &path).await;
     assert_eq!(status["status"], "Failure");
     assert!(status["message"].as_str().unwrap().contains("being restarted"), "{status}");
     assert!(dropped.load(Ordering::Acquire), "the process is still held");
+
+    let (starting, path) = serving(Arc::new(Stuck)).await;
+    assert_eq!(told(&starting, &path).await["status"], "Failure");
 }
 
 #[tokio::test]
