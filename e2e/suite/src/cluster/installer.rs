@@ -2,6 +2,7 @@
 //! an upgrade under running pods, an upgrade that fails, and the way back.
 
 use std::fs;
+use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -175,9 +176,11 @@ impl Trial<'_> {
         let words = ["logs", "-f", &format!("deployment/{}", CLASSES[0])];
         let follower = self.here.command(&words).stdout(file).stderr(Stdio::inherit()).spawn().doing("run kubectl")?;
         let mut follower = Beside(follower);
-        let words = ["exec", &format!("deployment/{}", CLASSES[0]), "--", "sh", "-c", "sleep 1000000"];
-        let exec = self.here.command(&words).spawn().doing("run kubectl")?;
+        let pod = format!("deployment/{}", CLASSES[0]);
+        let words = ["exec", &pod, "--", "sh", "-c", "touch /tmp/execs; sleep 1000000"];
+        let exec = self.here.command(&words).stderr(Stdio::piped()).spawn().doing("run kubectl")?;
         let mut exec = Beside(exec);
+        wait("the command to run", || Ok(self.here.sh(&pod, "test -e /tmp/execs").is_ok()))?;
         self.apply("second")?;
         wait_state("1.0.0-second serves the kubelet")?;
         self.is_current("second")?;
@@ -190,7 +193,13 @@ impl Trial<'_> {
         ensure!(ended.is_none(), "the logs -f that ran during the upgrade has ended: {ended:?}");
         // The streams of a command are the daemon's; its client must not take their end for success.
         let ended = exec.0.wait().doing("wait for kubectl")?;
-        ensure!(!ended.success(), "the exec whose daemon was replaced says that its command succeeded");
+        let mut said = String::new();
+        let stderr = exec.0.stderr.take().ok_or("kubectl has no stderr")?;
+        BufReader::new(stderr).read_to_string(&mut said).doing("read what kubectl says")?;
+        ensure!(
+            !ended.success() && said.contains("being restarted"),
+            "the exec whose daemon was replaced ended with {ended} and {said:?}"
+        );
         let seen = complete_lines(&logs)?;
         wait("the followed log to go on", || Ok(complete_lines(&logs)? > seen))?;
         fs::remove_file(&logs).doing("remove the followed log")
