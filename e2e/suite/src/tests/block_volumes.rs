@@ -10,8 +10,9 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
+use super::shell::{prints, sh};
 use super::{Check, Test, in_one_pod, with_both};
-use crate::crictl::{self, Container, Crictl, Output, Pod, wait_for};
+use crate::crictl::{self, Container, Crictl, Pod, wait_for};
 use crate::daemon;
 use crate::failure::{Doing, Outcome, ensure};
 
@@ -89,16 +90,6 @@ fn losetup(args: &[&str]) -> Outcome<String> {
 
 fn sleeper(name: &str, devices: &[Value]) -> Container {
     Container::shell(name, "exec sleep 100000").with("devices", json!(devices))
-}
-
-fn sh(container: &str, script: &str) -> Outcome<Output> {
-    Crictl::default().attempt(&["exec", "--sync", container, "sh", "-c", script])
-}
-
-fn prints(container: &str, script: &str, wanted: &str) -> Outcome {
-    let got = sh(container, script)?;
-    ensure!(got.stdout.trim() == wanted, "{script}: printed {:?} and {:?}, not {wanted:?}", got.stdout, got.stderr);
-    Ok(())
 }
 
 /// Writes `text` to a device of a container, down to the node, at a multiple of 512 bytes.

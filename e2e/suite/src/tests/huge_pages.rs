@@ -6,7 +6,8 @@ use std::process::Command;
 use serde_json::{Value, json};
 
 use super::Test;
-use crate::crictl::{self, Container, Crictl, Output, Pod, wait_for};
+use super::shell::prints;
+use crate::crictl::{self, Container, Crictl, Pod, wait_for};
 use crate::failure::{Doing, Outcome, ensure};
 
 pub(super) const TESTS: &[Test] = &[("huge_pages", huge_pages)];
@@ -58,16 +59,6 @@ fn container(name: &str, limit: u64, mounts: &Value) -> Container {
     let resources = json!({"hugepage_limits": [{"page_size": "2MB", "limit": limit}]});
     let container = Container::shell(name, "exec sleep 100000").with("linux", json!({"resources": resources}));
     container.with("mounts", mounts.clone())
-}
-
-fn sh(container: &str, script: &str) -> Outcome<Output> {
-    Crictl::default().attempt(&["exec", "--sync", container, "sh", "-c", script])
-}
-
-fn prints(container: &str, script: &str, wanted: &str) -> Outcome {
-    let got = sh(container, script)?;
-    ensure!(got.stdout.trim() == wanted, "{script}: printed {:?} and {:?}, not {wanted:?}", got.stdout, got.stderr);
-    Ok(())
 }
 
 fn huge_pages() -> Outcome {

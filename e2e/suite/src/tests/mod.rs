@@ -21,6 +21,7 @@ mod records;
 mod reported;
 mod resources;
 mod security;
+mod shell;
 mod soak;
 mod starts;
 mod statistics;

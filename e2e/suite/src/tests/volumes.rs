@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::config_volumes::write_version;
+use super::shell::{prints, sh};
 use super::{Check, Test, in_one_pod, with_both};
-use crate::crictl::{self, BUSYBOX, Container, Crictl, Output, Pod, wait_for};
+use crate::crictl::{self, BUSYBOX, Container, Crictl, Pod, wait_for};
 use crate::failure::{Doing, Outcome, ensure};
 use crate::processes;
 
@@ -80,16 +81,6 @@ fn volume(host: &str, container: &str, more: Value) -> Value {
 
 fn sleeper(name: &str, mounts: &[Value]) -> Container {
     Container::shell(name, "exec sleep 100000").with("mounts", json!(mounts))
-}
-
-fn sh(container: &str, script: &str) -> Outcome<Output> {
-    Crictl::default().attempt(&["exec", "--sync", container, "sh", "-c", script])
-}
-
-fn prints(container: &str, script: &str, wanted: &str) -> Outcome {
-    let got = sh(container, script)?;
-    ensure!(got.stdout.trim() == wanted, "{script}: printed {:?} and {:?}, not {wanted:?}", got.stdout, got.stderr);
-    Ok(())
 }
 
 fn read_only(container: &str, path: &str) -> Outcome {
