@@ -189,3 +189,15 @@ fn find<T>(map: &HashMap<String, Arc<T>>, id: &str, what: &str) -> Result<Option
 pub(crate) fn shorten(id: &str) -> String {
     id.chars().take(80).collect()
 }
+
+/// A node with the folders that `config` names, and what an earlier one left in them.
+#[cfg(test)]
+#[expect(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests fail by it, and wait for nobody")]
+pub(crate) async fn tests_node(config: Config) -> Arc<Node> {
+    std::fs::create_dir_all(&config.state_dir).unwrap();
+    let records = Records::open(&config.state_dir.join("records.redb")).unwrap();
+    let store = Arc::new(Store::open(config.store()).unwrap());
+    let runtime = Runtime::open(config.sandbox()).unwrap();
+    let streaming = StreamingServer::start(config.streaming).await.unwrap();
+    Node::new(config, store, runtime, records, streaming)
+}

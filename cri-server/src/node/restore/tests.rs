@@ -1,11 +1,7 @@
 use std::path::Path;
 
-use cofferdam_image_store::Store;
-use cofferdam_sandbox::Runtime;
-
 use super::*;
-use crate::records::{self, Records};
-use crate::streaming::StreamingServer;
+use crate::records;
 
 fn id(letter: char) -> String {
     letter.to_string().repeat(64)
@@ -25,12 +21,7 @@ async fn start(dir: &Path) -> Arc<Node> {
     let mut config = crate::config::tests_config();
     config.run_dir = dir.join("run");
     config.state_dir = dir.join("state");
-    std::fs::create_dir_all(&config.state_dir).unwrap();
-    let records = Records::open(&config.state_dir.join("records.redb")).unwrap();
-    let store = Arc::new(Store::open(config.store()).unwrap());
-    let runtime = Runtime::open(config.sandbox()).unwrap();
-    let streaming = StreamingServer::start(config.streaming).await.unwrap();
-    Node::new(config, store, runtime, records, streaming)
+    crate::node::tests_node(config).await
 }
 
 async fn keep(node: &Node, pods: &[PodRecord], containers: &[ContainerRecord]) {

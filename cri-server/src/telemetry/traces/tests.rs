@@ -8,13 +8,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use cofferdam_image_store::Store;
 use cofferdam_proto::cri;
 use cofferdam_proto::cri::image_service_client::ImageServiceClient;
 use cofferdam_proto::cri::image_service_server::ImageServiceServer;
 use cofferdam_proto::cri::runtime_service_client::RuntimeServiceClient;
 use cofferdam_proto::cri::runtime_service_server::RuntimeServiceServer;
-use cofferdam_sandbox::Runtime;
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::{Channel, Server};
@@ -26,9 +24,7 @@ use super::*;
 use crate::image_service::Images;
 use crate::journal;
 use crate::node::Node;
-use crate::records::Records;
 use crate::runtime_service;
-use crate::streaming::StreamingServer;
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 const CALLER: &str = "b7ad6b7169203331";
@@ -57,12 +53,7 @@ async fn node(dir: &Path, registry: &Registry) -> Arc<Node> {
     config.state_dir = dir.join("state");
     config.vm.kernel = dir.join("no-kernel");
     config.registries.insert(registry.address.clone(), registry.plain_http());
-    std::fs::create_dir_all(&config.state_dir).unwrap();
-    let records = Records::open(&config.state_dir.join("records.redb")).unwrap();
-    let store = Arc::new(Store::open(config.store()).unwrap());
-    let runtime = Runtime::open(config.sandbox()).unwrap();
-    let streaming = StreamingServer::start(config.streaming).await.unwrap();
-    Node::new(config, store, runtime, records, streaming)
+    crate::node::tests_node(config).await
 }
 
 /// The daemon's services behind its layer, and a connection to them.
