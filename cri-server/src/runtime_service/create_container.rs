@@ -131,7 +131,8 @@ async fn warn_of_older_agent(container: &Container, sandbox: &Sandbox, request: 
     }
 }
 
-/// Has the store keep the layers of the container's image, and the pod see them: their names there, topmost first.
+/// Has the store keep the layers of the container's image, and the pod see them: their names there,
+/// topmost first.
 async fn show_layers(
     node: &Node,
     id: &str,

@@ -141,7 +141,8 @@ async fn steps(
     Ok(id)
 }
 
-/// The image behind `reference`: the digest under which it was served, its manifest, and how many bytes the image has.
+/// The image behind `reference`: the digest under which it was served, its manifest, and how many
+/// bytes the image has.
 async fn resolve(session: &Session, reference: &Reference) -> StoreResult<(Digest, Manifest, u64)> {
     let span = info_span!(
         target: SPANS,

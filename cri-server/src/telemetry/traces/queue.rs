@@ -1,4 +1,5 @@
-//! Spans on their way to the collector: a queue that never makes anybody wait, and a task that empties it.
+//! Spans on their way to the collector: a queue that never makes anybody wait, and a task that
+//! empties it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;

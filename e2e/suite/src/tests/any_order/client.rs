@@ -61,8 +61,8 @@ impl Program {
         Self { client, world, dice, number, made: 0, epoch: 0, containers, pods }
     }
 
-    /// Makes `least` calls, and more while no client has seen some call of [`VERBS`] succeed: some seeds kill
-    /// the daemon or stop the pods around each start. Ends at `most` calls.
+    /// Makes `least` calls, and more while no client has seen some call of [`VERBS`] succeed: some
+    /// seeds kill the daemon or stop the pods around each start. Ends at `most` calls.
     pub(super) async fn run(mut self, least: u32, most: u32) -> Outcome {
         for call in 0..most {
             if call >= least && self.world.without_success().is_none() {
