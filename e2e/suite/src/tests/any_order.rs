@@ -3,6 +3,7 @@
 
 mod client;
 mod dice;
+mod stuck;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};

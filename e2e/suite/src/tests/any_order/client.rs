@@ -9,7 +9,7 @@ use std::time::Duration;
 use cofferdam_proto::{cri, legal};
 use tonic::{Request, Response, Status};
 
-use super::{Dice, World, lock};
+use super::{Dice, World, lock, stuck};
 use crate::crictl::BUSYBOX;
 use crate::failure::{Outcome, ensure};
 use crate::rpc::{Client, Net, container_config};
@@ -127,7 +127,10 @@ impl Program {
                 }
                 (format!("{:?}", status.code()), Came::Refused)
             }
-            Err(_) if patience == LIMIT => return Err(format!("{verb} has no answer after {LIMIT:?}").into()),
+            Err(_) if patience == LIMIT => {
+                let report = stuck::report(&self.client).await;
+                return Err(format!("{verb} has no answer after {LIMIT:?}; {report}").into());
+            }
             Err(_) => ("hung up".to_owned(), Came::Unheard),
         };
         *lock(&self.world.outcomes).entry(format!("{verb} {code}")).or_default() += 1;
