@@ -1,4 +1,4 @@
-//! The monitor's API, version 3.
+//! The monitor's API, version 4.
 //!
 //! **Launch.** `cofferdam-vmm --config-fd N` reads one JSON [`LaunchConfig`] from descriptor `N`. All
 //! files, sockets and devices are descriptors that were handed over; the monitor opens nothing by path.
@@ -14,6 +14,7 @@
 //! | 1 | |
 //! | 2 | [`LaunchConfig::more_tap_fds`], which a monitor of version 1 would leave out |
 //! | 3 | [`Request::Plug`] and [`Request::Unplug`], for which the guest was told of places at its boot |
+//! | 4 | [`LaunchConfig::restore`], which an older monitor would leave out; [`Request::Save`] and [`Request::Resume`] |
 //!
 //! **End.** When the VM ends, the monitor writes one JSON [`ExitReport`] to `exit_fd` and exits with
 //! status 0 for [`ExitReason::PowerOff`], else 1.
@@ -24,7 +25,7 @@ use serde::{Deserialize, Serialize};
 
 /// Version of this API. Fields may be added within a version; unknown ones are ignored by readers. It goes up when one side has to know
 /// whether the other one understands what is new.
-pub const API_VERSION: u32 = 3;
+pub const API_VERSION: u32 = 4;
 
 /// Versions that a greeting may name, on both sides. One is left out when no pod that speaks nothing newer can be running any more:
 /// docs/upgrade.md says for how long that is promised.
@@ -107,6 +108,21 @@ pub struct LaunchConfig {
     /// Taps of further virtio-net devices, which the guest finds after the first, in order.
     #[serde(default)]
     pub more_tap_fds: Vec<i32>,
+    /// Goes on where another VM was saved, in place of a boot. Everything else stays as it is said here: the kernel and the initramfs
+    /// must be the files that the saved VM booted, `vcpus`, `vcpus_max`, `memory_mib`, `hotplug_mib`, `cmdline` and the number of taps
+    /// those that it had, and the disk as large as its disk. The disk's content must be what that VM had when it was saved, unless its
+    /// guest had not looked at the disk.
+    #[serde(default)]
+    pub restore: Option<Restore>,
+}
+
+/// A saved VM, as [`Request::Save`] wrote it. It is never changed, and any number of VMs can be restored from it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restore {
+    /// The guest's RAM; a sealed memfd.
+    pub memory_fd: i32,
+    /// Everything else.
+    pub state_fd: i32,
 }
 
 /// One control packet to the monitor.
@@ -152,6 +168,15 @@ pub enum Request {
         /// That of [`Request::Plug`].
         serial: String,
     },
+    /// Pauses the VM and saves it into two memfds that are attached to the same packet: first its memory, then its state. Both must
+    /// allow sealing, and are sealed then. Answered by [`Reply::Done`]; the VM stays paused until [`Request::Resume`] or
+    /// [`Request::Kill`]. Refused, and the VM goes on, while something of it would be lost: disks that are plugged, memory that is
+    /// plugged, files of the share that its guest knows. Connections to the guest are not saved.
+    ///
+    /// The monitor does nothing else meanwhile, which takes as long as reading all of the guest's memory.
+    Save,
+    /// Lets a VM go on that [`Request::Save`] has paused; answered by [`Reply::Done`].
+    Resume,
     /// Ends the VM at once; the exit report says [`ExitReason::Killed`]. Answered by [`Reply::Done`] first.
     Kill,
 }
@@ -211,6 +236,9 @@ pub struct Status {
     /// Disks that were plugged, by their places.
     #[serde(default)]
     pub disks: Vec<Disk>,
+    /// The VM waits for [`Request::Resume`].
+    #[serde(default)]
+    pub paused: bool,
 }
 
 /// A disk that was plugged.

@@ -1,4 +1,4 @@
-//! JSON packets with at most one descriptor, over `SOCK_SEQPACKET` unix sockets.
+//! JSON packets with descriptors, mostly none or one, over `SOCK_SEQPACKET` unix sockets.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -14,6 +14,9 @@ use serde::de::DeserializeOwned;
 /// Longest packet, bytes.
 pub const MAX_PACKET: usize = 64 * 1024;
 
+/// Most descriptors of one packet.
+pub const MAX_FDS: usize = 2;
+
 /// What went wrong with a packet.
 #[derive(Debug, thiserror::Error)]
 pub enum PacketError {
@@ -26,6 +29,9 @@ pub enum PacketError {
     /// The packet is longer than [`MAX_PACKET`].
     #[error("packet is longer than {MAX_PACKET} bytes")]
     TooLong,
+    /// More descriptors than a packet has.
+    #[error("a packet has at most {MAX_FDS} descriptors, not {0}")]
+    TooManyFds(usize),
 }
 
 /// Sends `message`, with `fd` attached if there is one.
@@ -33,16 +39,22 @@ pub enum PacketError {
 /// # Errors
 /// When the message does not fit a packet or the peer is gone.
 pub fn send<T: Serialize>(socket: impl AsFd, message: &T, fd: Option<BorrowedFd<'_>>) -> Result<(), PacketError> {
+    send_all(socket, message, fd.as_slice())
+}
+
+/// As [`send`], with up to [`MAX_FDS`] descriptors.
+///
+/// # Errors
+/// When the message does not fit a packet, or the peer is gone.
+pub fn send_all<T: Serialize>(socket: impl AsFd, message: &T, fds: &[BorrowedFd<'_>]) -> Result<(), PacketError> {
     let bytes = serde_json::to_vec(message)?;
     if bytes.len() > MAX_PACKET {
         return Err(PacketError::TooLong);
     }
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    let fds;
-    if let Some(fd) = fd {
-        fds = [fd];
-        control.push(SendAncillaryMessage::ScmRights(&fds));
+    if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
+        return Err(PacketError::TooManyFds(fds.len()));
     }
     rustix::net::sendmsg(socket, &[IoSlice::new(&bytes)], &mut control, SendFlags::NOSIGNAL)?;
     Ok(())
@@ -53,8 +65,17 @@ pub fn send<T: Serialize>(socket: impl AsFd, message: &T, fd: Option<BorrowedFd<
 /// # Errors
 /// When the packet is too long or is not a `T`.
 pub fn recv<T: DeserializeOwned>(socket: impl AsFd) -> Result<Option<(T, Option<OwnedFd>)>, PacketError> {
+    let received = recv_all(socket)?;
+    Ok(received.map(|(message, fds)| (message, fds.into_iter().next())))
+}
+
+/// As [`recv`], with all descriptors, up to [`MAX_FDS`]; the kernel closes what is more.
+///
+/// # Errors
+/// When the packet is too long or is not a `T`.
+pub fn recv_all<T: DeserializeOwned>(socket: impl AsFd) -> Result<Option<(T, Vec<OwnedFd>)>, PacketError> {
     let mut buffer = vec![0u8; MAX_PACKET];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let got = rustix::net::recvmsg(socket, &mut [IoSliceMut::new(&mut buffer)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
     if got.bytes == 0 {
@@ -63,11 +84,11 @@ pub fn recv<T: DeserializeOwned>(socket: impl AsFd) -> Result<Option<(T, Option<
     if got.flags.contains(ReturnFlags::TRUNC) {
         return Err(PacketError::TooLong);
     }
-    let mut fd = None;
+    let mut fds = Vec::new();
     for message in control.drain() {
-        if let RecvAncillaryMessage::ScmRights(fds) = message {
-            fd = fds.into_iter().next();
+        if let RecvAncillaryMessage::ScmRights(some) = message {
+            fds.extend(some);
         }
     }
-    Ok(Some((serde_json::from_slice(&buffer[..got.bytes])?, fd)))
+    Ok(Some((serde_json::from_slice(&buffer[..got.bytes])?, fds)))
 }

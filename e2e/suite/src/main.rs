@@ -20,6 +20,7 @@ mod emulator;
 mod failure;
 mod inside;
 mod kubelet;
+mod monitor;
 mod openmetrics;
 mod pod_cgroup;
 mod processes;

@@ -62,6 +62,7 @@ fn spawn(launch: &Launch) -> Result<process::Started, SandboxError> {
         disk_fd: disk.as_raw_fd(),
         tap_fd: taps.first().map(AsRawFd::as_raw_fd),
         more_tap_fds: taps.iter().skip(1).map(AsRawFd::as_raw_fd).collect(),
+        restore: None,
     })?;
     let mut inherit: Vec<_> =
         [&settings, &kernel, &initrd, &control, &vsock, &exit, &kvm, &share.root, &share.mounts, &disk]

@@ -11,7 +11,10 @@
 //! boot connect DIR PORT      joins standard input and output to a port of the guest's
 //! boot memory DIR MIB        asks the guest to have MIB plugged
 //! boot vcpus DIR COUNT       makes vCPUs up to COUNT; VCPUS_MAX=N in the environment of `run` says how many there can be
+//! boot save DIR              saves it and lets it go on, to see what that takes
 //! boot kill DIR
+//! boot template DIR MONITOR KERNEL INITRAMFS DISK SHARE [VCPUS [MEMORY_MIB [KERNEL ARGUMENTS]]]
+//!                            boots a VM, saves it once its agent answers, restores clones of it, and tells how long each took
 //! ```
 
 use std::error::Error;
@@ -20,13 +23,17 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::process::{Command, ExitCode};
+use std::process::{Child, Command, ExitCode};
+use std::time::{Duration, Instant};
 
-use cofferdam_proto::monitor::{API_VERSION, LaunchConfig, Reply, Request};
+use cofferdam_proto::monitor::{API_VERSION, LaunchConfig, Reply, Request, Restore};
 use cofferdam_proto::packet;
 use cofferdam_proto::sink::SinkRequest;
 use rustix::fs::{MemfdFlags, Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
+/// Where the guest's agent listens (`cofferdam_proto::agent::VSOCK_PORT`).
+const AGENT_PORT: u32 = 1024;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -37,11 +44,15 @@ fn main() -> ExitCode {
         ["run", dir, monitor, kernel, initramfs, disk, share, rest @ ..] => {
             run(Path::new(dir), monitor, [*kernel, *initramfs, *disk, *share], rest)
         }
-        ["console", dir] => ask(Path::new(dir), &Request::Console, None),
-        ["status", dir] => ask(Path::new(dir), &Request::Status, None),
-        ["memory", dir, mib] => ask(Path::new(dir), &Request::Memory { plugged_mib: mib.parse().unwrap_or(0) }, None),
-        ["vcpus", dir, count] => ask(Path::new(dir), &Request::Vcpus { count: count.parse().unwrap_or(0) }, None),
-        ["kill", dir] => ask(Path::new(dir), &Request::Kill, None),
+        ["console", dir] => ask(Path::new(dir), &Request::Console, &[]),
+        ["status", dir] => ask(Path::new(dir), &Request::Status, &[]),
+        ["memory", dir, mib] => ask(Path::new(dir), &Request::Memory { plugged_mib: mib.parse().unwrap_or(0) }, &[]),
+        ["vcpus", dir, count] => ask(Path::new(dir), &Request::Vcpus { count: count.parse().unwrap_or(0) }, &[]),
+        ["save", dir] => save(Path::new(dir)).and_then(|_| ask(Path::new(dir), &Request::Resume, &[])),
+        ["kill", dir] => ask(Path::new(dir), &Request::Kill, &[]),
+        ["template", dir, monitor, kernel, initramfs, disk, share, rest @ ..] => {
+            template(Path::new(dir), monitor, [*kernel, *initramfs, *disk, *share], rest)
+        }
         ["sink", dir, id, file] => sink(Path::new(dir), id, file),
         ["connect", dir, port] => connect(Path::new(dir), port),
         _ => Err("see the head of examples/boot.rs for its usage".into()),
@@ -56,6 +67,15 @@ fn main() -> ExitCode {
 }
 
 fn run(dir: &Path, monitor: &str, files: [&str; 4], rest: &[&str]) -> Result<()> {
+    let mut child = launch(dir, monitor, files, rest, None)?;
+    println!("boot: the monitor is process {}", child.id());
+    let status = child.wait()?;
+    println!("boot: the monitor ended with {status}: {}", std::fs::read_to_string(dir.join("exit"))?);
+    Ok(())
+}
+
+/// Starts a monitor whose guest boots, or goes on as `saved` says: memory and state.
+fn launch(dir: &Path, monitor: &str, files: [&str; 4], rest: &[&str], saved: Option<&[File; 2]>) -> Result<Child> {
     let [kernel, initramfs, disk, share] = files;
     std::fs::create_dir_all(dir)?;
     for name in ["control", "vsock", "disk"] {
@@ -67,6 +87,13 @@ fn run(dir: &Path, monitor: &str, files: [&str; 4], rest: &[&str]) -> Result<()>
     }
     let read = |path: &str| inherited(File::open(path)?);
     let exit = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(dir.join("exit"))?;
+    let restore = match saved {
+        Some([memory, state]) => {
+            let (memory_fd, state_fd) = (inherited(memory.try_clone()?)?, inherited(state.try_clone()?)?);
+            Some(Restore { memory_fd, state_fd })
+        }
+        None => None,
+    };
     let config = LaunchConfig {
         api_version: API_VERSION,
         name: "boot".into(),
@@ -86,15 +113,75 @@ fn run(dir: &Path, monitor: &str, files: [&str; 4], rest: &[&str]) -> Result<()>
         disk_fd: inherited(OpenOptions::new().read(true).write(true).open(dir.join("disk"))?)?,
         tap_fd: std::env::var("TAP_FD").ok().map(|text| text.parse()).transpose()?,
         more_tap_fds: Vec::new(),
+        restore,
     };
     let mut memory = File::from(rustix::fs::memfd_create("config", MemfdFlags::empty())?);
     memory.write_all(&serde_json::to_vec(&config)?)?;
     io::Seek::rewind(&mut memory)?;
-    let mut child = Command::new(monitor).args(["--config-fd", &inherited(memory)?.to_string()]).spawn()?;
-    println!("boot: the monitor is process {}", child.id());
-    let status = child.wait()?;
-    println!("boot: the monitor ended with {status}: {}", std::fs::read_to_string(dir.join("exit"))?);
+    Ok(Command::new(monitor).args(["--config-fd", &inherited(memory)?.to_string()]).spawn()?)
+}
+
+/// Boots a VM, saves it once its agent has answered, and restores it, each time as a process of its own.
+fn template(dir: &Path, monitor: &str, files: [&str; 4], rest: &[&str]) -> Result<()> {
+    let cold = dir.join("cold");
+    let begun = Instant::now();
+    let mut child = launch(&cold, monitor, files, rest, None)?;
+    let spawned = begun.elapsed();
+    greet_agent(&cold)?;
+    println!("cold: {:?} from exec to the first answer", begun.elapsed() - spawned);
+    ask(&cold, &Request::Status, &[])?;
+    save(&cold)?;
+    ask(&cold, &Request::Resume, &[])?;
+    let resumed = Instant::now();
+    greet_agent(&cold)?;
+    println!("after a pause: {:?} to an answer", resumed.elapsed());
+    let saved = save(&cold)?;
+    ask(&cold, &Request::Kill, &[])?;
+    child.wait()?;
+    let disk = cold.join("disk");
+    let files = [files[0], files[1], disk.to_str().ok_or("the path is no text")?, files[3]];
+    for number in 0..4 {
+        let clone = dir.join(format!("clone{number}"));
+        let begun = Instant::now();
+        let mut child = launch(&clone, monitor, files, rest, Some(&saved))?;
+        let spawned = begun.elapsed();
+        let answered = greet_agent(&clone);
+        println!("clone {number}: {:?} from exec to the first answer", begun.elapsed() - spawned);
+        ask(&clone, &Request::Status, &[])?;
+        ask(&clone, &Request::Console, &[])?;
+        answered?;
+        ask(&clone, &Request::Kill, &[])?;
+        child.wait()?;
+    }
     Ok(())
+}
+
+fn save(dir: &Path) -> Result<[File; 2]> {
+    let flags = MemfdFlags::ALLOW_SEALING | MemfdFlags::CLOEXEC;
+    let files =
+        [File::from(rustix::fs::memfd_create("memory", flags)?), File::from(rustix::fs::memfd_create("state", flags)?)];
+    let begun = Instant::now();
+    ask(dir, &Request::Save, &[files[0].as_fd(), files[1].as_fd()])?;
+    let kib = std::os::unix::fs::MetadataExt::blocks(&files[0].metadata()?) / 2;
+    println!("saved in {:?}: {kib} KiB of memory, {} bytes of state", begun.elapsed(), files[1].metadata()?.len());
+    Ok(files)
+}
+
+/// Waits for the agent's first words, which are those of any HTTP/2 server.
+fn greet_agent(dir: &Path) -> Result<()> {
+    let mut socket = UnixStream::connect(dir.join("vsock"))?;
+    socket.set_read_timeout(Some(Duration::from_secs(60)))?;
+    socket.write_all(format!("CONNECT {}\n", AGENT_PORT).as_bytes())?;
+    let mut line = Vec::new();
+    while !line.ends_with(b"\n") {
+        let mut byte = [0];
+        socket.read_exact(&mut byte).map_err(|error| format!("the agent was not reached: {error}"))?;
+        line.push(byte[0]);
+    }
+    socket.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")?;
+    let mut frame = [0; 9];
+    socket.read_exact(&mut frame).map_err(|error| format!("the agent does not answer: {error}"))?;
+    if frame[3] == 4 { Ok(()) } else { Err(format!("the agent's first frame is {frame:?}").into()) }
 }
 
 /// Lets a child inherit `fd`, which stays open until this program ends.
@@ -117,12 +204,12 @@ fn listener(path: &Path) -> Result<OwnedFd> {
     Ok(socket)
 }
 
-fn ask(dir: &Path, request: &Request, fd: Option<BorrowedFd<'_>>) -> Result<()> {
+fn ask(dir: &Path, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<()> {
     let socket = packets()?;
     rustix::net::connect(&socket, &SocketAddrUnix::new(dir.join("control"))?)?;
     packet::send(&socket, &Request::Hello { api_version: API_VERSION }, None)?;
     packet::recv::<Reply>(&socket)?;
-    packet::send(&socket, request, fd)?;
+    packet::send_all(&socket, request, fds)?;
     match packet::recv::<Reply>(&socket)? {
         Some((Reply::Console { text }, _)) => println!("{text}"),
         Some((Reply::Status(status), _)) => println!("{}", serde_json::to_string_pretty(&status)?),
@@ -133,7 +220,7 @@ fn ask(dir: &Path, request: &Request, fd: Option<BorrowedFd<'_>>) -> Result<()> 
 
 fn sink(dir: &Path, id: &str, file: &str) -> Result<()> {
     let file = OpenOptions::new().create(true).append(true).open(file)?;
-    ask(dir, &Request::Sink(SinkRequest::Open { container: id.to_owned() }), Some(file.as_fd()))
+    ask(dir, &Request::Sink(SinkRequest::Open { container: id.to_owned() }), &[file.as_fd()])
 }
 
 fn connect(dir: &Path, port: &str) -> Result<()> {

@@ -9,7 +9,9 @@ use cofferdam_proto::monitor::{
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::devices::serial::{self, SerialPort};
+use crate::devices::virtio::ActivateError;
 use crate::devices::virtio::mmio::Transport;
+use crate::devices::virtio::saved::{SaveError, SavedDevice};
 use crate::ending::Ending;
 use crate::event_loop::lock;
 use crate::memory::{MMIO_DEVICE_SIZE, MMIO_START};
@@ -113,6 +115,21 @@ impl Bus {
     /// The device with this number.
     pub(crate) fn device(&self, number: usize) -> Option<&Mutex<Transport>> {
         self.transports.get(number)
+    }
+
+    /// Has all devices pause, when no vCPU runs.
+    pub(crate) fn pause(&self) {
+        self.transports.iter().for_each(|transport| lock(transport).pause());
+    }
+
+    /// Lets all devices go on.
+    pub(crate) fn resume(&self) -> Result<(), ActivateError> {
+        self.transports.iter().try_for_each(|transport| lock(transport).resume())
+    }
+
+    /// The state of all devices, which are paused, in the order of their slots.
+    pub(crate) fn save(&self) -> Result<Vec<SavedDevice>, SaveError> {
+        self.transports.iter().map(|transport| lock(transport).save()).collect()
     }
 
     /// Stops all devices; they have finished what they had begun.

@@ -20,6 +20,7 @@ use crate::event_loop::{EventFlags, EventHandler, Flow, Poller, event_fd, lock};
 use crate::kvm::RunningVcpus;
 use crate::log_sink::Ticket;
 use crate::report;
+use crate::saver::Saver;
 use crate::timeline::Timeline;
 
 const LISTENER: u32 = 0;
@@ -55,6 +56,8 @@ pub(crate) struct Parts {
     pub(crate) vcpus: Option<Arc<Mutex<RunningVcpus>>>,
     /// Disks that come and go.
     pub(crate) disks: Disks,
+    /// Pauses and saves the VM; absent where there is no whole one.
+    pub(crate) saver: Option<Saver>,
 }
 
 struct Connection {
@@ -108,7 +111,7 @@ impl Control {
         if connection.waits.is_some() {
             return false; // whoever asked has gone, which is all that is watched for
         }
-        let answer = match packet::recv::<Request>(&connection.socket) {
+        let answer = match packet::recv_all::<Request>(&connection.socket) {
             Ok(None) => return false,
             Err(PacketError::Socket(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR)) => return true,
             Err(PacketError::Socket(_)) => return false,
@@ -125,7 +128,7 @@ impl Control {
                 )))
             }
             Ok(Some(_)) if !connection.greeted => Answer::Now(refused("the first request must be a hello".into())),
-            Ok(Some((request, fd))) => self.answer(request, fd),
+            Ok(Some((request, fds))) => self.answer(request, fds),
         };
         match answer {
             Answer::Now(reply) => self.send(token, &reply),
@@ -139,17 +142,25 @@ impl Control {
     }
 
     /// What becomes of a request of a greeted connection.
-    fn answer(&mut self, request: Request, fd: Option<OwnedFd>) -> Answer {
+    fn answer(&mut self, request: Request, fds: Vec<OwnedFd>) -> Answer {
+        let mut fds = fds.into_iter();
         Answer::Now(match request {
+            Request::Save => self.save(fds.collect()),
+            Request::Resume => self.resume(),
+            Request::Memory { .. } | Request::Vcpus { .. } | Request::Plug { .. } | Request::Unplug { .. }
+                if self.is_paused() =>
+            {
+                refused("the VM is paused: let it go on before it is changed".into())
+            }
             Request::Status => Reply::Status(self.status()),
             Request::Console => Reply::Console { text: lock(&self.parts.serial).tail(CONSOLE_LIMIT) },
             Request::Memory { plugged_mib } => self.plug(plugged_mib),
             Request::Vcpus { count } => self.make_vcpus(count),
-            Request::Sink(request) => match lock(&self.parts.vsock).sink_request(&request, fd) {
+            Request::Sink(request) => match lock(&self.parts.vsock).sink_request(&request, fds.next()) {
                 Ok(ticket) => return Answer::Later(ticket),
                 Err(error) => refused(report::chain(&error)),
             },
-            Request::Plug { serial, read_only } => match self.parts.disks.plug(serial, read_only, fd) {
+            Request::Plug { serial, read_only } => match self.parts.disks.plug(serial, read_only, fds.next()) {
                 Ok(slot) => Reply::Plugged { slot },
                 Err(error) => refused(report::chain(&error)),
             },
@@ -193,6 +204,7 @@ impl Control {
             memory: self.memory(),
             vcpus: self.parts.vcpus.as_ref().map(|vcpus| lock(vcpus).count()),
             disks: self.parts.disks.list(),
+            paused: self.is_paused(),
         }
     }
 
@@ -216,6 +228,28 @@ impl Control {
 }
 
 impl Control {
+    fn is_paused(&self) -> bool {
+        self.parts.saver.as_ref().is_some_and(Saver::is_paused)
+    }
+
+    fn save(&mut self, fds: Vec<OwnedFd>) -> Reply {
+        let Some(saver) = &mut self.parts.saver else { return refused("there is no VM to save".into()) };
+        let Ok([memory, state]) = <[OwnedFd; 2]>::try_from(fds) else {
+            return refused("a request to save needs two memfds: for the memory, and for the state".into());
+        };
+        match saver.save(memory, state) {
+            Ok(()) => Reply::Done,
+            Err(error) => refused(report::chain(&error)),
+        }
+    }
+
+    fn resume(&mut self) -> Reply {
+        match self.parts.saver.as_mut().map_or(Ok(()), Saver::resume) {
+            Ok(()) => Reply::Done,
+            Err(error) => refused(report::chain(&error)),
+        }
+    }
+
     fn plug(&self, mib: u32) -> Reply {
         let Some(mem) = &self.parts.mem else { return refused("this VM keeps the memory that it started with".into()) };
         match lock(mem).request(u64::from(mib) << 20) {

@@ -94,6 +94,16 @@ pub(crate) struct Handed {
     pub(crate) disk: OwnedFd,
     /// The taps, none without a network.
     pub(crate) taps: Vec<OwnedFd>,
+    /// A saved VM to go on with.
+    pub(crate) restore: Option<Restore>,
+}
+
+/// A saved VM.
+pub(crate) struct Restore {
+    /// Its RAM.
+    pub(crate) memory: OwnedFd,
+    /// Everything else.
+    pub(crate) state: OwnedFd,
 }
 
 /// What was read from `--config-fd`.
@@ -151,6 +161,13 @@ impl Launch {
                 .chain(&config.more_tap_fds)
                 .map(|fd| take(*fd, "a tap"))
                 .collect::<Result<_, _>>()?,
+            restore: match &config.restore {
+                Some(restore) => Some(Restore {
+                    memory: take(restore.memory_fd, "the saved memory")?,
+                    state: take(restore.state_fd, "the saved state")?,
+                }),
+                None => None,
+            },
         };
         let settings = Settings {
             name: config.name.clone(),
@@ -187,6 +204,8 @@ mod tests {
     use std::io::{Seek, Write};
     use std::os::fd::IntoRawFd;
 
+    use cofferdam_proto::monitor;
+
     use super::*;
 
     /// A descriptor that nothing in this test process owns.
@@ -214,6 +233,7 @@ mod tests {
             disk_fd: loose(),
             tap_fd: None,
             more_tap_fds: Vec::new(),
+            restore: None,
         }
     }
 
@@ -230,6 +250,9 @@ mod tests {
         assert_eq!((settings.vcpus, settings.memory_mib, settings.cmdline.as_str()), (2, 64, "a=b"));
         assert_eq!(handed.taps.len(), 1);
         assert_eq!(settings.vcpus_max, 4);
+        assert!(handed.restore.is_none());
+        let restore = Some(monitor::Restore { memory_fd: loose(), state_fd: loose() });
+        assert!(launch(&LaunchConfig { restore, ..config() }).ok().unwrap().1.restore.is_some());
         let flags = rustix::io::fcntl_getfd(&handed.disk).unwrap();
         assert!(flags.contains(rustix::io::FdFlags::CLOEXEC));
     }

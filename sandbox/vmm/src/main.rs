@@ -20,6 +20,7 @@ mod devices;
 mod disks;
 mod ending;
 mod event_loop;
+mod fill;
 mod kvm;
 mod launch;
 mod lock_in;
@@ -27,6 +28,8 @@ mod log_sink;
 mod memory;
 mod process;
 mod report;
+mod saved;
+mod saver;
 mod timeline;
 mod vm;
 

@@ -40,6 +40,12 @@ impl Timeline {
         let _ = stamp.0.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed);
     }
 
+    /// The guest was restored, and its agent listens already.
+    pub(crate) fn restored(&self) {
+        self.mark(&self.agent_started);
+        self.mark(&self.agent_listening);
+    }
+
     /// How far the guest came, for people.
     pub(crate) fn summary(&self) -> String {
         let at = |stamp: &Stamp| match stamp.0.load(Ordering::Relaxed) {

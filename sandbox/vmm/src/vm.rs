@@ -7,15 +7,13 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use cofferdam_proto::monitor::{ExitReason, MAX_DISKS, Vcpus};
+use cofferdam_proto::monitor::{ExitReason, MAX_DISKS};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use crate::boot::{self, BootError};
 use crate::bus::Bus;
 use crate::control::{self, Control};
 use crate::devices::serial::SerialPort;
-use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::balloon::Balloon;
 use crate::devices::virtio::blk::{Blk, Spare};
 use crate::devices::virtio::fs::Fs;
@@ -24,14 +22,18 @@ use crate::devices::virtio::mmio::{Slot, Transport};
 use crate::devices::virtio::net::Net;
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::vsock::Vsock;
+use crate::devices::virtio::{ActivateError, VirtioDevice};
 use crate::disks::Disks;
 use crate::ending::{End, EndWatcher, Ending};
 use crate::event_loop::{EventHandler, EventLoop, lock};
+use crate::fill::{Fill, FillError};
 use crate::kvm::{KvmError, Machine, RunningVcpus, Vcpu};
 use crate::launch::{Handed, Settings};
+use crate::process;
 use crate::report::Reporter;
+use crate::saved::Origin;
+use crate::saver::Saver;
 use crate::timeline::Timeline;
-use crate::{memory, process};
 
 /// Tag by which the guest mounts the share.
 const SHARE_TAG: &str = "cofferdam";
@@ -55,9 +57,12 @@ pub(crate) enum VmError {
     /// KVM refused.
     #[error(transparent)]
     Kvm(#[from] KvmError),
-    /// The kernel or what it needs does not fit.
+    /// The guest has nothing to begin with.
     #[error(transparent)]
-    Boot(#[from] BootError),
+    Fill(#[from] FillError),
+    /// A restored device does not go on.
+    #[error("cannot let a restored device go on")]
+    Resume(#[from] ActivateError),
 }
 
 /// Names the step that failed.
@@ -85,6 +90,7 @@ struct Parts {
     serial: Arc<Mutex<SerialPort>>,
     ending: Arc<Ending>,
     timeline: Arc<Timeline>,
+    bus: Arc<Bus>,
 }
 
 /// The devices on their way to their places.
@@ -166,9 +172,11 @@ struct DeviceFds {
 impl Prepared {
     /// Builds the VM, up to but not including its first instruction.
     pub(crate) fn new(settings: &Settings, handed: Handed, timeline: Arc<Timeline>) -> Result<Self, VmError> {
-        let Handed { kvm, kernel, initrd, control, vsock, share, disk, taps, mounts: _ } = handed;
-        let memory = memory::map(settings.memory_mib).map_err(step("map the guest's memory"))?;
-        let (ram, hotplug) = (memory.clone(), settings.hotplug_mib);
+        let Handed { kvm, kernel, initrd, control, vsock, share, disk, taps, restore, mounts: _ } = handed;
+        let origin = Origin::new(settings, &kernel, &initrd).map_err(step("look at the kernel and the initramfs"))?;
+        let fill = Fill::new(&origin, kernel, initrd, restore)?;
+        let ram = fill.ram(settings.memory_mib)?;
+        let (memory, hotplug) = (ram.clone(), settings.hotplug_mib);
         let reserve = |mib| Region::reserve(&ram, mib).map_err(step("reserve memory for later"));
         let (region, memory) = match (hotplug > 0).then(|| reserve(hotplug)).transpose()? {
             Some((region, memory)) => (Some(region), memory),
@@ -176,7 +184,7 @@ impl Prepared {
         };
         let machine = Machine::new(kvm, &memory)?;
         let ending = Ending::new().map_err(step("make an eventfd"))?;
-        let serial = SerialPort::new().map_err(step("make the serial port"))?;
+        let serial = fill.serial()?;
         machine.attach_serial(&serial)?;
         let serial = Arc::new(Mutex::new(serial));
 
@@ -191,26 +199,26 @@ impl Prepared {
         }
         let first_spare = devices.transports.len();
         let spares = devices.add_spares()?;
-        let Devices { mut events, transports, .. } = devices;
+        let Devices { mut events, mut transports, .. } = devices;
         let mut lines = BTreeSet::new();
         for transport in &transports {
             machine.attach(transport, !lines.insert(transport.slot().irq))?;
         }
 
+        fill.devices(&mut transports)?;
         let slots: Vec<Slot> = transports.iter().map(Transport::slot).collect();
-        let count = Vcpus { made: settings.vcpus, most: settings.vcpus_max };
-        let cmdline = boot::cmdline(&slots, count, &settings.cmdline);
-        let entry = boot::load(&ram, kernel, initrd, &cmdline, count.most)?;
+        let maker = machine.maker(settings.vcpus_max, memory)?;
+        let first = fill.vcpus(settings, &slots, &ram, &maker)?;
         timeline.mark(&timeline.kernel_loaded);
-        let maker = machine.maker(count.most, entry, memory)?;
-        let first = (0..count.made).map(|id| maker.make(id)).collect::<Result<_, _>>()?;
         let bus = Arc::new(Bus::new(transports, serial.clone(), ending.clone(), timeline.clone(), agent_listens));
         let disks = Disks::new(bus.clone(), first_spare, spares);
-        let vcpus = RunningVcpus::new(maker, bus, ending.clone());
+        let vcpus = RunningVcpus::new(maker, bus.clone(), ending.clone());
         let vcpus = Arc::new(Mutex::new(vcpus.map_err(step("install the vCPUs' signal"))?));
 
-        let later = (count.most > 1).then(|| vcpus.clone());
-        let parts = control::Parts { serial: serial.clone(), vsock: vsock.clone(), mem, vcpus: later, disks };
+        let later = (settings.vcpus_max > 1).then(|| vcpus.clone());
+        let saver = Saver::new(bus.clone(), vcpus.clone(), serial.clone(), ram, origin, ending.clone());
+        let (serial_too, vsock_too, saver) = (serial.clone(), vsock.clone(), Some(saver));
+        let parts = control::Parts { serial: serial_too, vsock: vsock_too, mem, vcpus: later, disks, saver };
         let control =
             Control::new(control, parts, timeline.clone(), ending.clone()).map_err(step("serve the control socket"))?;
         for handler in [
@@ -219,7 +227,7 @@ impl Prepared {
         ] {
             events.add(handler).map_err(step("fill the event loop"))?;
         }
-        Ok(Self { first, parts: Parts { vcpus, vsock, events, serial, ending, timeline } })
+        Ok(Self { first, parts: Parts { vcpus, vsock, events, serial, ending, timeline, bus } })
     }
 
     /// Lets the vCPUs run. How the VM ends is written to `exit`.
@@ -233,6 +241,11 @@ impl Prepared {
             complain!("the monitor ends though something hangs: it was to finish {END_LIMIT:?} after its VM");
             process::exit_at_once(end.reason == ExitReason::PowerOff);
         });
+        // The threads of restored devices start here, since the monitor is locked in by now.
+        parts.bus.resume()?;
+        if lock(&parts.vsock).agent_listens() {
+            parts.timeline.restored();
+        }
         parts.timeline.mark(&parts.timeline.vcpu_started);
         let running = Running { parts, reporter };
         for vcpu in first {

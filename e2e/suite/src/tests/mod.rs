@@ -20,6 +20,7 @@ mod operators;
 mod records;
 mod reported;
 mod resources;
+mod saved_vms;
 mod security;
 mod shell;
 mod soak;
@@ -73,6 +74,7 @@ fn all() -> Vec<Test> {
         devices::TESTS,
         huge_pages::TESTS,
         guests::TESTS,
+        saved_vms::TESTS,
     ]
     .concat()
 }

@@ -34,7 +34,7 @@ impl Bench {
         let vsock = Vsock::new(3, seqpacket(), Arc::new(EventFd::new(EFD_NONBLOCK).unwrap())).unwrap();
         let vsock = Arc::new(Mutex::new(vsock));
         let disks = crate::disks::tests::empty().0;
-        let parts = Parts { serial: serial.clone(), vsock, mem: None, vcpus: None, disks };
+        let parts = Parts { serial: serial.clone(), vsock, mem: None, vcpus: None, disks, saver: None };
         let control = Control::new(listener, parts, timeline, ending.clone()).unwrap();
         events.add(Arc::new(Mutex::new(control))).unwrap();
         events.add(Arc::new(Mutex::new(EndWatcher(ending.clone())))).unwrap();

@@ -3,7 +3,8 @@
 use std::collections::VecDeque;
 use std::io::{self, Write};
 
-use vm_superio::serial::NoEvents;
+use serde::{Deserialize, Serialize};
+use vm_superio::serial::{NoEvents, SerialState};
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -18,6 +19,20 @@ pub(crate) const IRQ: u32 = 4;
 /// Bytes of output that are kept.
 const RING: usize = 32 << 10;
 
+/// The port's registers; what was written to the console is not kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SerialRegisters {
+    /// Low and high half.
+    baud_divisor: [u8; 2],
+    interrupt_enable: u8,
+    interrupt_identification: u8,
+    line_control: u8,
+    line_status: u8,
+    modem_control: u8,
+    modem_status: u8,
+    scratch: u8,
+}
+
 /// The port.
 pub(crate) struct SerialPort(Serial<Irq, NoEvents, Ring>);
 
@@ -26,6 +41,40 @@ impl SerialPort {
     pub(crate) fn new() -> io::Result<Self> {
         let irq = Irq(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
         Ok(Self(Serial::new(irq, Ring::default())))
+    }
+
+    /// A port that goes on with `registers`.
+    pub(crate) fn restore(registers: &SerialRegisters) -> io::Result<Self> {
+        let state = SerialState {
+            baud_divisor_low: registers.baud_divisor[0],
+            baud_divisor_high: registers.baud_divisor[1],
+            interrupt_enable: registers.interrupt_enable,
+            interrupt_identification: registers.interrupt_identification,
+            line_control: registers.line_control,
+            line_status: registers.line_status,
+            modem_control: registers.modem_control,
+            modem_status: registers.modem_status,
+            scratch: registers.scratch,
+            in_buffer: Vec::new(),
+        };
+        let irq = Irq(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
+        let port = Serial::from_state(&state, irq, NoEvents, Ring::default());
+        port.map(Self).map_err(|error| io::Error::other(format!("the serial port's interrupt: {error:?}")))
+    }
+
+    /// What [`Self::restore`] needs.
+    pub(crate) fn registers(&self) -> SerialRegisters {
+        let state = self.0.state();
+        SerialRegisters {
+            baud_divisor: [state.baud_divisor_low, state.baud_divisor_high],
+            interrupt_enable: state.interrupt_enable,
+            interrupt_identification: state.interrupt_identification,
+            line_control: state.line_control,
+            line_status: state.line_status,
+            modem_control: state.modem_control,
+            modem_status: state.modem_status,
+            scratch: state.scratch,
+        }
     }
 
     /// To be bound to [`IRQ`].
@@ -105,6 +154,17 @@ mod tests {
         let all = port.tail(usize::MAX);
         assert!(all.starts_with('x') && all.len() == RING - 1 + '\u{fffd}'.len_utf8());
         assert_eq!(port.tail(0), "");
+    }
+
+    #[test]
+    fn a_restored_port_has_the_registers() {
+        let mut port = SerialPort::new().unwrap();
+        for (offset, value) in [(3, 0x80), (0, 7), (1, 1), (3, 3), (1, 2), (4, 0xb), (7, 0x5a)] {
+            port.write(offset, value);
+        }
+        let again = SerialPort::restore(&port.registers()).unwrap();
+        assert_eq!(again.registers(), port.registers());
+        assert_eq!((again.registers().baud_divisor, again.registers().scratch), ([7, 1], 0x5a));
     }
 
     #[test]

@@ -4,12 +4,17 @@
 //! pin n: setting a routing is slow on some nodes, and nothing here needs another. There is no PIT: the guest's
 //! clock is kvm-clock and its timer the LAPIC's.
 
+mod chips;
 mod cpuid;
+mod gate;
+mod msrs;
 mod recorder;
+mod registers;
 mod state;
 mod thread;
 mod vcpu;
 mod vcpus;
+mod xsave;
 
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 
@@ -17,11 +22,12 @@ use kvm_bindings::{KVM_CAP_HALT_POLL, KVM_CAP_PMU_CAPABILITY, KVM_PMU_CAP_DISABL
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VmFd};
 use vm_memory::{GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
 
+pub(crate) use chips::MachineState;
+pub(crate) use gate::Ended;
+pub(crate) use state::VcpuState;
 pub(crate) use vcpu::Vcpu;
-use vcpus::Maker;
-pub(crate) use vcpus::RunningVcpus;
+pub(crate) use vcpus::{Maker, RunningVcpus};
 
-use crate::boot::Entry;
 use crate::devices::serial::{self, SerialPort};
 use crate::devices::virtio::mmio::{QUEUE_NOTIFY, Transport};
 use crate::memory;
@@ -53,6 +59,44 @@ pub(crate) enum KvmError {
     /// The node's KVM is too old.
     #[error("the node's KVM lacks {0}")]
     Lacks(&'static str),
+    /// The vCPU was saved on another processor, or under another KVM.
+    #[error("the state is of another processor: CPUID leaf {function:#x}.{index} was {saved:x?} and is {now:x?}")]
+    Processor {
+        /// The leaf.
+        function: u32,
+        /// Its subleaf.
+        index: u32,
+        /// `eax`, `ebx`, `ecx`, `edx` when it was saved; nothing where it was not there.
+        saved: Option<[u32; 4]>,
+        /// The same now.
+        now: Option<[u32; 4]>,
+    },
+    /// Clocks would run wrong.
+    #[error("the state is of a processor whose TSC runs at {saved} kHz, and this one's at {now} kHz")]
+    TscFrequency {
+        /// When it was saved.
+        saved: u32,
+        /// Now.
+        now: u32,
+    },
+    /// The processor keeps more or less for a thread than that of the state.
+    #[error("the state has {saved} bytes of vector registers, and this node's KVM {now}")]
+    ExtendedState {
+        /// When it was saved.
+        saved: usize,
+        /// Now.
+        now: usize,
+    },
+    /// A register cannot be set, and has another value.
+    #[error("KVM does not set MSR {index:#x} to {saved:#x}; it is {now:x?}")]
+    Msr {
+        /// Its number.
+        index: u32,
+        /// When it was saved.
+        saved: u64,
+        /// Now.
+        now: Option<u64>,
+    },
 }
 
 /// Names the step that a call was for.
@@ -104,9 +148,9 @@ impl Machine {
         self.vm.register_irqfd(serial.irqfd(), serial::IRQ).map_err(step("bind the serial port's interrupt"))
     }
 
-    /// What makes its vCPUs, of which there will be at most `most`; the first starts at `entry`.
-    pub(crate) fn maker(self, most: u8, entry: Entry, memory: GuestMemoryMmap) -> Result<Maker, KvmError> {
-        Maker::new(self, most, entry, memory)
+    /// What makes its vCPUs, of which there will be at most `most`.
+    pub(crate) fn maker(self, most: u8, memory: GuestMemoryMmap) -> Result<Maker, KvmError> {
+        Maker::new(self, most, memory)
     }
 }
 

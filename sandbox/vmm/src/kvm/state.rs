@@ -1,76 +1,93 @@
-//! A vCPU's registers, as a crash report shows them; what a snapshot needs beyond these joins them later.
+//! The whole state of one vCPU, as it is saved and restored.
 
-use kvm_bindings::{kvm_mp_state, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs};
+use kvm_bindings::{CpuId, kvm_cpuid_entry2, kvm_debugregs, kvm_lapic_state};
 use kvm_ioctls::VcpuFd;
 use serde::{Deserialize, Serialize};
 
-use super::{KvmError, step};
+use super::registers::Registers;
+use super::{KvmError, msrs, step, xsave};
 
-/// Version of [`VcpuState`].
-const STATE_VERSION: u32 = 1;
-
-/// Where a processor starts after a reset, in the segment that starts at the second number.
-const RESET_RIP: u64 = 0xfff0;
-const RESET_CS_BASE: u64 = 0xffff_0000;
-const CR0_PROTECTED: u64 = 1;
+/// What is needed to read any vCPU of a VM.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Reading {
+    /// The registers that [`msrs::list`] tells of.
+    pub(super) msrs: Vec<u32>,
+    /// Bytes of the extended state.
+    pub(super) xsave: usize,
+}
 
 /// State of one vCPU.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub(super) struct VcpuState {
-    /// [`STATE_VERSION`].
-    version: u32,
-    regs: kvm_regs,
-    sregs: kvm_sregs,
-    xcrs: kvm_xcrs,
-    events: kvm_vcpu_events,
-    mp_state: kvm_mp_state,
+pub(crate) struct VcpuState {
+    /// Its number.
+    pub(super) id: u8,
+    /// What it was told of its processor.
+    cpuid: Vec<kvm_cpuid_entry2>,
+    /// How fast its time stamp counter runs.
+    tsc_khz: u32,
+    registers: Registers,
+    /// The extended state: floating point and vectors.
+    xsave: Vec<u8>,
+    debug: kvm_debugregs,
+    lapic: kvm_lapic_state,
+    /// Number and value each.
+    msrs: Vec<(u32, u64)>,
 }
 
 impl VcpuState {
-    /// Reads it; the vCPU must not run.
-    pub(super) fn save(fd: &VcpuFd) -> Result<Self, KvmError> {
+    /// Reads it. The vCPU must not run, and must have finished its last access to a device: KVM_RUN
+    /// was interrupted.
+    pub(super) fn save(fd: &VcpuFd, id: u8, cpuid: &CpuId, reading: &Reading) -> Result<Self, KvmError> {
         Ok(Self {
-            version: STATE_VERSION,
-            regs: fd.get_regs().map_err(step("read a vCPU's registers"))?,
-            sregs: fd.get_sregs().map_err(step("read a vCPU's segments"))?,
-            xcrs: fd.get_xcrs().map_err(step("read a vCPU's extended control registers"))?,
-            events: fd.get_vcpu_events().map_err(step("read a vCPU's events"))?,
-            mp_state: fd.get_mp_state().map_err(step("read a vCPU's run state"))?,
+            id,
+            cpuid: cpuid.as_slice().to_vec(),
+            tsc_khz: fd.get_tsc_khz().map_err(step("tell a vCPU's TSC frequency"))?,
+            registers: Registers::read(fd)?,
+            xsave: xsave::read(fd, reading.xsave)?,
+            debug: fd.get_debug_regs().map_err(step("read a vCPU's debug registers"))?,
+            lapic: fd.get_lapic().map_err(step("read a vCPU's LAPIC"))?,
+            msrs: msrs::read(fd, &reading.msrs)?,
         })
     }
 
-    /// Whether it is that of a processor after a reset. No guest is ever there: each vCPU is given a place to start at, or gets one from
-    /// another vCPU.
-    fn is_reset(&self) -> bool {
-        self.regs.rip == RESET_RIP && self.sregs.cs.base == RESET_CS_BASE && self.sregs.cr0 & CR0_PROTECTED == 0
-    }
-
-    /// One line for people.
-    pub(super) fn summary(&self) -> String {
-        if self.is_reset() {
-            // On AMD processors KVM does that at a triple fault, before it tells of it.
-            return "KVM has reset the vCPU, so where its guest was is lost".into();
+    /// Puts it into the new vCPU `fd`, which was told `cpuid`.
+    ///
+    /// The order matters: setting the registers drops events, setting the segments moves the LAPIC,
+    /// and the timer's deadline, the last MSR, counts only in a LAPIC that is set.
+    pub(super) fn restore(&self, fd: &VcpuFd, cpuid: &CpuId, xsave: usize) -> Result<(), KvmError> {
+        same_processor(&self.cpuid, cpuid.as_slice())?;
+        let now = fd.get_tsc_khz().map_err(step("tell a vCPU's TSC frequency"))?;
+        if now != self.tsc_khz {
+            return Err(KvmError::TscFrequency { saved: self.tsc_khz, now });
         }
-        let (regs, sregs) = (&self.regs, &self.sregs);
-        let exception = match self.events.exception {
-            pending if pending.injected != 0 => format!(", exception {}", pending.nr),
-            _ => String::new(),
-        };
-        format!(
-            "rip {:#x}, rsp {:#x}, rflags {:#x}, cr0 {:#x}, cr2 {:#x}, cr3 {:#x}, cr4 {:#x}, efer {:#x}, xcr0 {:#x}, \
-             run state {}{exception}",
-            regs.rip,
-            regs.rsp,
-            regs.rflags,
-            sregs.cr0,
-            sregs.cr2,
-            sregs.cr3,
-            sregs.cr4,
-            sregs.efer,
-            self.xcrs.xcrs[0].value,
-            self.mp_state.mp_state,
-        )
+        let Registers { mp_state, regs, sregs, xcrs, events } = &self.registers;
+        fd.set_mp_state(*mp_state).map_err(step("set a vCPU's run state"))?;
+        fd.set_regs(regs).map_err(step("set a vCPU's registers"))?;
+        fd.set_sregs(sregs).map_err(step("set a vCPU's segments"))?;
+        fd.set_xcrs(xcrs).map_err(step("set a vCPU's extended control registers"))?;
+        xsave::set(fd, &self.xsave, xsave)?;
+        fd.set_debug_regs(&self.debug).map_err(step("set a vCPU's debug registers"))?;
+        fd.set_lapic(&self.lapic).map_err(step("set a vCPU's LAPIC"))?;
+        if self.id == 0 {
+            msrs::set_time(fd, &self.msrs)?;
+        }
+        msrs::set(fd, &self.msrs)?;
+        fd.set_vcpu_events(events).map_err(step("set a vCPU's events"))
     }
+}
+
+/// Whether a vCPU was told the same of its processor as `now`.
+fn same_processor(saved: &[kvm_cpuid_entry2], now: &[kvm_cpuid_entry2]) -> Result<(), KvmError> {
+    let words = |entry: &kvm_cpuid_entry2| [entry.eax, entry.ebx, entry.ecx, entry.edx];
+    let place = |entry: &kvm_cpuid_entry2| (entry.function, entry.index);
+    let find = |list: &[kvm_cpuid_entry2], at| list.iter().find(|entry| place(entry) == at).map(words);
+    for at in saved.iter().chain(now).map(place) {
+        let (saved, now) = (find(saved, at), find(now, at));
+        if saved != now {
+            return Err(KvmError::Processor { function: at.0, index: at.1, saved, now });
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -78,24 +95,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn state_survives_serialization() {
-        let mut state = VcpuState { version: STATE_VERSION, ..Default::default() };
-        state.regs.rip = 0xffff_ffff_8100_0000;
-        state.sregs.cr2 = 0x18;
-        state.xcrs.xcrs[0].value = 7;
-        let text = serde_json::to_string(&state).unwrap();
-        let again: VcpuState = serde_json::from_str(&text).unwrap();
-        assert_eq!(again.summary(), state.summary());
-        assert!(state.summary().contains("rip 0xffffffff81000000") && state.summary().contains("cr2 0x18"));
-        assert_eq!(again.version, STATE_VERSION);
-    }
-
-    #[test]
-    fn registers_of_a_reset_are_not_told_as_the_guest_s() {
-        let mut state = VcpuState { version: STATE_VERSION, ..Default::default() };
-        (state.regs.rip, state.sregs.cs.base, state.sregs.cr0) = (0xfff0, 0xffff_0000, 0x6000_0010);
-        assert_eq!(state.summary(), "KVM has reset the vCPU, so where its guest was is lost");
-        state.sregs.cs.base = 0;
-        assert!(state.summary().contains("rip 0xfff0"), "a guest in real mode may be there");
+    fn another_processor_is_named_by_its_leaf() {
+        let entry = |function, index, eax| kvm_cpuid_entry2 { function, index, eax, ..Default::default() };
+        let saved = [entry(1, 0, 0x00a1_0f11), entry(7, 0, 2), entry(7, 1, 3)];
+        same_processor(&saved, &[saved[2], saved[0], saved[1]]).unwrap();
+        for (now, leaf) in [
+            (vec![entry(1, 0, 0x00a1_0f11), entry(7, 0, 2), entry(7, 1, 4)], "0x7.1"),
+            (vec![entry(1, 0, 0x00a1_0f12), entry(7, 0, 2), entry(7, 1, 3)], "0x1.0"),
+            (vec![entry(1, 0, 0x00a1_0f11), entry(7, 0, 2)], "0x7.1"),
+            (vec![entry(1, 0, 0x00a1_0f11), entry(7, 0, 2), entry(7, 1, 3), entry(0xd, 1, 1)], "0xd.1"),
+        ] {
+            let error = same_processor(&saved, &now).unwrap_err().to_string();
+            assert!(error.contains("another processor") && error.contains(leaf), "{error}");
+        }
     }
 }

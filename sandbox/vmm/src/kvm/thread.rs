@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use super::Vcpu;
+use super::gate::Gate;
 use crate::bus::Bus;
 use crate::ending::Ending;
 use crate::lock_in::{ThreadKind, start_thread};
@@ -34,17 +35,17 @@ impl VcpuThread {
     }
 
     /// Lets `vcpu` run.
-    pub(crate) fn start(mut vcpu: Vcpu, bus: Arc<Bus>, ending: Arc<Ending>) -> io::Result<Self> {
+    pub(crate) fn start(mut vcpu: Vcpu, bus: Arc<Bus>, ending: Arc<Ending>, gate: Arc<Gate>) -> io::Result<Self> {
         let immediate_exit = AtomicPtr::new(&raw mut vcpu.fd.get_kvm_run().immediate_exit);
         let name = format!("vcpu{}", vcpu.id());
         let thread = start_thread(ThreadKind::Vcpu, name, STACK, move || {
-            vcpu.run(&bus, &ending);
+            vcpu.run(&bus, &ending, &gate);
             vcpu
         })?;
         Ok(Self { immediate_exit, thread })
     }
 
-    /// Brings the vCPU out of the guest, for good. The VM's end must be told before.
+    /// Brings the vCPU out of the guest. The VM's end must be told before, or the gate be closed.
     pub(crate) fn kick(&self) {
         // SAFETY: the byte is in a mapping that the vCPU owns, and the vCPU lives in the thread's result until
         // `join`, which takes `self`. Only this store and KVM touch it, so an atomic access is enough.

@@ -9,8 +9,10 @@ use kvm_bindings::{
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 use vm_memory::GuestMemoryMmap;
 
+use super::gate::{Gate, Halted};
 use super::recorder::{Exit, Recorder};
-use super::state::VcpuState;
+use super::registers::Registers;
+use super::state::{Reading, VcpuState};
 use super::{KvmError, cpuid, step};
 use crate::boot::Entry;
 use crate::bus::Bus;
@@ -38,6 +40,7 @@ const DELIVERY_NMI: u32 = 4 << 8;
 pub(crate) struct Vcpu {
     pub(super) fd: VcpuFd,
     id: u8,
+    cpuid: CpuId,
     recorder: Recorder,
     /// What the VM maps; it must outlive the vCPU's last instruction.
     _memory: GuestMemoryMmap,
@@ -46,18 +49,35 @@ pub(crate) struct Vcpu {
 /// What a vCPU's loop does next.
 enum Next {
     Run,
+    Pause,
     Stop,
 }
 
 impl Vcpu {
-    /// Makes vCPU `id`; number 0 starts at `entry`.
-    pub(super) fn new(
+    /// Makes vCPU `id`, which waits for the guest to wake it unless [`Self::enter_at`] says where it
+    /// starts.
+    pub(super) fn new(vm: &VmFd, id: u8, cpuid: CpuId, memory: &GuestMemoryMmap) -> Result<Self, KvmError> {
+        let vcpu = Self::bare(vm, id, cpuid, memory)?;
+        set_msrs(&vcpu.fd)?;
+        set_local_interrupts(&vcpu.fd)?;
+        Ok(vcpu)
+    }
+
+    /// Makes the vCPU whose state is `state`; `xsave` is the size of the extended state.
+    pub(super) fn restore(
         vm: &VmFd,
-        id: u8,
         cpuid: CpuId,
-        entry: Entry,
         memory: &GuestMemoryMmap,
+        state: &VcpuState,
+        xsave: usize,
     ) -> Result<Self, KvmError> {
+        let vcpu = Self::bare(vm, state.id, cpuid, memory)?;
+        state.restore(&vcpu.fd, &vcpu.cpuid, xsave)?;
+        vcpu.tell_of_pause();
+        Ok(vcpu)
+    }
+
+    fn bare(vm: &VmFd, id: u8, cpuid: CpuId, memory: &GuestMemoryMmap) -> Result<Self, KvmError> {
         let fd = vm.create_vcpu(u64::from(id)).map_err(step("create a vCPU"))?;
         fd.set_cpuid2(&cpuid).map_err(step("set a vCPU's CPUID"))?;
         if let Some(value) = cpuid::xcr0(&cpuid) {
@@ -66,12 +86,12 @@ impl Vcpu {
             xcrs.xcrs[0].value = value;
             fd.set_xcrs(&xcrs).map_err(step("set a vCPU's XCR0"))?;
         }
-        set_msrs(&fd)?;
-        set_local_interrupts(&fd)?;
-        if id == 0 {
-            set_entry(&fd, entry)?;
-        }
-        Ok(Self { fd, id, recorder: Recorder::new(), _memory: memory.clone() })
+        Ok(Self { fd, id, cpuid, recorder: Recorder::new(), _memory: memory.clone() })
+    }
+
+    /// The vCPU starts at `entry`.
+    pub(super) fn enter_at(&self, entry: Entry) -> Result<(), KvmError> {
+        set_entry(&self.fd, entry)
     }
 
     /// Number of this vCPU.
@@ -79,13 +99,26 @@ impl Vcpu {
         self.id
     }
 
-    /// Runs until the VM ends, whoever ends it.
-    pub(super) fn run(&mut self, bus: &Bus, ending: &Arc<Ending>) {
-        while let Next::Run = self.step(bus, ending) {}
+    /// Runs until the VM ends, whoever ends it; waits at `gate` whenever that is closed.
+    pub(super) fn run(&mut self, bus: &Bus, ending: &Arc<Ending>, gate: &Gate) {
+        loop {
+            match self.step(bus, ending, gate) {
+                Next::Run => {}
+                Next::Pause if gate.pass(self.id, self) => {}
+                Next::Pause | Next::Stop => break,
+            }
+        }
+        gate.leave();
+    }
+
+    /// Tells the guest's kernel that time passed without it, or its watchdogs would bark. A guest
+    /// that does not use KVM's clock cannot be told.
+    fn tell_of_pause(&self) {
+        let _ = self.fd.kvmclock_ctrl();
     }
 
     /// Runs to the next exit and serves it.
-    fn step(&mut self, bus: &Bus, ending: &Ending) -> Next {
+    fn step(&mut self, bus: &Bus, ending: &Ending, gate: &Gate) -> Next {
         let exit = self.fd.run();
         VCPU_EXITS.add();
         let (reason, detail) = match exit {
@@ -109,10 +142,16 @@ impl Vcpu {
                 bus.mmio_write(address, data);
                 return Next::Run;
             }
-            // A signal, or KVM wants to be called again. Signals come at the end only.
+            // A signal, or KVM wants to be called again. Signals come when the vCPU is to stop. What it had
+            // begun with a device is finished: KVM does that before it looks for signals.
             Err(error) if [libc::EINTR, libc::EAGAIN].contains(&error.errno()) => {
                 self.recorder.note(Exit::Interrupted);
-                return if ending.end().is_some() { Next::Stop } else { Next::Run };
+                return match ending.end() {
+                    Some(_) => Next::Stop,
+                    None if gate.is_open() => Next::Run,
+                    None if error.errno() == libc::EINTR => Next::Pause,
+                    None => Next::Run,
+                };
             }
             Ok(VcpuExit::Shutdown) => (ExitReason::TripleFault, "triple fault".to_owned()),
             Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _)) => {
@@ -121,9 +160,20 @@ impl Vcpu {
             Ok(other) => (ExitReason::MonitorError, format!("unexpected exit {other:?}")),
             Err(error) => (ExitReason::MonitorError, format!("KVM_RUN failed: {error}")),
         };
-        let place = VcpuState::save(&self.fd).map_or_else(|error| error.to_string(), |state| state.summary());
+        let place = Registers::read(&self.fd).map_or_else(|error| error.to_string(), |state| state.summary());
         ending.finish(reason, format!("vCPU {}: {detail}; {place}; {}", self.id, self.recorder));
         Next::Stop
+    }
+}
+
+impl Halted for Vcpu {
+    fn save(&self, reading: &Reading) -> Result<VcpuState, KvmError> {
+        VcpuState::save(&self.fd, self.id, &self.cpuid, reading)
+    }
+
+    fn go_on(&mut self) {
+        self.tell_of_pause();
+        self.fd.set_kvm_immediate_exit(0);
     }
 }
 

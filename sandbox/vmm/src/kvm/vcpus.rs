@@ -10,8 +10,10 @@ use cofferdam_proto::monitor;
 use kvm_bindings::CpuId;
 use vm_memory::GuestMemoryMmap;
 
+use super::gate::{Ended, Gate};
+use super::state::{Reading, VcpuState};
 use super::thread::VcpuThread;
-use super::{KvmError, Machine, Vcpu, cpuid};
+use super::{KvmError, Machine, MachineState, Vcpu, cpuid, msrs, xsave};
 use crate::boot::Entry;
 use crate::bus::Bus;
 use crate::ending::Ending;
@@ -21,20 +23,39 @@ pub(crate) struct Maker {
     machine: Machine,
     cpuid: CpuId,
     most: u8,
-    entry: Entry,
     memory: GuestMemoryMmap,
 }
 
 impl Maker {
-    pub(super) fn new(machine: Machine, most: u8, entry: Entry, memory: GuestMemoryMmap) -> Result<Self, KvmError> {
+    pub(super) fn new(machine: Machine, most: u8, memory: GuestMemoryMmap) -> Result<Self, KvmError> {
         let cpuid = cpuid::supported(&machine.kvm)?;
-        Ok(Self { machine, cpuid, most, entry, memory })
+        Ok(Self { machine, cpuid, most, memory })
     }
 
-    /// Makes vCPU `id`, which does not run yet. All but the first wait for the guest to wake them.
-    pub(crate) fn make(&self, id: u8) -> Result<Vcpu, KvmError> {
+    /// Makes vCPU `id`, which does not run yet, and waits for the guest to wake it.
+    fn make(&self, id: u8) -> Result<Vcpu, KvmError> {
         let cpuid = cpuid::for_vcpu(&self.cpuid, id, self.most)?;
-        Vcpu::new(&self.machine.vm, id, cpuid, self.entry, &self.memory)
+        Vcpu::new(&self.machine.vm, id, cpuid, &self.memory)
+    }
+
+    /// The first `count` vCPUs of a VM that boots: one starts at `entry`, the others wait for it.
+    pub(crate) fn boot(&self, count: u8, entry: Entry) -> Result<Vec<Vcpu>, KvmError> {
+        let vcpus = (0..count).map(|id| self.make(id)).collect::<Result<Vec<_>, _>>()?;
+        vcpus.first().map_or(Ok(()), |first| first.enter_at(entry))?;
+        Ok(vcpus)
+    }
+
+    /// The vCPUs and the machine of a VM that goes on where another one was saved.
+    pub(crate) fn restore(&self, vcpus: &[VcpuState], machine: &MachineState) -> Result<Vec<Vcpu>, KvmError> {
+        let xsave = xsave::size(&self.machine.vm);
+        let restore = |state: &VcpuState| {
+            let cpuid = cpuid::for_vcpu(&self.cpuid, state.id, self.most)?;
+            Vcpu::restore(&self.machine.vm, cpuid, &self.memory, state, xsave)
+        };
+        let vcpus = vcpus.iter().map(restore).collect::<Result<_, _>>()?;
+        // The I/O APIC looks at the LAPICs, so those are there before it.
+        machine.restore(&self.machine.vm)?;
+        Ok(vcpus)
     }
 }
 
@@ -62,6 +83,7 @@ pub(crate) struct RunningVcpus {
     maker: Maker,
     bus: Arc<Bus>,
     ending: Arc<Ending>,
+    gate: Arc<Gate>,
     threads: Vec<VcpuThread>,
 }
 
@@ -69,12 +91,13 @@ impl RunningVcpus {
     /// None yet; [`VcpuThread::prepare`] is done here.
     pub(crate) fn new(maker: Maker, bus: Arc<Bus>, ending: Arc<Ending>) -> io::Result<Self> {
         VcpuThread::prepare()?;
-        Ok(Self { maker, bus, ending, threads: Vec::new() })
+        Ok(Self { maker, bus, ending, gate: Arc::default(), threads: Vec::new() })
     }
 
     /// Lets `vcpu` run, the next one by number.
     pub(crate) fn run(&mut self, vcpu: Vcpu) -> io::Result<()> {
-        self.threads.push(VcpuThread::start(vcpu, self.bus.clone(), self.ending.clone())?);
+        let (bus, ending, gate) = (self.bus.clone(), self.ending.clone(), self.gate.clone());
+        self.threads.push(VcpuThread::start(vcpu, bus, ending, gate)?);
         Ok(())
     }
 
@@ -96,8 +119,30 @@ impl RunningVcpus {
         Ok(())
     }
 
+    /// Brings all of them out of the guest, and answers when no one runs any more. They wait for
+    /// [`Self::resume`].
+    pub(crate) fn pause(&self) -> Result<(), Ended> {
+        self.gate.close();
+        self.threads.iter().for_each(VcpuThread::kick);
+        self.gate.wait_for(self.threads.len())
+    }
+
+    /// Reads the state of all of them and of the machine; they are paused.
+    pub(crate) fn save(&self) -> Result<(Vec<VcpuState>, MachineState), KvmError> {
+        let Machine { kvm, vm } = &self.maker.machine;
+        let reading = Reading { msrs: msrs::list(kvm)?, xsave: xsave::size(vm) };
+        let vcpus = self.gate.save(self.threads.len(), reading)?;
+        Ok((vcpus, MachineState::save(vm)?))
+    }
+
+    /// Lets them go on.
+    pub(crate) fn resume(&self) {
+        self.gate.open();
+    }
+
     /// Brings all of them out of the guest, for good, then lets the devices finish what they began. The VM's end must be told before.
     pub(crate) fn stop(&mut self) {
+        self.gate.end();
         self.threads.iter().for_each(VcpuThread::kick);
         self.threads.drain(..).for_each(VcpuThread::join);
         self.bus.shut_down();

@@ -4,7 +4,8 @@
 //! `device_suites_pass_under_the_filters` finds a missing one.
 
 use kvm_bindings::{
-    kvm_cpuid2, kvm_lapic_state, kvm_mp_state, kvm_msrs, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
+    kvm_clock_data, kvm_cpuid2, kvm_debugregs, kvm_irqchip, kvm_lapic_state, kvm_mp_state, kvm_msr_list, kvm_msrs,
+    kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
 use libc::c_long;
 
@@ -142,6 +143,30 @@ pub(super) const ROWS: &[Row] = &[
         libc::SYS_ioctl,
         Arguments::OneOf(1, &[kvm::GET_REGS, kvm::GET_SREGS, kvm::GET_XCRS, kvm::GET_EVENTS, kvm::GET_MP_STATE]),
     ),
+    // The whole state of a vCPU, where a VM is saved; and its guest is told of the pause.
+    row(
+        V,
+        libc::SYS_ioctl,
+        Arguments::OneOf(
+            1,
+            &[
+                kvm::GET_XSAVE,
+                kvm::GET_XSAVE2,
+                kvm::GET_DEBUGREGS,
+                kvm::GET_LAPIC,
+                kvm::GET_MSRS,
+                kvm::GET_TSC_KHZ,
+                kvm::KVMCLOCK_CTRL,
+            ],
+        ),
+    ),
+    // The rest of the VM's state, and that its files do not change any more.
+    row(
+        M,
+        libc::SYS_ioctl,
+        Arguments::OneOf(1, &[kvm::GET_MSR_INDEX_LIST, kvm::CHECK_EXTENSION, kvm::GET_IRQCHIP, kvm::GET_CLOCK]),
+    ),
+    row(M, libc::SYS_fcntl, Arguments::OneOf(1, &[libc::F_ADD_SEALS as u32])),
     // A vCPU that is made later.
     row(
         M,
@@ -153,8 +178,8 @@ pub(super) const ROWS: &[Row] = &[
     ),
     // The size of a block device that comes later.
     row(M, libc::SYS_ioctl, Arguments::OneOf(1, &[BLKGETSIZE64, BLKSSZGET])),
-    // The network starts: the tap's header and offloads.
-    row(V, libc::SYS_ioctl, Arguments::OneOf(1, &[libc::TUNSETVNETHDRSZ as u32, libc::TUNSETOFFLOAD as u32])),
+    // The network starts, or goes on: the tap's header and offloads.
+    row(M | V, libc::SYS_ioctl, Arguments::OneOf(1, &[libc::TUNSETVNETHDRSZ as u32, libc::TUNSETOFFLOAD as u32])),
     // Waiting for kicks and sockets.
     any(M | V | F, libc::SYS_epoll_ctl),
     any(M | F, libc::SYS_epoll_wait),
@@ -249,23 +274,34 @@ mod kvm {
         direction << 30 | (size_of::<T>() as u32) << 16 | KVMIO << 8 | request
     }
 
+    pub(super) const GET_MSR_INDEX_LIST: u32 = number::<kvm_msr_list>(READ | WRITE, 0x02);
+    pub(super) const CHECK_EXTENSION: u32 = number::<()>(0, 0x03);
     pub(super) const CREATE_VCPU: u32 = number::<()>(0, 0x41);
+    pub(super) const GET_IRQCHIP: u32 = number::<kvm_irqchip>(READ | WRITE, 0x62);
+    pub(super) const GET_CLOCK: u32 = number::<kvm_clock_data>(READ, 0x7c);
     pub(super) const RUN: u32 = number::<()>(0, 0x80);
     pub(super) const GET_REGS: u32 = number::<kvm_regs>(READ, 0x81);
     pub(super) const GET_SREGS: u32 = number::<kvm_sregs>(READ, 0x83);
+    pub(super) const GET_MSRS: u32 = number::<kvm_msrs>(READ | WRITE, 0x88);
     pub(super) const SET_MSRS: u32 = number::<kvm_msrs>(WRITE, 0x89);
     pub(super) const GET_LAPIC: u32 = number::<kvm_lapic_state>(READ, 0x8e);
     pub(super) const SET_LAPIC: u32 = number::<kvm_lapic_state>(WRITE, 0x8f);
     pub(super) const SET_CPUID2: u32 = number::<kvm_cpuid2>(WRITE, 0x90);
     pub(super) const GET_MP_STATE: u32 = number::<kvm_mp_state>(READ, 0x98);
     pub(super) const GET_EVENTS: u32 = number::<kvm_vcpu_events>(READ, 0x9f);
+    pub(super) const GET_DEBUGREGS: u32 = number::<kvm_debugregs>(READ, 0xa1);
+    pub(super) const GET_TSC_KHZ: u32 = number::<()>(0, 0xa3);
+    pub(super) const GET_XSAVE: u32 = number::<kvm_xsave>(READ, 0xa4);
     pub(super) const GET_XCRS: u32 = number::<kvm_xcrs>(READ, 0xa6);
     pub(super) const SET_XCRS: u32 = number::<kvm_xcrs>(WRITE, 0xa7);
+    pub(super) const KVMCLOCK_CTRL: u32 = number::<()>(0, 0xad);
+    pub(super) const GET_XSAVE2: u32 = number::<kvm_xsave>(READ, 0xcf);
 
     /// As `linux/kvm.h` has them on x86-64.
     const _: () = {
         assert!(RUN == 0xae80 && CREATE_VCPU == 0xae41);
         assert!(SET_MSRS == 0x4008_ae89 && SET_CPUID2 == 0x4008_ae90);
+        assert!(GET_MSRS == 0xc008_ae88 && GET_XSAVE2 == 0x9000_aecf && GET_CLOCK == 0x8030_ae7c);
         assert!(GET_REGS == 0x8090_ae81 && GET_LAPIC == 0x8400_ae8e);
     };
 }

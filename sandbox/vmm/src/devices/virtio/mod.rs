@@ -13,6 +13,7 @@ pub(crate) mod mem;
 pub(crate) mod mmio;
 pub(crate) mod net;
 pub(crate) mod rng;
+pub(crate) mod saved;
 #[cfg(test)]
 pub(crate) mod test_guest;
 pub(crate) mod vsock;
@@ -22,6 +23,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 pub(crate) use buffers::{Buffers, Slices};
 pub(crate) use line::{BUDGET, INTERRUPT_AFTER, QueueLine};
+use saved::{DeviceState, RestoreError, SaveError};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -62,6 +64,14 @@ pub(crate) trait VirtioDevice: Send {
         self.reset();
         true
     }
+    /// Stops using the queues and guest memory as [`Self::reset`] does, but forgets nothing, and gives
+    /// back what [`Self::activate`] got, by which it goes on; nothing if it does not serve. Waits for
+    /// requests that were begun.
+    fn pause(&mut self) -> Option<Activation>;
+    /// What is to be kept of the device, which is paused or does not serve.
+    fn save(&self) -> Result<DeviceState, SaveError>;
+    /// Makes the device, which never served, what [`Self::save`] told. It serves when it is activated.
+    fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError>;
 }
 
 /// What a device gets at DRIVER_OK.
@@ -141,6 +151,20 @@ impl Interrupt {
     /// The driver acknowledges `bits`.
     pub(crate) fn acknowledge(&self, bits: u32) {
         self.inner.status.fetch_and(!bits, Ordering::SeqCst);
+    }
+
+    /// Makes both registers what they were, before anything is raised.
+    pub(crate) fn restore(&self, status: u32, generation: u32) {
+        self.inner.status.store(status, Ordering::SeqCst);
+        self.inner.generation.store(generation, Ordering::SeqCst);
+    }
+
+    /// Raises the line again if the driver has not acknowledged everything: an interrupt may have
+    /// been on its way when the VM was saved.
+    pub(crate) fn repeat(&self) {
+        if self.status() != 0 {
+            self.raise(0);
+        }
     }
 
     /// The eventfd behind it, to be bound to an interrupt line of KVM.

@@ -12,28 +12,33 @@ use crate::devices::serial::SerialPort;
 use crate::memory;
 use crate::timeline::Timeline;
 
+/// Where the first vCPU starts.
+const CODE: GuestAddress = GuestAddress(memory::HIGH_RAM_START);
 const HALT: u8 = 0xf4;
 
-/// A VM whose first vCPU halts for good; nothing where this machine has no KVM.
-fn running(most: u8) -> Option<RunningVcpus> {
-    let memory = memory::map(memory::MIN_MEMORY_MIB).unwrap();
-    let entry = Entry { address: memory::HIGH_RAM_START, start_info: 0 };
-    memory.write_obj(HALT, GuestAddress(entry.address)).unwrap();
+/// A VM over `memory`; nothing where this machine has no KVM.
+fn machine(memory: &GuestMemoryMmap) -> Option<Machine> {
     let kvm = fs::File::options().read(true).write(true).open("/dev/kvm").map(OwnedFd::from);
-    let machine =
-        match kvm.map_err(|e| e.to_string()).and_then(|kvm| Machine::new(kvm, &memory).map_err(|e| e.to_string())) {
-            Ok(machine) => machine,
-            Err(reason) => {
-                eprintln!("skipped: this machine has no KVM: {reason}");
-                return None;
-            }
-        };
-    let maker = machine.maker(most, entry, memory).unwrap();
+    let made = kvm.map_err(|e| e.to_string()).and_then(|kvm| Machine::new(kvm, memory).map_err(|e| e.to_string()));
+    made.inspect_err(|reason| eprintln!("skipped: this machine has no KVM: {reason}")).ok()
+}
+
+fn vcpus(maker: Maker) -> RunningVcpus {
     let ending = Ending::new().unwrap();
     let serial = Arc::new(Mutex::new(SerialPort::new().unwrap()));
     let (timeline, listens) = (Arc::new(Timeline::new()), Arc::new(EventFd::new(0).unwrap()));
     let bus = Arc::new(Bus::new(Vec::new(), serial, ending.clone(), timeline, listens));
-    Some(RunningVcpus::new(maker, bus, ending).unwrap())
+    RunningVcpus::new(maker, bus, ending).unwrap()
+}
+
+/// A VM of `memory` whose first vCPU runs `program`; nothing where this machine has no KVM.
+fn running(memory: &GuestMemoryMmap, program: &[u8], most: u8) -> Option<RunningVcpus> {
+    memory.write_slice(program, CODE).unwrap();
+    let maker = machine(memory)?.maker(most, memory.clone()).unwrap();
+    let first = maker.boot(1, Entry { address: CODE.0, start_info: 0 }).unwrap();
+    let mut vcpus = vcpus(maker);
+    first.into_iter().for_each(|vcpu| vcpus.run(vcpu).unwrap());
+    Some(vcpus)
 }
 
 /// CPU time of this process' vCPU threads but the first, in the kernel's ticks, by number.
@@ -53,9 +58,9 @@ fn ticks() -> Vec<(String, u64)> {
 
 #[test]
 fn later_ones_are_made_when_they_are_asked_for_and_sleep() {
-    let Some(mut vcpus) = running(4) else { return };
-    assert_eq!(vcpus.count(), monitor::Vcpus { most: 4, made: 0 });
-    vcpus.make(1).unwrap();
+    let memory = memory::map(memory::MIN_MEMORY_MIB).unwrap();
+    let Some(mut vcpus) = running(&memory, &[HALT], 4) else { return };
+    assert_eq!(vcpus.count(), monitor::Vcpus { most: 4, made: 1 });
     assert!(ticks().is_empty());
     vcpus.make(3).unwrap();
     vcpus.make(2).unwrap();
@@ -76,4 +81,75 @@ fn later_ones_are_made_when_they_are_asked_for_and_sleep() {
     vcpus.ending.finish(ExitReason::Killed, "the test is over");
     vcpus.stop();
     assert!(ticks().is_empty());
+}
+
+/// What the program below read last from a register that is not there, and how often it did.
+const READ: GuestAddress = GuestAddress(0x20_0000);
+const COUNT: GuestAddress = GuestAddress(0x20_0004);
+/// `mov eax, [0xd0000000]; mov [0x200000], eax; inc dword [0x200004]; jmp` to the first of them.
+const PROGRAM: [u8; 18] =
+    [0xa1, 0x00, 0x00, 0x00, 0xd0, 0xa3, 0x00, 0x00, 0x20, 0x00, 0xff, 0x05, 0x04, 0x00, 0x20, 0x00, 0xeb, 0xee];
+
+fn count(memory: &GuestMemoryMmap) -> u32 {
+    memory.load(COUNT, std::sync::atomic::Ordering::SeqCst).unwrap()
+}
+
+fn wait_for_more(memory: &GuestMemoryMmap, than: u32) {
+    let limit = Instant::now() + Duration::from_secs(30);
+    while count(memory) <= than {
+        assert!(Instant::now() < limit, "the guest does not run: it has counted to {}", count(memory));
+        std::thread::yield_now();
+    }
+}
+
+fn end(mut vcpus: RunningVcpus) {
+    vcpus.ending.finish(ExitReason::Killed, "the test is over");
+    vcpus.stop();
+}
+
+/// The guest does nothing but read a device's register, so it is nearly always stopped in the middle of that. A read
+/// that is not finished before the vCPU is read would be done by no one, or twice.
+#[test]
+fn a_vcpu_stops_is_saved_and_goes_on_in_another_vm() {
+    let memory = memory::map(memory::MIN_MEMORY_MIB).unwrap();
+    let Some(original) = running(&memory, &PROGRAM, 1) else { return };
+    for _ in 0..20 {
+        wait_for_more(&memory, count(&memory));
+        original.pause().unwrap();
+        let (states, chips) = original.save().unwrap();
+        let stopped = count(&memory);
+
+        let copy = memory::map(memory::MIN_MEMORY_MIB).unwrap();
+        let mut bytes = vec![0; (memory::MIN_MEMORY_MIB as usize) << 20];
+        memory.read_slice(&mut bytes, GuestAddress(0)).unwrap();
+        copy.write_slice(&bytes, GuestAddress(0)).unwrap();
+        copy.write_obj(0_u32, READ).unwrap();
+        let maker = machine(&copy).unwrap().maker(1, copy.clone()).unwrap();
+        let restored = maker.restore(&states, &chips).unwrap();
+        let mut clone = vcpus(maker);
+        restored.into_iter().for_each(|vcpu| clone.run(vcpu).unwrap());
+        wait_for_more(&copy, stopped + 1);
+        assert_eq!(copy.read_obj::<u32>(READ).unwrap(), u32::MAX);
+        end(clone);
+
+        assert_eq!(count(&memory), stopped, "the original still waits");
+        original.resume();
+        wait_for_more(&memory, stopped);
+        assert_eq!(memory.read_obj::<u32>(READ).unwrap(), u32::MAX);
+    }
+    original.pause().unwrap();
+    end(original);
+}
+
+#[test]
+fn a_state_of_another_processor_is_refused() {
+    let memory = memory::map(memory::MIN_MEMORY_MIB).unwrap();
+    let Some(original) = running(&memory, &PROGRAM, 1) else { return };
+    original.pause().unwrap();
+    let (states, chips) = original.save().unwrap();
+    end(original);
+    // One of two processors says so in its CPUID.
+    let maker = machine(&memory).unwrap().maker(2, memory).unwrap();
+    let Err(error) = maker.restore(&states, &chips) else { panic!("it was restored") };
+    assert!(matches!(error, KvmError::Processor { function: 1, .. }), "{error}");
 }

@@ -2,6 +2,7 @@
 
 use super::state::{BalloonState, STATE_VERSION};
 use super::{DEVICE_TYPE, F_REPORTING, QUEUE_SIZES, REPORTING, REPORTS_PER_TURN, pages};
+use crate::devices::virtio::saved::{DeviceState, RestoreError, SaveError};
 use crate::devices::virtio::{
     ActivateError, Activation, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, VIRTIO_F_VERSION_1, VirtioDevice, read_from,
 };
@@ -73,5 +74,22 @@ impl VirtioDevice for Balloon {
         }
         self.state.features = 0;
         self.state.actual = 0;
+    }
+
+    fn pause(&mut self) -> Option<Activation> {
+        let active = self.active.take()?;
+        self.unwatch(&active);
+        Some(active)
+    }
+
+    fn save(&self) -> Result<DeviceState, SaveError> {
+        Ok(DeviceState::Balloon(self.state.clone()))
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
+        let DeviceState::Balloon(state) = state else { return Err(RestoreError::Kind { device: "balloon" }) };
+        RestoreError::check_version("balloon", state.version, STATE_VERSION)?;
+        self.state.actual = state.actual;
+        Ok(())
     }
 }

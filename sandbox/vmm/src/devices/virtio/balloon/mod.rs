@@ -12,6 +12,7 @@ mod state;
 mod tests;
 
 pub(crate) use device::Balloon;
+pub(crate) use state::BalloonState;
 
 const DEVICE_TYPE: u32 = 5;
 /// Inflate, deflate, report. Linux leaves numbers of queues that are not offered out, so the third one is the

@@ -12,6 +12,7 @@ use super::{
     DEVICE_TYPE, F_BLK_SIZE, F_DISCARD, F_FLUSH, F_SEG_MAX, F_SIZE_MAX, F_TOPOLOGY, F_WRITE_ZEROES, ID, QUEUE_SIZES,
     SECTOR,
 };
+use crate::devices::virtio::saved::{DeviceState, RestoreError, SaveError};
 use crate::devices::virtio::{
     ActivateError, Activation, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, VIRTIO_F_VERSION_1, VirtioDevice, read_from,
 };
@@ -98,5 +99,27 @@ impl VirtioDevice for Blk {
         }
         self.reset();
         true
+    }
+
+    fn pause(&mut self) -> Option<Activation> {
+        self.worker.take()?.stop()
+    }
+
+    fn save(&self) -> Result<DeviceState, SaveError> {
+        Ok(DeviceState::Blk(self.state.clone()))
+    }
+
+    /// The disk behind it is another one, of which the guest sees no difference.
+    fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
+        let DeviceState::Blk(saved) = state else { return Err(RestoreError::Kind { device: "blk" }) };
+        let now = &self.state;
+        RestoreError::check_version("blk", saved.version, STATE_VERSION)?;
+        RestoreError::check("blk", "the number of sectors", &saved.capacity, &now.capacity)?;
+        RestoreError::check("blk", "the size of a block", &saved.block_size, &now.block_size)?;
+        RestoreError::check("blk", "whether it is read-only", &saved.read_only, &now.read_only)?;
+        if saved.id != now.id {
+            return Err(RestoreError::Kind { device: "blk" });
+        }
+        Ok(())
     }
 }

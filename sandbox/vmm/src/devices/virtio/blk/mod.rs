@@ -18,6 +18,7 @@ pub(crate) use source::{BLKGETSIZE64, BLKSSZGET};
 pub(crate) use spare::Spare;
 #[cfg(test)]
 pub(crate) use spare::tests::volume;
+pub(crate) use state::BlkState;
 
 const DEVICE_TYPE: u32 = 2;
 const QUEUE_SIZES: [u16; 1] = [128];

@@ -4,6 +4,7 @@
 //! §4.2.3.1.1). It looks again when its agent asks it to.
 
 use super::{Blk, QUEUE_SIZES};
+use crate::devices::virtio::saved::{DeviceState, RestoreError, SaveError};
 use crate::devices::virtio::{ActivateError, Activation, VirtioDevice};
 
 /// The place, and the disk in it.
@@ -63,6 +64,24 @@ impl VirtioDevice for Spare {
 
     fn reset_now(&mut self) -> bool {
         self.disk.as_mut().is_none_or(Blk::reset_now)
+    }
+
+    fn pause(&mut self) -> Option<Activation> {
+        self.disk.as_mut()?.pause()
+    }
+
+    fn save(&self) -> Result<DeviceState, SaveError> {
+        match &self.disk {
+            None => Ok(DeviceState::Empty),
+            Some(_) => Err(SaveError { device: "blk", what: "a disk that was plugged" }),
+        }
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
+        match state {
+            DeviceState::Empty => Ok(()),
+            _ => Err(RestoreError::Kind { device: "blk" }),
+        }
     }
 }
 

@@ -10,7 +10,7 @@ pub(super) const STATE_VERSION: u32 = 2;
 
 /// State of the device, queue apart.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct BlkState {
+pub(crate) struct BlkState {
     /// [`STATE_VERSION`].
     pub(super) version: u32,
     /// Size of the disk in sectors of 512 bytes.

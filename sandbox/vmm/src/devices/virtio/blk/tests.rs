@@ -6,10 +6,12 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
+use virtio_queue::QueueT;
 
 use super::request::Disk;
 use super::state::{BlkState, STATE_VERSION};
 use super::*;
+use crate::devices::virtio::saved::DeviceState;
 use crate::devices::virtio::test_guest::{DATA, Guest, WRITE, any_attack};
 use crate::devices::virtio::{Buffers, Interrupt, QueueLine, VIRTIO_F_EVENT_IDX, VIRTIO_F_VERSION_1, VirtioDevice};
 use crate::lock_in::{ThreadKind, run_as};
@@ -238,6 +240,46 @@ fn the_thread_serves_until_reset() {
         blk.reset();
         blk.reset();
     }
+}
+
+/// What the guest asks for while the device is paused is done afterwards, by the same queue.
+#[test]
+fn the_thread_stops_for_a_pause_and_goes_on() {
+    let file: OwnedFd = tempfile::tempfile().unwrap().into();
+    rustix::fs::ftruncate(&file, 1 << 20).unwrap();
+    let mut guest = Guest::new(&QUEUE_SIZES);
+    let mut blk = Blk::new(file).unwrap();
+    assert!(blk.pause().is_none(), "no driver has started it");
+    blk.activate(guest.activation(VIRTIO_F_VERSION_1)).unwrap();
+    guest.write(HEAD, &[0; 16]);
+    for round in 1..=3 {
+        let active = blk.pause().unwrap();
+        assert_eq!(active.queues[0].queue.next_used(), round - 1);
+        guest.chain(0, &[(HEAD, 16, 0), (BODY, 512, WRITE), (STATUS, 1, WRITE)]);
+        guest.kick(0);
+        assert!(blk.pause().is_none() && guest.used_count(0) == round - 1);
+        blk.activate(active).unwrap();
+        guest.wait_used(0, round);
+    }
+    blk.pause();
+    blk.reset();
+}
+
+#[test]
+fn only_a_disk_as_large_takes_the_place_of_another() {
+    let disk = |sectors: u64| {
+        let file: OwnedFd = tempfile::tempfile().unwrap().into();
+        rustix::fs::ftruncate(&file, sectors * SECTOR).unwrap();
+        Blk::new(file).unwrap()
+    };
+    let saved = disk(64).save().unwrap();
+    disk(64).restore(&saved).unwrap();
+    let why = disk(65).restore(&saved).unwrap_err().to_string();
+    assert_eq!(why, "the number of sectors of device blk was 64 when it was saved, and is 65");
+    let DeviceState::Blk(mut other) = saved else { panic!("another device's") };
+    other.version = 1;
+    let why = disk(64).restore(&DeviceState::Blk(other)).unwrap_err().to_string();
+    assert_eq!(why, "the state of device blk has version 1, and this monitor knows 2");
 }
 
 #[test]

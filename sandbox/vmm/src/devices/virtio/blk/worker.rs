@@ -20,7 +20,8 @@ const STACK: usize = 128 << 10;
 /// A running thread.
 pub(super) struct Worker {
     stop: EventFd,
-    thread: JoinHandle<()>,
+    /// Gives back what it served.
+    thread: JoinHandle<Activation>,
 }
 
 impl Worker {
@@ -28,7 +29,11 @@ impl Worker {
     pub(super) fn start(active: Activation, file: Arc<File>, state: BlkState) -> io::Result<Self> {
         let stop = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
         let stopped = stop.try_clone()?;
-        let body = move || run(active, &Disk::new(&file, &state), &stopped);
+        let body = move || {
+            let mut active = active;
+            run(&mut active, &Disk::new(&file, &state), &stopped);
+            active
+        };
         let thread = start_thread(ThreadKind::Block, "blk", STACK, body)?;
         Ok(Self { stop, thread })
     }
@@ -47,19 +52,21 @@ impl Worker {
         self.thread.is_finished()
     }
 
-    /// Ends the thread after the request that it is at, and waits for that.
-    pub(super) fn stop(self) {
+    /// Ends the thread after the request that it is at, waits for that, and gives back what it served.
+    pub(super) fn stop(self) -> Option<Activation> {
         if !self.tell_to_stop() {
-            return;
+            return None;
         }
-        if self.thread.join().is_err() {
+        let served = self.thread.join();
+        if served.is_err() {
             complain!("blk: the worker panicked");
         }
+        served.ok()
     }
 }
 
-fn run(active: Activation, disk: &Disk<'_>, stop: &EventFd) {
-    let Activation { memory, mut queues, interrupt, .. } = active;
+fn run(active: &mut Activation, disk: &Disk<'_>, stop: &EventFd) {
+    let Activation { memory, queues, interrupt, .. } = active;
     let line = &mut queues[0];
     loop {
         let (kick, stop) = (event_fd(&line.kick), event_fd(stop));
@@ -76,8 +83,8 @@ fn run(active: Activation, disk: &Disk<'_>, stop: &EventFd) {
         }
         if !ready[0].revents().is_empty() {
             line.take_kick();
-            let serve = |chain| Buffers::new(&memory, chain).map_or(0, |buffers| disk.serve(buffers));
-            line.serve_chains(&memory, &interrupt, serve);
+            let serve = |chain| Buffers::new(memory, chain).map_or(0, |buffers| disk.serve(buffers));
+            line.serve_chains(memory, interrupt, serve);
         }
     }
 }

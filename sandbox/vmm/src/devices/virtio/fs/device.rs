@@ -10,6 +10,7 @@ use super::share::Share;
 use super::state::{FsState, STATE_VERSION};
 use super::worker::Workers;
 use super::{DEVICE_TYPE, QUEUE_SIZES, TAG};
+use crate::devices::virtio::saved::{DeviceState, RestoreError, SaveError};
 use crate::devices::virtio::{
     ActivateError, Activation, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, VIRTIO_F_VERSION_1, VirtioDevice, read_from,
 };
@@ -29,7 +30,7 @@ impl Fs {
         if tag.is_empty() || tag.len() > TAG {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "the tag must have 1 to 36 bytes"));
         }
-        let state = FsState { version: STATE_VERSION, tag: tag.to_owned(), features: 0 };
+        let state = FsState { version: STATE_VERSION, tag: tag.to_owned(), features: 0, extended: false };
         let epoll = Arc::new(epoll::create(epoll::CreateFlags::CLOEXEC)?);
         Ok(Self { state, share: Arc::new(Share::new(root)?), epoll, workers: None })
     }
@@ -66,5 +67,25 @@ impl VirtioDevice for Fs {
         }
         self.share.clear();
         self.state.features = 0;
+    }
+
+    fn pause(&mut self) -> Option<Activation> {
+        Some(self.workers.take()?.pause(self.state.features))
+    }
+
+    /// Only while the guest knows no file but the root: a clone's share holds others.
+    fn save(&self) -> Result<DeviceState, SaveError> {
+        if !self.share.knows_only_root() {
+            return Err(SaveError { device: "fs", what: "files that its guest knows" });
+        }
+        Ok(DeviceState::Fs(FsState { extended: self.share.sets_attributes_extended(), ..self.state.clone() }))
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
+        let DeviceState::Fs(saved) = state else { return Err(RestoreError::Kind { device: "fs" }) };
+        RestoreError::check_version("fs", saved.version, STATE_VERSION)?;
+        RestoreError::check("fs", "the tag", &saved.tag, &self.state.tag)?;
+        self.share.begin(saved.extended);
+        Ok(())
     }
 }

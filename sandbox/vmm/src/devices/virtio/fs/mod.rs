@@ -15,6 +15,7 @@ mod tests;
 mod worker;
 
 pub(crate) use device::Fs;
+pub(crate) use state::FsState;
 
 const DEVICE_TYPE: u32 = 26;
 /// The high priority queue (FORGET, INTERRUPT) and one request queue. Linux sends at most as many pages at once as the

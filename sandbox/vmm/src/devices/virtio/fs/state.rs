@@ -5,17 +5,19 @@ use serde::{Deserialize, Serialize};
 use super::TAG;
 
 /// Version of [`FsState`].
-pub(super) const STATE_VERSION: u32 = 1;
+pub(super) const STATE_VERSION: u32 = 2;
 
 /// State of the device, queues and the file server's tables apart.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct FsState {
+pub(crate) struct FsState {
     /// [`STATE_VERSION`].
     pub(super) version: u32,
     /// Name by which the guest mounts it.
     pub(super) tag: String,
     /// What the driver accepted; zero while it is not active.
     pub(super) features: u64,
+    /// The guest's kernel sends the longer form of requests to set an attribute, as was agreed on.
+    pub(super) extended: bool,
 }
 
 impl FsState {

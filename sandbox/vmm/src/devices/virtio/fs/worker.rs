@@ -107,18 +107,26 @@ impl Workers {
         }
     }
 
-    /// Ends the threads, each after the request that it is at; the rest stays in the queues.
-    pub(super) fn stop(self) {
+    /// Ends the threads, each after the request that it is at and those that wait for the same file
+    /// system; the rest stays in the queues, which are given back.
+    pub(super) fn stop(self) -> Vec<QueueLine> {
         lock(&self.shared.state).stopping = true;
         if let Err(error) = self.shared.stop.write(1) {
             complain!("fs: cannot stop the workers: {error}");
-            return;
+            return Vec::new();
         }
         let threads = std::mem::take(&mut lock(&self.shared.state).threads);
         if threads.into_iter().map(JoinHandle::join).filter(Result::is_err).count() > 0 {
             complain!("fs: a worker panicked");
         }
         self.shared.unwatch();
+        std::mem::take(&mut lock(&self.shared.state).queues)
+    }
+
+    /// As [`Self::stop`]; gives back what [`Self::start`] got.
+    pub(super) fn pause(self, features: u64) -> Activation {
+        let (memory, interrupt) = ((*self.shared.memory).clone(), self.shared.interrupt.clone());
+        Activation { memory, features, queues: self.stop(), interrupt }
     }
 
     /// How many threads there are.

@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use super::state::{MemState, STATE_VERSION};
 use super::{BLOCK, DEVICE_TYPE, QUEUE_SIZES, Region, VIRTIO_MEM_F_UNPLUGGED_INACCESSIBLE};
+use crate::devices::virtio::saved::{DeviceState, RestoreError, SaveError};
 use crate::devices::virtio::{
     ActivateError, Activation, Buffers, VIRTIO_F_EVENT_IDX, VIRTIO_F_VERSION_1, VirtioDevice, read_from,
 };
@@ -200,5 +201,30 @@ impl VirtioDevice for Mem {
             self.unwatch(&active);
         }
         self.state.features = 0;
+    }
+
+    fn pause(&mut self) -> Option<Activation> {
+        let active = self.active.take()?;
+        self.unwatch(&active);
+        Some(active)
+    }
+
+    fn save(&self) -> Result<DeviceState, SaveError> {
+        if self.plugged() > 0 {
+            return Err(SaveError { device: "mem", what: "memory that was plugged" });
+        }
+        Ok(DeviceState::Mem(self.state.clone()))
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
+        let DeviceState::Mem(state) = state else { return Err(RestoreError::Kind { device: "mem" }) };
+        RestoreError::check_version("mem", state.version, STATE_VERSION)?;
+        RestoreError::check("mem", "the number of blocks", &state.plugged.len(), &self.state.plugged.len())?;
+        if state.plugged.contains(&true) {
+            let (saved, now) = ("plugged".into(), "empty".into());
+            return Err(RestoreError::Differs { device: "mem", what: "a block", saved, now });
+        }
+        self.state.requested = state.requested;
+        Ok(())
     }
 }

@@ -17,6 +17,7 @@ mod tests;
 
 pub(crate) use device::Mem;
 pub(crate) use region::Region;
+pub(crate) use state::MemState;
 
 const DEVICE_TYPE: u32 = 24;
 /// Requests come one at a time.

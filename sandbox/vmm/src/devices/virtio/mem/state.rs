@@ -7,7 +7,7 @@ pub(super) const STATE_VERSION: u32 = 1;
 
 /// State of the device, queues apart. What the driver plugged survives a reset (virtio 1.3 §5.15.5).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct MemState {
+pub(crate) struct MemState {
     /// [`STATE_VERSION`].
     pub(super) version: u32,
     /// What the driver accepted; zero while it is not active.

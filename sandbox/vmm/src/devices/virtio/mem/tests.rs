@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
 
 use super::*;
+use crate::devices::virtio::saved::DeviceState;
 use crate::devices::virtio::test_guest::{DATA, Guest, WRITE, any_attack};
 use crate::devices::virtio::{VIRTIO_F_EVENT_IDX, VIRTIO_F_VERSION_1, VirtioDevice};
 use crate::event_loop::{EventFlags, EventHandler, EventLoop, lock};
@@ -102,6 +103,27 @@ fn the_region_lies_behind_the_ram() {
         assert!(ram.iter().all(|r| r.start_addr().0 + r.len() < region.start()), "{mib}");
         assert_eq!(memory.iter().count(), ram.iter().count() + 1);
     }
+}
+
+#[test]
+fn plugged_memory_is_not_saved() {
+    let mut guest = Guest::new(&QUEUE_SIZES);
+    let (mem, start, _) = live(&guest);
+    lock(&mem).request(4 * BLOCK).unwrap();
+    let state = lock(&mem).save().unwrap();
+    assert_eq!(ask(&mut guest, &mem, 0, start, 1).0, 0);
+    assert_eq!(lock(&mem).save().unwrap_err().to_string(), "device mem has memory that was plugged");
+
+    let (clone, ..) = live(&guest);
+    lock(&clone).restore(&state).unwrap();
+    assert_eq!((lock(&clone).requested(), lock(&clone).plugged()), (4 * BLOCK, 0));
+    let DeviceState::Mem(mut other) = state else { panic!("another device's") };
+    other.plugged[1] = true;
+    let why = lock(&clone).restore(&DeviceState::Mem(other.clone())).unwrap_err().to_string();
+    assert_eq!(why, "a block of device mem was plugged when it was saved, and is empty");
+    other.plugged = vec![false; 3];
+    let why = lock(&clone).restore(&DeviceState::Mem(other)).unwrap_err().to_string();
+    assert_eq!(why, "the number of blocks of device mem was 3 when it was saved, and is 32");
 }
 
 fn memory_of(mib: u32) -> GuestMemoryMmap {

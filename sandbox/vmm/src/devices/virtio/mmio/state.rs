@@ -14,7 +14,7 @@ pub(crate) const STATE_VERSION: u32 = 1;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct TransportState {
     /// [`STATE_VERSION`].
-    version: u32,
+    pub(super) version: u32,
     /// The status register.
     pub(super) status: u32,
     pub(super) device_features_sel: u32,
@@ -78,6 +78,28 @@ impl TransportState {
             queue_sel: 0,
             queues: queues.collect(),
         }
+    }
+
+    /// Whether these can be the registers of a device with queues of `sizes` that offers `features`.
+    pub(super) fn check(&self, sizes: &[u16], features: u64) -> Result<(), String> {
+        if self.version != STATE_VERSION {
+            return Err(format!("their version is {}, and this monitor knows {STATE_VERSION}", self.version));
+        }
+        if !self.queues.iter().map(|queue| queue.max_size).eq(sizes.iter().copied()) {
+            return Err("the device has other queues".into());
+        }
+        if self.status & status::FEATURES_OK != 0 && !self.features_acceptable(features) {
+            return Err(format!(
+                "the driver accepted the features {:#x}, of which the device has {features:#x}",
+                self.driver_features
+            ));
+        }
+        Ok(())
+    }
+
+    /// Whether a device with these registers serves its queues.
+    pub(super) fn serves(&self) -> bool {
+        self.status & (status::DRIVER_OK | status::NEEDS_RESET) == status::DRIVER_OK
     }
 
     /// Back to what [`Self::new`] made.

@@ -3,11 +3,13 @@
 use std::io;
 use std::sync::{Arc, Mutex};
 
+use virtio_queue::QueueT;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::{Slot, TransportState, register, status};
-use crate::devices::virtio::{Activation, Interrupt, QueueLine, VirtioDevice};
+use crate::devices::virtio::saved::{Position, RestoreError, SaveError, SavedDevice};
+use crate::devices::virtio::{ActivateError, Activation, Interrupt, QueueLine, VirtioDevice};
 use crate::event_loop::lock;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"virt");
@@ -22,6 +24,8 @@ pub(crate) struct Transport {
     interrupt: Interrupt,
     kicks: Vec<EventFd>,
     state: TransportState,
+    /// What the device serves, while it is paused.
+    paused: Option<Activation>,
 }
 
 impl Transport {
@@ -42,7 +46,7 @@ impl Transport {
         let state = TransportState::new(locked.queue_sizes());
         let kicks = locked.queue_sizes().iter().map(|_| event_fd()).collect::<io::Result<_>>()?;
         drop(locked);
-        Ok(Self { slot, memory, device, interrupt: Interrupt::new(line), kicks, state })
+        Ok(Self { slot, memory, device, interrupt: Interrupt::new(line), kicks, state, paused: None })
     }
 
     /// Where the guest finds it.
@@ -73,6 +77,60 @@ impl Transport {
             self.clear();
         }
         done
+    }
+
+    /// Has the device pause: it uses neither queues nor guest memory until [`Self::resume`].
+    pub(crate) fn pause(&mut self) {
+        if let Some(active) = lock(&self.device).pause() {
+            self.paused = Some(active);
+        }
+    }
+
+    /// Lets the device go on where it was paused, and has it look at all of its queues.
+    pub(crate) fn resume(&mut self) -> Result<(), ActivateError> {
+        let Some(active) = self.paused.take() else { return Ok(()) };
+        lock(&self.device).activate(active)?;
+        (0..).zip(&self.kicks).for_each(|(queue, _)| self.kick(queue));
+        self.interrupt.repeat();
+        Ok(())
+    }
+
+    /// The device's state and the registers'. It is paused.
+    pub(crate) fn save(&self) -> Result<SavedDevice, SaveError> {
+        let device = lock(&self.device);
+        let position = |line: &QueueLine| Position { available: line.queue.next_avail(), used: line.queue.next_used() };
+        Ok(SavedDevice {
+            kind: device.device_type(),
+            registers: self.state.clone(),
+            interrupt_status: self.interrupt.status(),
+            generation: self.interrupt.generation(),
+            positions: self.paused.as_ref().map(|active| active.queues.iter().map(position).collect()),
+            device: device.save()?,
+        })
+    }
+
+    /// Makes the device and its registers, which nobody has used, what they were when `saved` was.
+    /// The device is paused.
+    pub(crate) fn restore(&mut self, saved: &SavedDevice) -> Result<(), RestoreError> {
+        let address = self.slot.address;
+        let invalid = |why| RestoreError::Registers { address, why };
+        let mut device = lock(&self.device);
+        let kind = device.device_type();
+        if saved.kind != kind {
+            return Err(invalid(format!("they are those of a virtio device {}, and this one is a {kind}", saved.kind)));
+        }
+        saved.registers.check(device.queue_sizes(), device.features()).map_err(invalid)?;
+        device.restore(&saved.device)?;
+        drop(device);
+        self.state = saved.registers.clone();
+        self.interrupt.restore(saved.interrupt_status, saved.generation);
+        let positions = match &saved.positions {
+            None if !self.state.serves() => return Ok(()),
+            Some(positions) if self.state.serves() && positions.len() == self.kicks.len() => positions,
+            _ => return Err(invalid("the queues' positions are not those of a device that serves".into())),
+        };
+        self.paused = Some(self.activation(Some(positions)).map_err(invalid)?);
+        Ok(())
     }
 
     /// The guest reads `data.len()` bytes at `offset` of the page. What is not there reads as zero.
@@ -198,6 +256,7 @@ impl Transport {
     }
 
     fn clear(&mut self) {
+        self.paused = None;
         self.interrupt.acknowledge(u32::MAX);
         self.state.reset();
     }
@@ -212,17 +271,26 @@ impl Transport {
         }
     }
 
-    fn start_device(&mut self) -> Result<(), String> {
-        let queues = self.state.build_queues(&self.memory)?;
+    /// What the device gets when it starts; its queues stand at `positions`.
+    fn activation(&self, positions: Option<&[Position]>) -> Result<Activation, String> {
+        let mut queues = self.state.build_queues(&self.memory)?;
+        for (queue, position) in queues.iter_mut().zip(positions.unwrap_or_default()) {
+            queue.set_next_avail(position.available);
+            queue.set_next_used(position.used);
+        }
         let lines = queues.into_iter().zip(&self.kicks);
         let lines = lines.map(|(queue, kick)| Ok(QueueLine::new(queue, kick.try_clone()?)));
         let queues = lines.collect::<io::Result<_>>().map_err(|error| format!("no eventfd: {error}"))?;
-        let active = Activation {
+        Ok(Activation {
             memory: self.memory.clone(),
             features: self.state.driver_features,
             queues,
             interrupt: self.interrupt.clone(),
-        };
+        })
+    }
+
+    fn start_device(&mut self) -> Result<(), String> {
+        let active = self.activation(None)?;
         lock(&self.device).activate(active).map_err(|error| match std::error::Error::source(&error) {
             Some(source) => format!("{error}: {source}"),
             None => error.to_string(),

@@ -12,6 +12,7 @@ use super::{
     DEVICE_TYPE, F_CSUM, F_GUEST_CSUM, F_GUEST_ECN, F_GUEST_TSO4, F_GUEST_TSO6, F_HOST_ECN, F_HOST_TSO4, F_HOST_TSO6,
     F_MRG_RXBUF, HEADER, MAX_FRAME, QUEUE_SIZES, RECEIVE_BUDGET, RX, TX,
 };
+use crate::devices::virtio::saved::{DeviceState, RestoreError, SaveError};
 use crate::devices::virtio::{
     ActivateError, Activation, INTERRUPT_AFTER, VIRTIO_F_EVENT_IDX, VIRTIO_F_VERSION_1, VirtioDevice,
 };
@@ -172,5 +173,22 @@ impl VirtioDevice for Net {
         }
         self.state.features = 0;
         self.pending = 0;
+    }
+
+    fn pause(&mut self) -> Option<Activation> {
+        let active = self.active.take()?;
+        self.watch_tap(false);
+        self.unwatch(&active);
+        Some(active)
+    }
+
+    fn save(&self) -> Result<DeviceState, SaveError> {
+        Ok(DeviceState::Net(self.state.clone()))
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
+        let DeviceState::Net(state) = state else { return Err(RestoreError::Kind { device: "net" }) };
+        RestoreError::check_version("net", state.version, STATE_VERSION)?;
+        Ok(())
     }
 }

@@ -14,6 +14,7 @@ mod tap;
 mod tests;
 
 pub(crate) use device::Net;
+pub(crate) use state::NetState;
 
 const DEVICE_TYPE: u32 = 1;
 const QUEUE_SIZES: [u16; 2] = [256, 256];

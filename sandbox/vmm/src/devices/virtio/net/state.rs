@@ -7,7 +7,7 @@ pub(super) const STATE_VERSION: u32 = 1;
 
 /// State of the device, queues and tap apart.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct NetState {
+pub(crate) struct NetState {
     /// [`STATE_VERSION`].
     pub(super) version: u32,
     /// What the driver accepted; zero while it is not active.

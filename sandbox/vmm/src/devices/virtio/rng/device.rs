@@ -2,6 +2,7 @@
 
 use super::state::{RngState, STATE_VERSION};
 use super::{DEVICE_TYPE, MAX_BYTES, QUEUE_SIZES};
+use crate::devices::virtio::saved::{DeviceState, RestoreError, SaveError};
 use crate::devices::virtio::{
     ActivateError, Activation, Buffers, VIRTIO_F_EVENT_IDX, VIRTIO_F_VERSION_1, VirtioDevice,
 };
@@ -68,5 +69,21 @@ impl VirtioDevice for Rng {
             self.unwatch(&active);
         }
         self.state.features = 0;
+    }
+
+    fn pause(&mut self) -> Option<Activation> {
+        let active = self.active.take()?;
+        self.unwatch(&active);
+        Some(active)
+    }
+
+    fn save(&self) -> Result<DeviceState, SaveError> {
+        Ok(DeviceState::Rng(self.state.clone()))
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
+        let DeviceState::Rng(state) = state else { return Err(RestoreError::Kind { device: "rng" }) };
+        RestoreError::check_version("rng", state.version, STATE_VERSION)?;
+        Ok(())
     }
 }

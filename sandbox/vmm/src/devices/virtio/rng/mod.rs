@@ -7,6 +7,7 @@ mod state;
 mod tests;
 
 pub(crate) use device::Rng;
+pub(crate) use state::RngState;
 
 const DEVICE_TYPE: u32 = 4;
 const QUEUE_SIZES: [u16; 1] = [8];

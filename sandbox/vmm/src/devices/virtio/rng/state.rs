@@ -7,7 +7,7 @@ pub(super) const STATE_VERSION: u32 = 1;
 
 /// State of the device, queues apart.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct RngState {
+pub(crate) struct RngState {
     /// [`STATE_VERSION`].
     pub(super) version: u32,
     /// What the driver accepted; zero while it is not active.

@@ -11,10 +11,12 @@ use vmm_sys_util::eventfd::EventFd;
 use super::connection::{Connection, Greeting, Key, Peer, Phase};
 use super::header::Header;
 use super::state::{STATE_VERSION, VsockState};
-use super::{DEVICE_TYPE, FIRST_HOST_PORT, MAX_LOGS, QUEUE_SIZES, SENT_PER_TURN, TX};
+use super::{DEVICE_TYPE, EVENT, FIRST_HOST_PORT, MAX_LOGS, QUEUE_SIZES, SENT_PER_TURN, TRANSPORT_RESET, TX};
 use crate::accept::Listener;
+use crate::devices::virtio::saved::{DeviceState, RestoreError, SaveError};
 use crate::devices::virtio::{
-    ActivateError, Activation, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, VIRTIO_F_VERSION_1, VirtioDevice, read_from,
+    ActivateError, Activation, Buffers, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, VIRTIO_F_VERSION_1, VirtioDevice,
+    read_from,
 };
 use crate::event_loop::Poller;
 use crate::log_sink::{LogSink, SinkError, Ticket};
@@ -28,8 +30,11 @@ pub(crate) struct Vsock {
     pub(super) listener: Listener,
     /// Readable once the guest's agent listens.
     pub(super) agent_listens: Arc<EventFd>,
-    /// The agent said that it listens: who is refused now is refused for good.
-    pub(super) agent_listened: bool,
+    /// The guest is to be told that all connections are gone, since it was restored.
+    connections_lost: bool,
+    /// It was told, and has not taken note yet: the available index of the event queue that it had.
+    /// A connection that it accepted before would be gone with the others.
+    pub(super) told_of_loss_at: Option<u16>,
     pub(super) poller: Option<Poller>,
     pub(super) active: Option<Activation>,
     pub(super) greetings: HashMap<u32, Greeting>,
@@ -58,10 +63,13 @@ impl Vsock {
                 guest_cid: u64::from(guest_cid),
                 features: 0,
                 next_port: FIRST_HOST_PORT,
+                agent_listened: false,
+                connected: false,
             },
             listener,
             agent_listens,
-            agent_listened: false,
+            connections_lost: false,
+            told_of_loss_at: None,
             poller: None,
             active: None,
             greetings: HashMap::new(),
@@ -79,6 +87,11 @@ impl Vsock {
     /// Accepts a request for the log sink.
     pub(crate) fn sink_request(&mut self, request: &SinkRequest, file: Option<OwnedFd>) -> Result<Ticket, SinkError> {
         self.sink.request(request, file)
+    }
+
+    /// Whether the guest's agent has said that it listens.
+    pub(crate) fn agent_listens(&self) -> bool {
+        self.state.agent_listened
     }
 
     /// Readable once a request for the log sink is done.
@@ -144,6 +157,36 @@ impl Vsock {
         Some(connection)
     }
 
+    /// Tells a guest that was restored that its connections are gone (virtio 1.3 section 5.10.6.7,
+    /// VIRTIO_VSOCK_EVENT_TRANSPORT_RESET); what listens there goes on.
+    fn tell_of_loss(&mut self) {
+        if !std::mem::take(&mut self.connections_lost) {
+            return;
+        }
+        let Some(Activation { memory, queues, interrupt, .. }) = &mut self.active else { return };
+        let line = &mut queues[EVENT];
+        let Some(chain) = line.pop(memory) else {
+            complain!("vsock: the guest has no room to be told that its connections are gone");
+            return;
+        };
+        let head = chain.head_index();
+        let written = Buffers::new(memory, chain).map_or(0, |buffers| buffers.writable.copy_from(&TRANSPORT_RESET));
+        // The driver gives the buffer back once it has done what the event asks for.
+        self.told_of_loss_at = line.ask_for_new(memory);
+        line.complete(memory, interrupt, head, written as u32);
+    }
+
+    /// The driver gave buffers of the event queue: it has taken note of what it was told.
+    pub(super) fn event_kick(&mut self) {
+        let Some(active) = &self.active else { return };
+        let line = &active.queues[EVENT];
+        line.take_kick();
+        if self.told_of_loss_at.is_some_and(|told_at| line.available_index(&active.memory) != Some(told_at)) {
+            self.told_of_loss_at = None;
+            self.retry_early();
+        }
+    }
+
     /// The guest has no such connection any more, but what it sent is still to be delivered: its key is free.
     pub(super) fn release_key(&mut self, token: u32) {
         if let Some(connection) = self.connections.get_mut(&token) {
@@ -174,6 +217,8 @@ impl VirtioDevice for Vsock {
         self.watch(&active).map_err(|source| ActivateError { device: "vsock", step: "watch its queues", source })?;
         self.state.features = active.features;
         self.active = Some(active);
+        self.tell_of_loss();
+        self.watch_again();
         Ok(())
     }
 
@@ -196,9 +241,32 @@ impl VirtioDevice for Vsock {
             }
             self.remove(token);
         }
+        self.told_of_loss_at = None;
         self.work.clear();
         self.resets.clear();
         self.scratch = Vec::new();
         self.state.features = 0;
+    }
+
+    fn pause(&mut self) -> Option<Activation> {
+        let active = self.active.take()?;
+        self.unwatch(&active);
+        self.unwatch_greetings();
+        Some(active)
+    }
+
+    fn save(&self) -> Result<DeviceState, SaveError> {
+        let connected = !self.connections.is_empty();
+        Ok(DeviceState::Vsock(VsockState { connected, ..self.state.clone() }))
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
+        let DeviceState::Vsock(state) = state else { return Err(RestoreError::Kind { device: "vsock" }) };
+        RestoreError::check_version("vsock", state.version, STATE_VERSION)?;
+        RestoreError::check("vsock", "the address", &state.guest_cid, &self.state.guest_cid)?;
+        self.state.next_port = state.next_port.max(FIRST_HOST_PORT);
+        self.state.agent_listened = state.agent_listened;
+        self.connections_lost = state.connected;
+        Ok(())
     }
 }

@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::connection::{Connection, Greeted, Greeting, Peer, Phase};
-use super::{MAX_STREAMS, RX, TX, Vsock};
+use super::{EVENT, MAX_STREAMS, RX, TX, Vsock};
 use crate::devices::virtio::Activation;
 use crate::event_loop::{EventFlags, EventHandler, Flow, Poller, event_fd};
 
@@ -39,6 +39,7 @@ impl EventHandler for Vsock {
             AGENT_LISTENS | LOGS => {}
             LISTENER => self.accept(),
             token if token == TX as u32 => self.transmit(),
+            token if token == EVENT as u32 => self.event_kick(),
             token if token == RX as u32 => {
                 if let Some(active) = &self.active {
                     active.queues[RX].take_kick();
@@ -56,17 +57,40 @@ impl Vsock {
     /// Watches the queues and the listener.
     pub(super) fn watch(&self, active: &Activation) -> io::Result<()> {
         let Some(poller) = &self.poller else { return Err(io::Error::other("it is in no event loop")) };
-        let mut watched: Vec<_> = active.queues.iter().take(2).map(|line| event_fd(&line.kick)).zip(0..).collect();
+        let mut watched: Vec<_> = active.queues.iter().map(|line| event_fd(&line.kick)).zip(0..).collect();
         watched.push((self.listener.as_fd(), LISTENER));
         poller.add_all(&watched)
     }
 
     pub(super) fn unwatch(&self, active: &Activation) {
         let Some(poller) = &self.poller else { return };
-        let done = active.queues.iter().take(2).try_for_each(|line| poller.remove(event_fd(&line.kick)));
+        let done = active.queues.iter().try_for_each(|line| poller.remove(event_fd(&line.kick)));
         if let Err(error) = done.and_then(|()| poller.remove(&self.listener)) {
             complain!("vsock: cannot leave the event loop: {error}");
         }
+    }
+
+    /// Nobody reads what a socket says before anything else, while the device is paused.
+    pub(super) fn unwatch_greetings(&self) {
+        let Some(poller) = &self.poller else { return };
+        for greeting in self.greetings.values() {
+            if let Err(error) = poller.remove(&greeting.socket) {
+                complain!("vsock: cannot leave a connection alone: {error}");
+            }
+        }
+    }
+
+    /// Watches all sockets again after a pause, in which events of theirs may have been lost.
+    pub(super) fn watch_again(&mut self) {
+        if let Some(poller) = &self.poller {
+            for (token, greeting) in &self.greetings {
+                if let Err(error) = poller.add(&greeting.socket, *token, EventFlags::IN) {
+                    complain!("vsock: cannot watch a connection: {error}");
+                }
+            }
+        }
+        let tokens: Vec<u32> = self.connections.keys().copied().collect();
+        tokens.into_iter().for_each(|token| self.rearm(token));
     }
 
     fn accept(&mut self) {
@@ -100,12 +124,18 @@ impl Vsock {
                 self.greetings.remove(&token);
             }
             Greeted::Port(port) => {
-                if let Some(greeting) = self.greetings.remove(&token) {
+                let Some(Greeting { socket, .. }) = self.greetings.remove(&token) else { return };
+                if self.told_of_loss_at.is_some() {
                     if let Some(poller) = &self.poller {
-                        let _ = poller.modify(&greeting.socket, token, EventFlags::ONESHOT);
+                        let _ = poller.remove(&socket);
                     }
-                    self.request(token, greeting.socket, port);
+                    self.early.push((socket, port));
+                    return;
                 }
+                if let Some(poller) = &self.poller {
+                    let _ = poller.modify(&socket, token, EventFlags::ONESHOT);
+                }
+                self.request(token, socket, port);
             }
         }
     }
@@ -121,7 +151,12 @@ impl Vsock {
 
     /// The agent listens now: tries again whoever was refused before.
     fn agent_is_there(&mut self) {
-        self.agent_listened = true;
+        self.state.agent_listened = true;
+        self.retry_early();
+    }
+
+    /// Asks the guest for the connections that it could not take before.
+    pub(super) fn retry_early(&mut self) {
         for (socket, port) in std::mem::take(&mut self.early) {
             let token = self.new_token();
             self.request(token, socket, port);

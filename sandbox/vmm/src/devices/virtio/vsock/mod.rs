@@ -22,11 +22,16 @@ mod tests;
 mod transmit;
 
 pub(crate) use device::Vsock;
+pub(crate) use state::VsockState;
 
 const DEVICE_TYPE: u32 = 19;
 const QUEUE_SIZES: [u16; 3] = [128, 128, 16];
 const RX: usize = 0;
 const TX: usize = 1;
+const EVENT: usize = 2;
+
+/// `struct virtio_vsock_event`: all connections are gone.
+const TRANSPORT_RESET: [u8; 4] = [0; 4];
 
 /// The node's address.
 const HOST_CID: u64 = 2;

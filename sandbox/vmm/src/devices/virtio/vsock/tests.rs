@@ -7,6 +7,8 @@ use cofferdam_proto::sink::{SinkRequest, VSOCK_PORT};
 use proptest::prelude::*;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+mod pause;
+
 use super::connection::Key;
 use super::header::{HEADER, Header, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TYPE_STREAM, op};
 use super::*;

@@ -112,7 +112,7 @@ impl Vsock {
         let Some(connection) = self.remove(token) else { return };
         let port = connection.key.guest_port;
         if let Peer::Socket(socket) = connection.peer
-            && !self.agent_listened
+            && !self.state.agent_listened
             && !connection.hung_up
         {
             if let Some(poller) = &self.poller {

@@ -51,7 +51,6 @@ impl Handles {
     }
 
     /// How many there are.
-    #[cfg(test)]
     pub(super) fn count(&self) -> usize {
         self.by_number.len()
     }

@@ -102,6 +102,11 @@ impl Share {
         drop((handles, nodes)); // which closes files, so it may take long
     }
 
+    /// Whether the guest knows no file but the root, and has none open.
+    pub(super) fn knows_only_root(&self) -> bool {
+        lock(&self.nodes).count() == 0 && lock(&self.handles).count() == 0
+    }
+
     /// Which file system is asked by a request about the node `number`; `request` is how it begins.
     pub(super) fn place(&self, number: u64, request: &[u8]) -> Place {
         match self.node(number) {

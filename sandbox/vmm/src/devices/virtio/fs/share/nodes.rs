@@ -271,7 +271,6 @@ impl Nodes {
     }
 
     /// How many there are, the root apart.
-    #[cfg(test)]
     pub(super) fn count(&self) -> usize {
         self.by_number.len()
     }

@@ -15,9 +15,10 @@ use proptest::prelude::*;
 
 use super::state::{FsState, STATE_VERSION};
 use super::*;
+use crate::devices::virtio::saved::DeviceState;
 use crate::devices::virtio::test_guest::{DATA, Guest, any_attack};
 use crate::devices::virtio::{VIRTIO_F_VERSION_1, VirtioDevice};
-use client::{Client, ROOT, fields, mount, name, number, op, snapshot};
+use client::{Client, REQUESTS, ROOT, fields, mount, name, number, op, snapshot};
 
 const FATTR_MODE: u32 = 1;
 const FATTR_UID: u32 = 2;
@@ -342,9 +343,47 @@ fn a_second_start_is_a_new_one() {
     client.fs.activate(active).unwrap();
 }
 
+/// What the guest asks for while the device is paused is done afterwards, and what it knows stays.
+#[test]
+fn a_pause_loses_no_request_and_no_file() {
+    let Some(mut client) = Client::new() else { return };
+    let file = client.find("volume/file");
+    for _ in 0..3 {
+        let before = client.guest.used_count(REQUESTS);
+        let active = client.fs.pause().unwrap();
+        assert!(client.fs.pause().is_none());
+        client.post(0, op::GETATTR, file, &fields(&[0; 4]));
+        assert_eq!(client.guest.used_count(REQUESTS), before);
+        client.fs.activate(active).unwrap();
+        client.guest.wait_used(REQUESTS, before + 1);
+        assert!(client.call(op::GETATTR, file, &fields(&[0; 4])).is_ok());
+    }
+}
+
+#[test]
+fn only_a_guest_that_knows_no_file_is_saved() {
+    let Some(mut client) = Client::new() else { return };
+    let state = client.fs.save().unwrap();
+    assert!(matches!(&state, DeviceState::Fs(state) if state.extended), "what was agreed on is kept");
+    let volume = client.find("volume");
+    assert_eq!(client.fs.save().unwrap_err().to_string(), "device fs has files that its guest knows");
+    assert_eq!(client.raw(48, op::FORGET, volume, &1_u64.to_le_bytes()), None);
+    client.fs.save().unwrap();
+    let directory = client.open(op::OPENDIR, ROOT, O_RDONLY).unwrap();
+    assert!(client.fs.save().is_err(), "an open directory: {directory}");
+
+    // A clone's server does without FUSE_INIT, which its guest has behind it.
+    let mut clone = Client::new().unwrap();
+    clone.fs.reset();
+    clone.fs.restore(&state).unwrap();
+    assert!(clone.fs.share.sets_attributes_extended());
+    clone.restart();
+    assert!(clone.fs.restore(&DeviceState::Empty).is_err());
+}
+
 #[test]
 fn state_and_configuration() {
-    let state = FsState { version: STATE_VERSION, tag: "cofferdam".into(), features: 1 };
+    let state = FsState { version: STATE_VERSION, tag: "cofferdam".into(), features: 1, extended: false };
     assert_eq!(&state.config()[..10], b"cofferdam\0");
     assert_eq!(state.config()[TAG..], [1, 0, 0, 0]);
     let text = serde_json::to_string(&state).unwrap();
