@@ -173,7 +173,8 @@ pub enum Request {
     /// [`Request::Kill`]. Refused, and the VM goes on, while something of it would be lost: disks that are plugged, memory that is
     /// plugged, files of the share that its guest knows. Connections to the guest are not saved.
     ///
-    /// The monitor does nothing else meanwhile, which takes as long as reading all of the guest's memory.
+    /// The monitor does nothing else meanwhile, which takes as long as what its devices have begun with files of the node, and as
+    /// reading all of the guest's memory.
     Save,
     /// Lets a VM go on that [`Request::Save`] has paused; answered by [`Reply::Done`].
     Resume,

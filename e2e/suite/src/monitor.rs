@@ -1,10 +1,10 @@
 //! A monitor by itself, without the daemon: started with descriptors, and asked over its socket.
 
 use std::fs::{self, File};
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{self, UnixListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
@@ -76,7 +76,8 @@ impl Monitor {
         let both = |path: &Path| {
             fs::OpenOptions::new().read(true).write(true).open(path).doing(&format!("open {}", path.display()))
         };
-        let exit = fs::OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600);
+        let mut exit = fs::OpenOptions::new();
+        exit.read(true).write(true).create(true).truncate(true).mode(0o600);
         let mut held: Vec<OwnedFd> = Vec::new();
         let mut give = |fd: OwnedFd| {
             rustix::io::fcntl_setfd(&fd, FdFlags::empty()).doing("let a descriptor be inherited")?;
@@ -141,6 +142,19 @@ impl Monitor {
             })
         });
         asked.map_err(|error| Failure(format!("{error}; the monitor says: {}", self.report())))
+    }
+
+    /// A connection to the guest's agent that says nothing.
+    pub(crate) fn hold(&self) -> Outcome<net::UnixStream> {
+        let mut stream = net::UnixStream::connect(self.dir.join("vsock")).doing("connect to the guest")?;
+        stream.set_read_timeout(Some(ANSWERS)).doing("limit a wait")?;
+        let line = format!("CONNECT {}\n", agent::VSOCK_PORT);
+        stream.write_all(line.as_bytes()).doing("ask for the guest's agent")?;
+        let mut byte = [0];
+        while byte != *b"\n" {
+            stream.read_exact(&mut byte).doing("be joined to the guest's agent")?;
+        }
+        Ok(stream)
     }
 
     /// Sends one request; answers what it is answered.

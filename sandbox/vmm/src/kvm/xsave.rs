@@ -40,8 +40,8 @@ pub(super) fn set(fd: &VcpuFd, bytes: &[u8], size: usize) -> Result<(), KvmError
     let mut state = with_room(size)?;
     let (head, tail) = bytes.split_at(LEGACY);
     let words = |bytes: &[u8]| -> Vec<u32> {
-        let words = bytes.chunks(size_of::<u32>());
-        words.map(|word| word.iter().rev().fold(0, |number, byte| number << 8 | u32::from(*byte))).collect()
+        let words = bytes.chunks_exact(size_of::<u32>());
+        words.map(|word| u32::from_ne_bytes([word[0], word[1], word[2], word[3]])).collect()
     };
     // SAFETY: neither the length of the flexible part nor its content before the length changes.
     unsafe { state.as_mut_fam_struct() }.xsave.region.copy_from_slice(&words(head));

@@ -226,6 +226,9 @@ fn open_in_vain() {
 
 const KVM_RUN: libc::c_long = 0xae80;
 const KVM_CREATE_VCPU: libc::c_long = 0xae41;
+const KVM_GET_XSAVE2: libc::c_long = 0x9000_aecf;
+const KVM_GET_IRQCHIP: libc::c_long = 0xc208_ae62;
+const KVM_SET_IRQCHIP: libc::c_long = 0x8208_ae63;
 const KVM_CREATE_DEVICE: libc::c_long = 0xc00c_aee0;
 const TUNATTACHFILTER: libc::c_long = 0x4010_54d5;
 const BLKGETSIZE64: libc::c_long = 0x8008_1272;
@@ -258,6 +261,13 @@ const ATTEMPTS: &[Attempt] = &[
     ("run a vCPU elsewhere", ThreadKind::Files, false, || ioctl(KVM_RUN)),
     ("make a vCPU", ThreadKind::Main, true, || ioctl(KVM_CREATE_VCPU)),
     ("make a vCPU in one", ThreadKind::Vcpu, false, || ioctl(KVM_CREATE_VCPU)),
+    ("save a vCPU", ThreadKind::Vcpu, true, || ioctl(KVM_GET_XSAVE2)),
+    ("save a vCPU elsewhere", ThreadKind::Main, false, || ioctl(KVM_GET_XSAVE2)),
+    ("save a chip", ThreadKind::Main, true, || ioctl(KVM_GET_IRQCHIP)),
+    ("save a chip in a vCPU", ThreadKind::Vcpu, false, || ioctl(KVM_GET_IRQCHIP)),
+    ("restore a chip", ThreadKind::Starter, false, || ioctl(KVM_SET_IRQCHIP)),
+    ("seal a file", ThreadKind::Main, true, || call(libc::SYS_fcntl, [-1, libc::F_ADD_SEALS.into(), 0, 0])),
+    ("seal a file elsewhere", ThreadKind::Files, false, || call(libc::SYS_fcntl, [-1, libc::F_ADD_SEALS.into(), 0, 0])),
     ("size a device", ThreadKind::Main, true, || ioctl(BLKGETSIZE64)),
     ("size a device elsewhere", ThreadKind::Block, false, || ioctl(BLKGETSIZE64)),
     ("make a device read-only", ThreadKind::Starter, false, || ioctl(BLKROSET)),
