@@ -14,7 +14,7 @@
 //! | 1 | |
 //! | 2 | [`LaunchConfig::more_tap_fds`], which a monitor of version 1 would leave out |
 //! | 3 | [`Request::Plug`] and [`Request::Unplug`], for which the guest was told of places at its boot |
-//! | 4 | [`LaunchConfig::restore`], which an older monitor would leave out; [`Request::Save`] and [`Request::Resume`] |
+//! | 4 | [`LaunchConfig::restore`]; [`Request::Save`] and [`Request::Resume`] |
 //!
 //! **End.** When the VM ends, the monitor writes one JSON [`ExitReport`] to `exit_fd` and exits with
 //! status 0 for [`ExitReason::PowerOff`], else 1.
@@ -108,15 +108,17 @@ pub struct LaunchConfig {
     /// Taps of further virtio-net devices, which the guest finds after the first, in order.
     #[serde(default)]
     pub more_tap_fds: Vec<i32>,
-    /// Goes on where another VM was saved, in place of a boot. Everything else stays as it is said here: the kernel and the initramfs
-    /// must be the files that the saved VM booted, `vcpus`, `vcpus_max`, `memory_mib`, `hotplug_mib`, `cmdline` and the number of taps
-    /// those that it had, and the disk as large as its disk. The disk's content must be what that VM had when it was saved, unless its
-    /// guest had not looked at the disk.
+    /// Goes on where another VM was saved, in place of a boot. Everything else stays as it is said
+    /// here: the kernel and the initramfs must be the files that the saved VM booted, `vcpus`,
+    /// `vcpus_max`, `memory_mib`, `hotplug_mib`, `cmdline` and the number of taps those that it
+    /// had, and the disk as large as its disk. The disk's content must be what that VM had when it
+    /// was saved, unless its guest had not looked at the disk.
     #[serde(default)]
     pub restore: Option<Restore>,
 }
 
-/// A saved VM, as [`Request::Save`] wrote it. It is never changed, and any number of VMs can be restored from it.
+/// A saved VM, as [`Request::Save`] wrote it. It is never changed, and any number of VMs can be
+/// restored from it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Restore {
     /// The guest's RAM; a sealed memfd.
@@ -168,13 +170,15 @@ pub enum Request {
         /// That of [`Request::Plug`].
         serial: String,
     },
-    /// Pauses the VM and saves it into two memfds that are attached to the same packet: first its memory, then its state. Both must
-    /// allow sealing, and are sealed then. Answered by [`Reply::Done`]; the VM stays paused until [`Request::Resume`] or
-    /// [`Request::Kill`]. Refused, and the VM goes on, while something of it would be lost: disks that are plugged, memory that is
-    /// plugged, files of the share that its guest knows. Connections to the guest are not saved.
+    /// Pauses the VM and saves it into two memfds that are attached to the same packet: first its
+    /// memory, then its state. Both must allow sealing, and are sealed then. Answered by
+    /// [`Reply::Done`]; the VM stays paused until [`Request::Resume`] or [`Request::Kill`].
+    /// Refused, and the VM goes on, while something of it would be lost: disks that are plugged,
+    /// memory that is plugged, files of the share that its guest knows. Connections to the guest
+    /// are not saved.
     ///
-    /// The monitor does nothing else meanwhile, which takes as long as what its devices have begun with files of the node, and as
-    /// reading all of the guest's memory.
+    /// The monitor does nothing else meanwhile, which takes as long as what its devices have begun
+    /// with files of the node, and as reading all of the guest's memory.
     Save,
     /// Lets a VM go on that [`Request::Save`] has paused; answered by [`Reply::Done`].
     Resume,

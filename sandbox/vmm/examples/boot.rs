@@ -14,7 +14,8 @@
 //! boot save DIR              saves it and lets it go on, to see what that takes
 //! boot kill DIR
 //! boot template DIR MONITOR KERNEL INITRAMFS DISK SHARE [VCPUS [MEMORY_MIB [KERNEL ARGUMENTS]]]
-//!                            boots a VM, saves it once its agent answers, restores clones of it, and tells how long each took
+//!                            boots a VM, saves it once its agent answers, restores clones of it,
+//!                            and tells how long each took
 //! ```
 
 use std::error::Error;
@@ -121,7 +122,8 @@ fn launch(dir: &Path, monitor: &str, files: [&str; 4], rest: &[&str], saved: Opt
     Ok(Command::new(monitor).args(["--config-fd", &inherited(memory)?.to_string()]).spawn()?)
 }
 
-/// Boots a VM, saves it once its agent has answered, and restores it, each time as a process of its own.
+/// Boots a VM, saves it once its agent has answered, and restores it, each time as a process of its
+/// own.
 fn template(dir: &Path, monitor: &str, files: [&str; 4], rest: &[&str]) -> Result<()> {
     let cold = dir.join("cold");
     let begun = Instant::now();

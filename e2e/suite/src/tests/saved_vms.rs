@@ -74,8 +74,8 @@ fn boot_save_and_clone(folder: &Path) -> Outcome {
     others_are_refused(folder, &plan, &saved)
 }
 
-/// A state that is not this VM's ends the monitor before its guest's first instruction, and the exit
-/// report says why.
+/// A state that is not this VM's ends the monitor before its guest's first instruction, and the
+/// exit report says why.
 fn others_are_refused(folder: &Path, plan: &Plan<'_>, saved: &Saved) -> Outcome {
     let disk = folder.join("cold/disk");
     let bytes = read(&saved.state)?;

@@ -7,8 +7,9 @@
 //!                       +--- end ---> the threads end
 //! ```
 //!
-//! A vCPU comes here when KVM_RUN was interrupted: what it had begun with a device is finished then.
-//! Its state is read only when all have stopped, since one that runs may still wake another one.
+//! A vCPU comes here when KVM_RUN was interrupted: what it had begun with a device is finished
+//! then. Its state is read only when all have stopped, since one that runs may still wake another
+//! one.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -62,8 +63,8 @@ impl Gate {
         matches!(lock(&self.state).order, Order::Run)
     }
 
-    /// Closes the gate: each vCPU that comes by stops. The caller brings them out of the guest, then
-    /// calls [`Self::wait_for`].
+    /// Closes the gate: each vCPU that comes by stops. The caller brings them out of the guest,
+    /// then calls [`Self::wait_for`].
     pub(super) fn close(&self) {
         let mut state = lock(&self.state);
         if matches!(state.order, Order::Run) {
@@ -110,8 +111,8 @@ impl Gate {
         self.changed.notify_all();
     }
 
-    /// The vCPU `id` waits here until the gate opens, and does meanwhile what it is asked for. False
-    /// when it is to end.
+    /// The vCPU `id` waits here until the gate opens, and does meanwhile what it is asked for.
+    /// False when it is to end.
     pub(super) fn pass(&self, id: u8, vcpu: &mut impl Halted) -> bool {
         let mut state = lock(&self.state);
         state.halted += 1;

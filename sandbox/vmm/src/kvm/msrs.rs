@@ -77,11 +77,12 @@ pub(super) fn set(fd: &VcpuFd, values: &[(u32, u64)]) -> Result<(), KvmError> {
     Ok(())
 }
 
-/// Sets the time stamp counter of a VM's first vCPU to that of `values`; the others follow it, as KVM
-/// takes their values, which are less than a second later, for its own.
+/// Sets the time stamp counter of a VM's first vCPU to that of `values`; the others follow it, as
+/// KVM takes their values, which are less than a second later, for its own.
 ///
-/// Before Linux 6.7 KVM does the same to the first vCPU of a VM that was saved within its first second,
-/// and so sets its clock back to that of the new VM. A value that is far off in between helps.
+/// Before Linux 6.7 KVM does the same to the first vCPU of a VM that was saved within its first
+/// second, and so sets its clock back to that of the new VM. A value that is far off in between
+/// helps.
 pub(super) fn set_time(fd: &VcpuFd, values: &[(u32, u64)]) -> Result<(), KvmError> {
     let Some(saved) = values.iter().find(|(index, _)| *index == TSC) else { return Ok(()) };
     let far = (TSC, saved.1.wrapping_add(FAR));

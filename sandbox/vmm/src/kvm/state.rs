@@ -76,6 +76,14 @@ impl VcpuState {
     }
 }
 
+#[cfg(test)]
+impl VcpuState {
+    /// That of a vCPU of which nothing but its number is known.
+    pub(super) fn numbered(id: u8) -> Self {
+        Self { id, ..Default::default() }
+    }
+}
+
 /// Whether a vCPU was told the same of its processor as `now`.
 fn same_processor(saved: &[kvm_cpuid_entry2], now: &[kvm_cpuid_entry2]) -> Result<(), KvmError> {
     let words = |entry: &kvm_cpuid_entry2| [entry.eax, entry.ebx, entry.ecx, entry.edx];

@@ -54,8 +54,8 @@ enum Next {
 }
 
 impl Vcpu {
-    /// Makes vCPU `id`, which waits for the guest to wake it unless [`Self::enter_at`] says where it
-    /// starts.
+    /// Makes vCPU `id`, which waits for the guest to wake it unless [`Self::enter_at`] says where
+    /// it starts.
     pub(super) fn new(vm: &VmFd, id: u8, cpuid: CpuId, memory: &GuestMemoryMmap) -> Result<Self, KvmError> {
         let vcpu = Self::bare(vm, id, cpuid, memory)?;
         set_msrs(&vcpu.fd)?;
@@ -142,8 +142,9 @@ impl Vcpu {
                 bus.mmio_write(address, data);
                 return Next::Run;
             }
-            // A signal, or KVM wants to be called again. Signals come when the vCPU is to stop. What it had
-            // begun with a device is finished: KVM does that before it looks for signals.
+            // A signal, or KVM wants to be called again. Signals come when the vCPU is to stop.
+            // What it had begun with a device is finished: KVM does that before it looks for
+            // signals.
             Err(error) if [libc::EINTR, libc::EAGAIN].contains(&error.errno()) => {
                 self.recorder.note(Exit::Interrupted);
                 return match ending.end() {

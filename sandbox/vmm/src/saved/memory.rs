@@ -92,8 +92,8 @@ fn trailer(pair: Pair, bytes: u64) -> [u8; TRAILER] {
     trailer
 }
 
-/// Maps the RAM in `file`, which goes with the state of `pair`. Pages are shared with all others that
-/// map it, until the guest writes to them.
+/// Maps the RAM in `file`, which goes with the state of `pair`. Pages are shared with all others
+/// that map it, until the guest writes to them.
 pub(crate) fn map(file: File, memory_mib: u32, pair: Pair) -> Result<GuestMemoryMmap, MemoryError> {
     let failed = |error| MemoryError::Io("give its content", error);
     // Other files have no seals.

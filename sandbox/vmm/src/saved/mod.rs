@@ -6,8 +6,8 @@
 //! ```
 //!
 //! Both are memfds that the launcher hands over, and both are sealed when they are written, so that
-//! nobody can change them under a clone. They are a pair: the same random number is in both. There is
-//! no path in them, no descriptor, and nothing of what the devices have behind them on the node.
+//! nobody can change them under a clone. They are a pair: the same random number is in both. There
+//! is no path in them, no descriptor, and nothing of what the devices have behind them on the node.
 
 mod file;
 mod memory;

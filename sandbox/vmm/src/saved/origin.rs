@@ -108,7 +108,7 @@ impl Origin {
     /// One for tests.
     pub(crate) fn sample() -> Self {
         let file = tempfile::tempfile().unwrap();
-        let identity = FileIdentity::of(File::from(file)).unwrap();
+        let identity = FileIdentity::of(file).unwrap();
         Self {
             monitor: MONITOR.to_owned(),
             kernel: identity.clone(),

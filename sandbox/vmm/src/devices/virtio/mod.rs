@@ -64,13 +64,14 @@ pub(crate) trait VirtioDevice: Send {
         self.reset();
         true
     }
-    /// Stops using the queues and guest memory as [`Self::reset`] does, but forgets nothing, and gives
-    /// back what [`Self::activate`] got, by which it goes on; nothing if it does not serve. Waits for
-    /// requests that were begun.
+    /// Stops using the queues and guest memory as [`Self::reset`] does, but forgets nothing, and
+    /// gives back what [`Self::activate`] got, by which it goes on; nothing if it does not serve.
+    /// Waits for requests that were begun.
     fn pause(&mut self) -> Option<Activation>;
     /// What is to be kept of the device, which is paused or does not serve.
     fn save(&self) -> Result<DeviceState, SaveError>;
-    /// Makes the device, which never served, what [`Self::save`] told. It serves when it is activated.
+    /// Makes the device, which never served, what [`Self::save`] told. It serves when it is
+    /// activated.
     fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError>;
 }
 

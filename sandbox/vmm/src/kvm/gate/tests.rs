@@ -21,7 +21,7 @@ impl Halted for Vcpu {
     fn save(&self, reading: &Reading) -> Result<VcpuState, KvmError> {
         assert_eq!(reading.msrs, [7]);
         self.reads.fetch_add(1, Ordering::SeqCst);
-        if self.fails { Err(KvmError::Lacks("this")) } else { Ok(VcpuState { id: self.id, ..Default::default() }) }
+        if self.fails { Err(KvmError::Lacks("this")) } else { Ok(VcpuState::numbered(self.id)) }
     }
     fn go_on(&mut self) {}
 }

@@ -107,8 +107,9 @@ fn end(mut vcpus: RunningVcpus) {
     vcpus.stop();
 }
 
-/// The guest does nothing but read a device's register, so it is nearly always stopped in the middle of that. A read
-/// that is not finished before the vCPU is read would be done by no one, or twice.
+/// The guest does nothing but read a device's register, so it is nearly always stopped in the
+/// middle of that. A read that is not finished before the vCPU is read would be done by no one, or
+/// twice.
 #[test]
 fn a_vcpu_stops_is_saved_and_goes_on_in_another_vm() {
     let memory = memory::map(memory::MIN_MEMORY_MIB).unwrap();

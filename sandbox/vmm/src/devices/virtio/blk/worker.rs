@@ -52,7 +52,8 @@ impl Worker {
         self.thread.is_finished()
     }
 
-    /// Ends the thread after the request that it is at, waits for that, and gives back what it served.
+    /// Ends the thread after the request that it is at, waits for that, and gives back what it
+    /// served.
     pub(super) fn stop(self) -> Option<Activation> {
         if !self.tell_to_stop() {
             return None;

@@ -207,13 +207,14 @@ impl QueueLine {
         }
     }
 
-    /// The available index, up to which the driver has made chains available; nothing of a broken ring.
+    /// The available index, up to which the driver has made chains available; nothing of a broken
+    /// ring.
     pub(crate) fn available_index(&self, memory: &GuestMemoryMmap) -> Option<u16> {
         Some(self.queue.avail_idx(memory, Ordering::Acquire).ok()?.0)
     }
 
-    /// Asks the driver to kick for the chain that it adds next, whatever it has added so far and the
-    /// device has left there. Answers the available index before that chain.
+    /// Asks the driver to kick for the chain that it adds next, whatever it has added so far and
+    /// the device has left there. Answers the available index before that chain.
     pub(crate) fn ask_for_new(&mut self, memory: &GuestMemoryMmap) -> Option<u16> {
         let (next, available) = (self.queue.next_avail(), self.available_index(memory)?);
         self.queue.set_next_avail(available);

@@ -80,7 +80,8 @@ impl TransportState {
         }
     }
 
-    /// Whether these can be the registers of a device with queues of `sizes` that offers `features`.
+    /// Whether these can be the registers of a device with queues of `sizes` that offers
+    /// `features`.
     pub(super) fn check(&self, sizes: &[u16], features: u64) -> Result<(), String> {
         if self.version != STATE_VERSION {
             return Err(format!("their version is {}, and this monitor knows {STATE_VERSION}", self.version));

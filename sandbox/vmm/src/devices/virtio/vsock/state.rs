@@ -18,6 +18,7 @@ pub(crate) struct VsockState {
     pub(super) next_port: u32,
     /// The guest's agent said that it listens: who is refused now is refused for good.
     pub(super) agent_listened: bool,
-    /// There were connections when it was saved, of which the guest is to be told that they are gone.
+    /// There were connections when it was saved, of which the guest is to be told that they are
+    /// gone.
     pub(super) connected: bool,
 }

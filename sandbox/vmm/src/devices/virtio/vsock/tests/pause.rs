@@ -64,7 +64,8 @@ fn a_clone_hears_that_its_connections_are_gone_and_takes_new_ones() {
     assert_eq!(clone.guest.read(event, 5), [0, 0, 0, 0, 0xff], "VIRTIO_VSOCK_EVENT_TRANSPORT_RESET");
     assert_eq!(clone.guest.interrupts(), 1);
     clone.offer(16);
-    // The guest resets whatever it knows as connected when it comes to the event, new connections too.
+    // The guest resets whatever it knows as connected when it comes to the event, new connections
+    // too.
     let mut stream = UnixStream::connect(clone.dir.path().join("vsock")).unwrap();
     stream.write_all(b"CONNECT 5\n").unwrap();
     clone.turn();
