@@ -81,13 +81,20 @@ impl Gate {
     /// Has all `count` vCPUs, which have stopped, read their state; in the order of their numbers.
     pub(super) fn save(&self, count: usize, reading: Reading) -> Result<Vec<VcpuState>, KvmError> {
         let mut state = lock(&self.state);
+        if !matches!(state.order, Order::Halt) {
+            return Err(KvmError::Ended);
+        }
         state.order = Order::Save(Arc::new(reading));
         self.changed.notify_all();
         let mut state = self.wait(state, |state| state.saved.len() < count && state.gone == 0);
-        if state.gone == 0 {
+        let saved = std::mem::take(&mut state.saved);
+        if saved.len() < count {
+            return Err(KvmError::Ended);
+        }
+        if matches!(state.order, Order::Save(_)) {
             state.order = Order::Halt;
         }
-        std::mem::take(&mut state.saved).into_values().collect()
+        saved.into_values().collect()
     }
 
     /// Lets all vCPUs go on.

@@ -71,6 +71,9 @@ pub(crate) enum KvmError {
         /// The same now.
         now: Option<[u32; 4]>,
     },
+    /// There is nothing left to be saved.
+    #[error("the VM ended meanwhile")]
+    Ended,
     /// Clocks would run wrong.
     #[error("the state is of a processor whose TSC runs at {saved} kHz, and this one's at {now} kHz")]
     TscFrequency {

@@ -284,7 +284,11 @@ fn a_pause_changes_nothing() {
     transport.resume().unwrap();
     transport.resume().unwrap();
     assert_eq!(seen(&transport, &probe), before);
-    assert_eq!((lock(&probe).activations, lock(&probe).resets), (2, 0));
+    let (activations, resets) = {
+        let probe = lock(&probe);
+        (probe.activations, probe.resets)
+    };
+    assert_eq!((activations, resets), (2, 0));
     lock(&probe).is_busy = true;
     let why = transport.save().unwrap_err().to_string();
     assert_eq!(why, "device probe has work");

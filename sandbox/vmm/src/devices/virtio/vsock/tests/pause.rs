@@ -43,7 +43,7 @@ fn connections_outlive_a_pause_and_nothing_is_lost_in_it() {
 fn a_clone_hears_that_its_connections_are_gone_and_takes_new_ones() {
     let mut original = Bench::new();
     original.offer(16);
-    original.connect();
+    let _held = original.connect();
     original.agent_listens.write(1).unwrap();
     original.turn();
     lock(&original.vsock).pause().unwrap();
