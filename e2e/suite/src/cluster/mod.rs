@@ -5,6 +5,7 @@ mod bench;
 mod controllers;
 mod installer;
 mod kubectl;
+mod lifecycle;
 mod mistakes;
 mod nodes;
 mod resources;
@@ -40,6 +41,7 @@ const TESTS: &[&[Test]] = &[
     volumes::TESTS,
     resources::TESTS,
     controllers::TESTS,
+    lifecycle::TESTS,
     restarts::TESTS,
 ];
 
