@@ -12,8 +12,6 @@ const GRACE: u64 = 10;
 fn lifecycle(cluster: &Cluster, here: &Namespace) -> Outcome {
     for class in CLASSES {
         here.apply(include_str!("manifests/lifecycle.yaml"), &[("NAME", class), ("CLASS", class)])?;
-    }
-    for class in CLASSES {
         failing_liveness(here, &format!("alive-{class}"))?;
         failing_startup(here, &format!("never-up-{class}"))?;
         init_containers(here, class)?;
