@@ -70,7 +70,7 @@ fn grace_periods(cluster: &Cluster, here: &Namespace, class: &str) -> Outcome {
     here.wait_ready(&stubborn)?;
     here.wait_ready(&polite)?;
     here.run(&["delete", "pod", &stubborn, &polite, "--timeout=420s"])?;
-    let ended = cluster.on_node(&format!("cd /srv/ends/{class} && cat told last polite"))?;
+    let ended = cluster.on_node(&format!("cd /srv/ends/{class} && cat told && tail -n 1 ticks && cat polite"))?;
     let lines: Vec<&str> = ended.lines().collect();
     let [told, last, polite] = lines[..] else { return Err(format!("the pods of {class} left {ended:?}").into()) };
     let [told, last] = [told, last].map(str::parse::<u64>);
