@@ -22,6 +22,9 @@ pub struct Config {
     pub docker_config: Option<PathBuf>,
     /// Layers of one image that are downloaded and unpacked at the same time.
     pub max_parallel_layers: usize,
+    /// Blobs of this size and larger are fetched in several parts at the same time, where the
+    /// registry sends parts.
+    pub parallel_blob_bytes: u64,
     /// Which image of a manifest list is ours.
     pub platform: Platform,
     /// Bounds on everything that a registry or an image sends.
@@ -39,6 +42,7 @@ impl Config {
             certs_dir: None,
             docker_config: None,
             max_parallel_layers: 3,
+            parallel_blob_bytes: 64 << 20,
             platform: Platform::default(),
             limits: Limits::default(),
             timeouts: Timeouts::default(),

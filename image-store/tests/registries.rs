@@ -562,3 +562,57 @@ async fn a_registry_on_loopback_needs_no_settings() {
     config.registries = [(registry.address.clone(), settings)].into();
     assert!(pull(config, &reference, None).await.is_err());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_blobs_come_in_parts_where_the_registry_sends_them() {
+    if !root() {
+        return;
+    }
+    let image = Image::new(vec![Tar::default().file("f", &noise(9 << 20, 1)).layer(Packing::Plain)]);
+    let blob = image.layers[0].bytes.clone();
+    let digest = image.layers[0].digest().to_string();
+    let size = blob.len();
+    type Odd = fn(&Bytes, usize, usize) -> Answer;
+    let right: Odd = |blob, from, to| {
+        let range = format!("bytes {from}-{}/{}", to - 1, blob.len());
+        Answer::new(206, blob.slice(from..to)).with("content-range", range)
+    };
+    let cases: [(&str, Odd); 5] = [
+        ("parts", right),
+        ("whole", |blob, _, _| Answer::new(200, blob.clone())),
+        ("refused", |_, _, _| Answer::new(416, "")),
+        ("other parts", |blob, from, to| {
+            let range = format!("bytes {}-{}/{}", from + 1, to - 1, blob.len());
+            Answer::new(206, blob.slice(from + 1..to)).with("content-range", range)
+        }),
+        ("broken", |blob, from, to| {
+            let range = format!("bytes {from}-{}/{}", to - 1, blob.len());
+            Answer::new(206, blob.slice(from..to - 1)).with("content-range", range).broken()
+        }),
+    ];
+    for (case, odd) in cases {
+        let (dir, registry) = (scratch(), Registry::start().await);
+        let reference = registry.add("a/b:c", &image);
+        let (path, blob, mut left) = (format!("/v2/a/b/blobs/{digest}"), blob.clone(), 3);
+        registry.hook(move |request| {
+            let (from, to) = header(request, "range").strip_prefix("bytes=")?.split_once('-')?;
+            let (from, to) = (from.parse().unwrap(), to.parse::<usize>().ok()? + 1);
+            if request.uri().path() != path {
+                return None;
+            }
+            // A connection that breaks is no reason to give parts up.
+            left -= 1;
+            Some(if case == "broken" && left < 0 { right(&blob, from, to) } else { odd(&blob, from, to) })
+        });
+        let mut config = registry.config(dir.path());
+        config.parallel_blob_bytes = 1 << 20;
+        let store = Store::open(config).unwrap();
+        let result = store.pull(&reference, None).await;
+        assert_eq!(result.map_err(|e| e.chain()), Ok(image.id()), "{case}");
+        assert_eq!(store.received_bytes(), (size) as u64, "{case}");
+        let log: Vec<_> = registry.log().into_iter().filter(|line| line.contains(&digest)).collect();
+        let whole = log.iter().filter(|line| !line.contains("bytes=")).count();
+        assert_eq!(whole, usize::from(!matches!(case, "parts" | "broken")), "{case}: {log:?}");
+        assert!(case != "parts" || log.len() == 3, "{case}: {log:?}");
+    }
+}

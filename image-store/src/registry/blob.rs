@@ -113,6 +113,9 @@ impl Session {
     }
 
     async fn attempt(&self, endpoint: &Endpoint, state: &mut Receiver<'_>, short: bool) -> Result<Ended, Fault> {
+        if let Some(ended) = self.in_parts(endpoint, state, self.patience(endpoint, short)).await? {
+            return Ok(ended);
+        }
         let wanted = Some(state.received).filter(|n| *n > 0);
         let mut from = wanted.filter(|_| !endpoint.no_ranges.load(Relaxed));
         let stall = self.timeouts.stall.min(self.timeouts.progress);

@@ -20,6 +20,7 @@ mod login;
 mod manifest;
 mod message;
 mod node_login;
+mod parts;
 mod place;
 mod receiver;
 mod request;

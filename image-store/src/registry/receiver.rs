@@ -119,7 +119,7 @@ impl<'a> Receiver<'a> {
         Ok(Ended::Whole)
     }
 
-    async fn take(&mut self, chunk: Bytes) -> Result<Ended, Fault> {
+    pub(super) async fn take(&mut self, chunk: Bytes) -> Result<Ended, Fault> {
         let length = chunk.len() as u64;
         if self.received + length > self.blob.size {
             return Err(self.wrong_size(self.received + length));
@@ -197,7 +197,7 @@ impl Pace {
 }
 
 /// `bytes 5-9/10`.
-fn range_start(response: &Response) -> Option<u64> {
+pub(super) fn range_start(response: &Response) -> Option<u64> {
     let value = response.headers().get(CONTENT_RANGE)?.to_str().ok()?.trim();
     let (unit, range) = value.split_once([' ', '='])?;
     let start = range.trim().split_once('-')?.0;

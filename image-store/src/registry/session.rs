@@ -11,6 +11,7 @@ use reqwest::header::HeaderValue;
 use super::credentials::{Auth, canonical_host};
 use super::fault::Fault;
 use super::node_login::NodeLogin;
+use super::parts::Room;
 use super::place::{Place, Scheme};
 use super::tls::Trust;
 use super::{certs_dir, place};
@@ -36,6 +37,8 @@ struct Shared {
     platform: Platform,
     clients: Mutex<HashMap<Digest, Client>>,
     received: Arc<AtomicU64>,
+    room: Arc<Room>,
+    parallel_from: u64,
 }
 
 /// One place to ask, for one pull.
@@ -54,8 +57,10 @@ pub(crate) struct Endpoint {
     pub(super) silent: AtomicBool,
     /// It sent wrong bytes: asked after the others from then on.
     pub(super) doubtful: AtomicBool,
-    /// It does not send parts of blobs.
+    /// It does not send the rest of a blob.
     pub(super) no_ranges: AtomicBool,
+    /// It does not send parts of blobs at the same time.
+    no_parts: AtomicBool,
 }
 
 /// One repository of one registry, for one pull.
@@ -71,6 +76,10 @@ pub(crate) struct Session {
     pub(super) platform: Platform,
     /// Bytes of blobs that all registries have sent.
     pub(super) received: Arc<AtomicU64>,
+    /// Of all registries.
+    pub(super) room: Arc<Room>,
+    /// The size of blobs that are fetched in parts.
+    pub(super) parallel_from: u64,
 }
 
 /// The value of `Authorization` by server (`https://host:port`): each server has its own, and none
@@ -110,6 +119,8 @@ impl Registries {
             platform: config.platform.clone(),
             clients: Mutex::default(),
             received: Arc::default(),
+            room: Arc::default(),
+            parallel_from: config.parallel_blob_bytes,
         })))
     }
 
@@ -136,6 +147,8 @@ impl Registries {
             limits: shared.limits.clone(),
             platform: shared.platform.clone(),
             received: shared.received.clone(),
+            room: shared.room.clone(),
+            parallel_from: shared.parallel_from,
         })
     }
 
@@ -166,6 +179,7 @@ impl Registries {
             silent: AtomicBool::default(),
             doubtful: AtomicBool::default(),
             no_ranges: AtomicBool::default(),
+            no_parts: AtomicBool::default(),
         })
     }
 
@@ -204,6 +218,14 @@ impl Endpoint {
     /// `https://host` as it turned out to be.
     pub(super) fn origin(&self) -> String {
         if self.plain.load(Relaxed) { format!("http://{}", self.place.host) } else { self.base.clone() }
+    }
+
+    pub(super) fn no_parts(&self) -> bool {
+        self.no_parts.load(Relaxed) || self.no_ranges.load(Relaxed)
+    }
+
+    pub(super) fn set_no_parts(&self) {
+        self.no_parts.store(true, Relaxed);
     }
 
     /// Notes what a failure says about the endpoint.
