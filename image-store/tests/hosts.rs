@@ -254,3 +254,30 @@ async fn the_node_has_credentials_for_what_the_pull_has_none_for() {
     let wrong = Auth::from_cri("u", "wrong", "", "", "");
     assert!(matches!(store.pull(&reference, wrong).await, Err(StoreError::Unauthorized { .. })));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_what_is_on_this_machine_goes_unchecked() {
+    if !root() {
+        return;
+    }
+    // On loopback without settings a certificate is not checked.
+    let dir = scratch();
+    let made = self_signed(&["registry.example"], true);
+    let registry = Registry::serve(Some(server(&made, None))).await;
+    let reference = registry.add("a/b:c", &image());
+    let store = Store::open(config(&registry, dir.path())).unwrap();
+    store.pull(&reference, None).await.unwrap();
+    // A token service there is asked with the password; one elsewhere is not. 0.0.0.0 leads to this
+    // machine as well, and is no loopback address.
+    let port = registry.address.rsplit_once(':').unwrap().1.to_owned();
+    for (host, seen) in [("127.0.0.1", true), ("0.0.0.0", false)] {
+        let realm = format!("Bearer realm=\"https://{host}:{port}/token\"");
+        registry.hook(move |request| {
+            let challenged = request.uri().path() != "/token";
+            challenged.then(|| Answer::new(401, "").with("www-authenticate", realm.clone()))
+        });
+        registry.log();
+        assert!(store.pull(&reference, Auth::from_cri("u", "p", "", "", "")).await.is_err());
+        assert_eq!(registry.log().iter().any(|line| line.contains("Basic")), seen, "{host}");
+    }
+}

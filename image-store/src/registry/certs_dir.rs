@@ -89,7 +89,7 @@ fn docker_layout(folder: &Path, registry: &str) -> io::Result<Vec<Place>> {
         }
     }
     if !place.trust.authorities.is_empty() {
-        place.trust.skip_verify = false;
+        (place.trust.skip_verify, place.skip_verify_here) = (false, false);
     }
     Ok(vec![place])
 }

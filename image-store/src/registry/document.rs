@@ -46,10 +46,10 @@ impl Session {
     pub(crate) async fn head(&self, reference: &Reference) -> Option<Digest> {
         let role = if reference.digest().is_some() { Role::Pull } else { Role::Resolve };
         let path = format!("manifests/{}", reference.selector());
-        let order = self.order(role);
-        for (index, endpoint) in order.iter().enumerate() {
+        // The answer has no body, and there is still GET.
+        let time = self.timeouts.document.min(self.timeouts.mirror);
+        for endpoint in self.order(role) {
             let request = Request { method: Method::HEAD, ..Request::get(&path, MANIFESTS) };
-            let time = self.patience(endpoint, index + 1 < order.len());
             let answer = tokio::time::timeout(time, self.ask(endpoint, &request)).await;
             let answer = answer.unwrap_or_else(|_| Err(Fault::Silent(format!("no answer within {time:?}"))));
             match answer {

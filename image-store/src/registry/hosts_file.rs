@@ -16,7 +16,9 @@ use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::place::{Place, Scheme, split, without_login};
+use super::credentials::canonical_host;
+use super::place::{Place, split, without_login};
+use crate::reference::DOCKER_HUB;
 
 /// The settings of the file itself, which are those of `server`, and of each `[host]`.
 #[derive(Deserialize, Default)]
@@ -118,10 +120,14 @@ fn located(url: &Spanned<String>, host: &Host) -> Result<Place, Wrong> {
     let text: &str = url.as_ref();
     let text = if text.contains("://") { text.to_owned() } else { format!("https://{text}") };
     let parts = split(&text).map_err(|reason| (url.span().start, format!("{:?} {reason}", without_login(&text))))?;
-    let mut place = Place::upstream(&parts.host);
+    let hub = canonical_host(&parts.host) == DOCKER_HUB;
+    let mut place = Place::upstream(if hub { DOCKER_HUB } else { &parts.host });
     place.scheme = parts.scheme;
-    place.trust.skip_verify = false;
-    place.host = parts.host;
+    (place.trust.skip_verify, place.skip_verify_here) = (false, false);
+    // Docker Hub's name for people has no registry behind it, and stands in many of these files.
+    if !hub {
+        place.host = parts.host;
+    }
     place.login = parts.login;
     place.root = if host.override_path || parts.path.ends_with("/v2") { parts.path } else { parts.path + "/v2" };
     Ok(place)
@@ -153,12 +159,12 @@ fn settings(place: &mut Place, folder: &Path, host: &Host) -> Result<(), Wrong> 
         };
     }
     if let Some(skip_verify) = host.skip_verify {
-        place.trust.skip_verify = skip_verify;
-    } else if place.trust.authorities.is_empty() && place.scheme == Scheme::Either {
-        place.trust.skip_verify = true;
+        (place.trust.skip_verify, place.skip_verify_here) = (skip_verify, false);
+    } else if !place.trust.authorities.is_empty() {
+        place.trust.skip_verify = false;
     }
     // Who does not check whom it talks to loses nothing by plain HTTP.
-    place.downgrade = place.trust.skip_verify;
+    place.downgrade = place.trust.skip_verify && !place.skip_verify_here;
     place.headers = headers(host)?;
     if let Some(timeout) = &host.dial_timeout {
         let time = duration(timeout.as_ref()).ok_or_else(|| {

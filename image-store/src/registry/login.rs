@@ -54,10 +54,7 @@ impl Session {
                 let said = explain(response).await;
                 return Err(Fault::Refused(format!("it asks for no kind of login that is known here: {said}")));
             }
-            _ => {
-                let client = if here { &endpoint.client } else { &endpoint.elsewhere };
-                self.answer(endpoint, client, url, &challenges, auth.as_ref()).await?
-            }
+            _ => self.answer(endpoint, here, url, &challenges, auth.as_ref()).await?,
         };
         let value = sensitive(&value)?;
         *known = Some(value.clone());
@@ -68,7 +65,7 @@ impl Session {
     async fn answer(
         &self,
         endpoint: &Endpoint,
-        client: &Client,
+        here: bool,
         url: &Url,
         challenges: &[Challenge],
         auth: Option<&Auth>,
@@ -80,7 +77,7 @@ impl Session {
             let result = match realm_of(endpoint, url, realm) {
                 Ok(realm) => {
                     let service = Service {
-                        client,
+                        client: client_for(endpoint, here, &realm),
                         plain: realm.scheme() == "http",
                         realm,
                         service: service.clone(),
@@ -106,10 +103,17 @@ impl Session {
     }
 }
 
+/// The endpoint's own client, unless that leaves certificates unchecked that are not of this machine.
+fn client_for<'a>(endpoint: &'a Endpoint, here: bool, realm: &Url) -> &'a Client {
+    let checked = !endpoint.place.skip_verify_here || is_local(realm);
+    if here && checked { &endpoint.client } else { &endpoint.elsewhere }
+}
+
 /// The URL of a token service: over TLS where the registry is.
 fn realm_of(endpoint: &Endpoint, url: &Url, realm: &str) -> Result<Url, Fault> {
     let parsed = url.join(realm).map_err(|_| Fault::Down("its token service is not a URL".into()))?;
-    let plain = url.scheme() == "http" || endpoint.place.downgrade || is_local(url);
+    let local = is_local(url) && is_local(&parsed);
+    let plain = url.scheme() == "http" || endpoint.place.downgrade || local;
     match parsed.scheme() {
         "https" => Ok(parsed),
         "http" if plain => Ok(parsed),

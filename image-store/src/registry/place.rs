@@ -25,6 +25,8 @@ pub(crate) struct Place {
     /// Knows what tags stand for.
     pub(crate) resolve: bool,
     pub(crate) trust: Trust,
+    /// Its certificate is not checked since it is on this machine: others' are.
+    pub(crate) skip_verify_here: bool,
     pub(crate) headers: HeaderMap,
     /// Of this place alone.
     pub(crate) login: Option<Auth>,
@@ -59,6 +61,7 @@ impl Place {
             pull: true,
             resolve: true,
             trust: Trust::default(),
+            skip_verify_here: false,
             headers: HeaderMap::new(),
             login: None,
             downgrade: false,
@@ -81,6 +84,7 @@ impl Place {
         };
         let mut place = Self::new(scheme, registry.into(), true);
         place.trust.skip_verify = true;
+        place.skip_verify_here = true;
         place
     }
 

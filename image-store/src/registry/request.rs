@@ -139,7 +139,8 @@ fn allowed(endpoint: &Endpoint, from: &Url, to: &Url) -> Result<(), Fault> {
     let host = printable(to.host_str().unwrap_or_default());
     match to.scheme() {
         "https" => Ok(()),
-        "http" if from.scheme() == "http" || endpoint.place.downgrade || is_local(from) => Ok(()),
+        "http" if from.scheme() == "http" || endpoint.place.downgrade => Ok(()),
+        "http" if is_local(from) && is_local(to) => Ok(()),
         "http" => Err(Fault::Down(format!(
             "redirects from https to plain http at {host}: insecure_redirects of this registry allows that, or \
              skip_verify in its hosts.toml"

@@ -49,7 +49,7 @@ pub(crate) struct Endpoint {
     /// Another server than the registry: has to be told which one is meant.
     pub(super) proxy: bool,
     pub(super) client: Client,
-    /// For hosts that it redirects to: without what is for this endpoint alone.
+    /// For other hosts that it names: without what is for this endpoint alone.
     pub(super) elsewhere: Client,
     /// It turned out not to speak TLS ([`Scheme::Either`]).
     pub(super) plain: AtomicBool,
@@ -164,10 +164,8 @@ impl Registries {
 
     fn endpoint(&self, place: Place, registry: &str) -> StoreResult<Endpoint> {
         let client = self.client(&place.trust)?;
-        let elsewhere = match place.trust.identities.is_empty() {
-            true => client.clone(),
-            false => self.client(&place.trust.anonymous())?,
-        };
+        let elsewhere = place.trust.elsewhere(place.skip_verify_here);
+        let elsewhere = if elsewhere == place.trust { client.clone() } else { self.client(&elsewhere)? };
         let scheme = if place.scheme == Scheme::Http { "http" } else { "https" };
         Ok(Endpoint {
             base: format!("{scheme}://{}", place.host),

@@ -1,7 +1,7 @@
 //! Whom a TLS connection trusts, and who it says that we are.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use reqwest::{Client, redirect};
@@ -17,6 +17,9 @@ use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStor
 use crate::config::Timeouts;
 use crate::digest::Digest;
 use crate::error::{StoreError, StoreResult};
+
+/// The system's authorities, which are read once.
+static SYSTEM: OnceLock<Vec<CertificateDer<'static>>> = OnceLock::new();
 
 /// The largest file of certificates that is read, bytes.
 const MAX_FILE: u64 = 4 << 20;
@@ -43,9 +46,10 @@ pub(crate) struct Loaded {
 }
 
 impl Trust {
-    /// The same without the client certificates, for hosts that the endpoint redirects to.
-    pub(crate) fn anonymous(&self) -> Self {
-        Self { identities: Vec::new(), ..self.clone() }
+    /// The same without the client certificates, for hosts that the endpoint redirects to;
+    /// `check`: their certificates are checked in any case.
+    pub(crate) fn elsewhere(&self, check: bool) -> Self {
+        Self { identities: Vec::new(), skip_verify: self.skip_verify && !check, ..self.clone() }
     }
 
     pub(crate) fn load(&self) -> StoreResult<Loaded> {
@@ -119,7 +123,10 @@ impl Loaded {
         }
         let mut roots = RootCertStore::empty();
         // A node without trust roots can still pull over plain HTTP, and from who is in `own`.
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        if !self.skip_verify {
+            let system = SYSTEM.get_or_init(|| rustls_native_certs::load_native_certs().certs);
+            roots.add_parsable_certificates(system.iter().cloned());
+        }
         roots.add_parsable_certificates(own.iter().cloned());
         let chain = WebPkiServerVerifier::builder_with_provider(roots.into(), provider.clone()).build().ok();
         let verifier = Verifier { chain, own, skip: self.skip_verify, provider: provider.clone() };

@@ -1,3 +1,4 @@
+use super::super::place::Scheme;
 use super::*;
 
 fn read(text: &str, registry: &str) -> Result<Vec<Place>, String> {
@@ -74,6 +75,7 @@ fn without_a_server_the_registry_itself_is_last() {
         ("", "docker.io", &["https://registry-1.docker.io/v2"] as &[&str]),
         ("[host.\"http://m\"]", "r.example:5000", &["http://m/v2", "https://r.example:5000/v2"]),
         ("server = \"r.example\"\nskip_verify = true", "r.example", &["https://r.example/v2"]),
+        ("server = \"https://docker.io\"", "docker.io", &["https://registry-1.docker.io/v2"]),
         // The registry itself among the hosts is the registry.
         (
             "server = \"https://other\"\n[host.\"https://r.example\"]",
