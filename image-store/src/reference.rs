@@ -12,7 +12,7 @@ use std::str::FromStr;
 
 use crate::digest::Digest;
 
-const DOCKER_HUB: &str = "docker.io";
+pub(crate) const DOCKER_HUB: &str = "docker.io";
 /// The distribution grammar's limit on host and repository together.
 const MAX_NAME: usize = 255;
 const MAX_TAG: usize = 128;

@@ -134,7 +134,7 @@ async fn a_registry_that_is_gone_in_mid_blob_is_unavailable() {
     let (dir, registry) = (scratch(), Registry::start().await);
     let image = image(2_000_000);
     let reference = registry.add("a/b:c", &image);
-    registry.fault(&image.layers[1].digest().to_string(), Fault::Cut(300_000), 1000);
+    registry.fault(&image.layers[1].digest().to_string(), Fault::Cut(30_000), 1000);
     let error = fails(&registry, dir.path(), &reference).await;
     assert!(matches!(error, StoreError::Unavailable { .. }), "{error:?}");
     assert!(error.to_string().contains("bytes"), "{error}");

@@ -351,6 +351,25 @@ impl Inner {
 }
 
 impl State {
+    /// Whether an image has the reference among its names.
+    pub(crate) fn has_name(&self, reference: &Reference) -> bool {
+        self.images.values().any(|image| match (reference.tag_key(), reference.digest()) {
+            (_, Some(digest)) => image.digests.contains(&reference.digest_key(digest)),
+            (Some(tag), None) => image.tags.contains(&tag),
+            (None, None) => false,
+        })
+    }
+
+    /// The image that has the reference among its names, when the registry serves it still under
+    /// the digest that it was pulled by: then a pull has nothing to change.
+    pub(crate) fn unchanged(&self, reference: &Reference, served: &Digest) -> Option<String> {
+        let digest = reference.digest_key(served);
+        let same = |image: &ImageRecord| {
+            image.digests.contains(&digest) && reference.tag_key().is_none_or(|tag| image.tags.contains(&tag))
+        };
+        self.images.iter().find(|(_, image)| same(image)).map(|(id, _)| id.clone())
+    }
+
     /// The layers that the database is to know.
     fn recorded(&self) -> impl Iterator<Item = &Digest> {
         let images = self.images.values().flat_map(|image| &image.chains);

@@ -7,7 +7,6 @@ mod unpack;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex};
 
 use cofferdam_ledger::Failing;
@@ -106,7 +105,7 @@ impl Store {
 
     /// Bytes of layers that registries have sent since the store was opened.
     pub fn received_bytes(&self) -> u64 {
-        self.inner.registries.received.load(Relaxed)
+        self.inner.registries.received()
     }
 
     /// The image that a reference, an id, or the beginning of an id stands for.

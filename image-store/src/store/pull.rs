@@ -87,8 +87,15 @@ async fn steps(
     auth: Option<Auth>,
     meter: &Arc<Meter>,
 ) -> StoreResult<String> {
-    let session = inner.registries.session(reference, auth)?;
-    let (served, manifest, size) = resolve(&session, reference).await?;
+    let session = inner.registries.session(reference, auth).await?;
+    // Registries count what is got, and not what is only asked for.
+    let known = inner.state().has_name(reference);
+    let head = if known { session.head(reference).await } else { None };
+    let unchanged = head.and_then(|digest| inner.state().unchanged(reference, &digest));
+    if let Some(id) = unchanged {
+        return Ok(id);
+    }
+    let (served, manifest, size) = resolve(&session, reference, head).await?;
     let id = manifest.config.digest.to_string();
     meter.bytes_total.store(size - manifest.config.size, Relaxed);
     meter.layers_total.store(manifest.layers.len() as u64, Relaxed);
@@ -143,7 +150,11 @@ async fn steps(
 
 /// The image behind `reference`: the digest under which it was served, its manifest, and how many
 /// bytes the image has.
-async fn resolve(session: &Session, reference: &Reference) -> StoreResult<(Digest, Manifest, u64)> {
+async fn resolve(
+    session: &Session,
+    reference: &Reference,
+    head: Option<Digest>,
+) -> StoreResult<(Digest, Manifest, u64)> {
     let span = info_span!(
         target: SPANS,
         "image manifest",
@@ -151,7 +162,7 @@ async fn resolve(session: &Session, reference: &Reference) -> StoreResult<(Diges
         image.bytes = Empty,
         image.layers = Empty
     );
-    let (served, manifest) = step(span.clone(), session.resolve(reference)).await?;
+    let (served, manifest) = step(span.clone(), session.resolve(reference, head)).await?;
     let size = manifest.config.size + manifest.layers.iter().map(|(layer, _)| layer.size).sum::<u64>();
     span.record("image.bytes", size).record("image.layers", manifest.layers.len());
     Ok((served, manifest, size))
@@ -236,8 +247,22 @@ impl Pull {
         Ok(())
     }
 
-    /// Downloads and unpacks at the same time.
+    /// Downloads and unpacks at the same time; once more when a mirror's bytes turned out to be
+    /// wrong after they were used, and another endpoint can be asked.
     async fn stage(
+        &self,
+        index: usize,
+        blob: &Descriptor,
+        compression: Compression,
+    ) -> StoreResult<(Staging, Extracted, Job)> {
+        let first = self.stage_once(index, blob, compression).await;
+        if !matches!(first, Err(StoreError::DigestMismatch { .. })) || !self.session.has_other_source() {
+            return first;
+        }
+        self.stage_once(index, blob, compression).await
+    }
+
+    async fn stage_once(
         &self,
         index: usize,
         blob: &Descriptor,
