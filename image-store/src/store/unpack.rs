@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, SyncSender};
 
 use bytes::{Buf, Bytes};
-use flate2::bufread::MultiGzDecoder;
 use rustix::fs::{Mode, OFlags};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 
+use super::gzip::{self, Members};
 use crate::config::Limits;
 use crate::digest::Digest;
 use crate::error::{StoreError, StoreResult};
@@ -24,6 +24,9 @@ const BLOCK: usize = 256 << 10;
 const BLOCKS: usize = 4;
 /// Decompressing a zstd frame may take this much memory (2^27 = 128 MiB, zstd's own default).
 const ZSTD_WINDOW_LOG: u32 = 27;
+/// The first bytes of a zstd frame (RFC 8878, 3.1.1), and of a skippable one behind its first byte, 0x50 to 0x5f.
+const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+const ZSTD_SKIPPABLE: [u8; 3] = [0x2a, 0x4d, 0x18];
 
 /// A directory below `tmp/`, removed unless it was moved away.
 pub(crate) struct Staging {
@@ -152,23 +155,28 @@ impl Job {
     }
 
     fn decoder<'a, 'b>(&self, chunks: &'a mut Chunks<'b>) -> io::Result<Decoder<'a, 'b>> {
+        // The bytes tell, not the media type: some pushers call plain layers gzip, or zstd layers gzip.
         let magic = chunks.peek()?;
-        let compression = match self.compression {
-            Compression::Sniff if magic.starts_with(&[0x1f, 0x8b]) => Some(Compression::Gzip),
-            Compression::Sniff if magic.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) => Some(Compression::Zstd),
-            Compression::Sniff => None,
-            // Some pushers call plain layers gzip.
-            Compression::Gzip if !magic.starts_with(&[0x1f, 0x8b]) => None,
-            known => Some(known),
+        let found = if magic.starts_with(&gzip::MAGIC) {
+            Compression::Gzip
+        } else if magic.starts_with(&ZSTD)
+            || matches!(magic, [0x50..=0x5f, rest @ ..] if rest.starts_with(&ZSTD_SKIPPABLE))
+        {
+            Compression::Zstd
+        } else {
+            Compression::Sniff
         };
-        Ok(match compression {
-            Some(Compression::Zstd) => {
+        if found != self.compression {
+            tracing::debug!(layer = self.name, says = ?self.compression, ?found, "a layer's media type");
+        }
+        Ok(match found {
+            Compression::Gzip => Decoder::Gzip(Box::new(Members::new(chunks))),
+            Compression::Zstd => {
                 let mut decoder = zstd::Decoder::with_buffer(chunks)?;
                 decoder.window_log_max(ZSTD_WINDOW_LOG)?;
                 Decoder::Zstd(Box::new(decoder))
             }
-            Some(_) => Decoder::Gzip(Box::new(MultiGzDecoder::new(chunks))),
-            None => Decoder::Plain(chunks),
+            Compression::Sniff => Decoder::Plain(chunks),
         })
     }
 
@@ -257,7 +265,7 @@ impl Read for Chunks<'_> {
 
 enum Decoder<'a, 'b> {
     Plain(&'a mut Chunks<'b>),
-    Gzip(Box<MultiGzDecoder<&'a mut Chunks<'b>>>),
+    Gzip(Box<Members<&'a mut Chunks<'b>>>),
     Zstd(Box<zstd::Decoder<'static, &'a mut Chunks<'b>>>),
 }
 
