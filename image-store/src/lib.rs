@@ -45,5 +45,5 @@ pub use store::{FsUsage, ImageId, Layers, Store};
 /// The extractor alone, for fuzzing and for tests.
 #[doc(hidden)]
 pub mod testing {
-    pub use crate::extract::{ExtractError, Extracted, extract};
+    pub use crate::extract::{ExtractError, Extracted, complete, extract};
 }
