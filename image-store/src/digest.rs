@@ -1,4 +1,5 @@
-//! Content digests. Only sha256: it is what registries serve, and one algorithm is one thing to get right.
+//! Content digests. Only sha256: it is what registries serve, and one algorithm is one thing to get
+//! right.
 
 use std::fmt;
 use std::str::FromStr;

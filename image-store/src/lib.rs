@@ -26,6 +26,8 @@ mod digest;
 mod error;
 mod extract;
 mod image;
+mod json;
+mod platform;
 mod progress;
 mod reference;
 mod registry;

@@ -16,6 +16,8 @@ use super::manifest::{self, Descriptor, Document, Manifest, printable};
 use crate::config::{Config, Limits, Platform, RegistryConfig, Timeouts};
 use crate::digest::Digest;
 use crate::error::{StoreError, StoreResult};
+use crate::image::parse_config;
+use crate::platform::Normal;
 use crate::reference::Reference;
 
 const MANIFESTS: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
@@ -24,6 +26,8 @@ const TOKEN_BYTES: u64 = 1 << 20;
 const ERROR_BYTES: u64 = 16 << 10;
 /// An index may hold an index; nobody nests deeper.
 const NESTING: usize = 3;
+/// Documents that are read to find an image.
+const MAX_DOCUMENTS: usize = 20;
 const ATTEMPTS: u32 = 3;
 
 /// Why one request to one endpoint gave nothing.
@@ -211,25 +215,63 @@ impl Session {
     /// The image behind a reference: its manifest, and the digest under which the registry served it (of the index,
     /// where there is one).
     pub(crate) async fn resolve(&self, reference: &Reference) -> StoreResult<(Digest, Manifest)> {
-        let mut selector = reference.selector();
-        let mut expected = reference.digest().copied();
-        let mut served = None;
-        for _ in 0..NESTING {
-            let what = format!("{}/{} manifest {selector}", self.host, self.repository);
-            let path = format!("manifests/{selector}");
-            let document = self.document(&path, MANIFESTS, &what, expected, self.limits.manifest_bytes).await?;
-            let served_digest = *served.get_or_insert(document.digest);
-            let parsed =
-                manifest::parse(&document.bytes, document.content_type.as_deref(), &self.platform, &self.limits)?;
-            match parsed {
-                Document::Image(manifest) => return Ok((served_digest, manifest)),
-                Document::Index(entry) => {
-                    selector = entry.digest.to_string();
-                    expected = Some(entry.digest);
+        let mut todo = vec![(reference.selector(), reference.digest().copied(), true, 0)];
+        let (mut served, mut asked, mut second_best, mut failed) = (None, 0, None, None);
+        while let Some((selector, expected, sure, depth)) = todo.pop() {
+            asked += 1;
+            if depth == NESTING || asked > MAX_DOCUMENTS {
+                let detail = format!("is nested more than {NESTING} deep, or has no image in {MAX_DOCUMENTS} entries");
+                return Err(StoreError::malformed("image index", detail));
+            }
+            let found = self.manifest(&selector, expected).await;
+            let (digest, document) = match found {
+                Ok(found) => found,
+                // Of an entry that may be anything, it is no matter what is wrong with it.
+                Err(error) if !sure => {
+                    failed.get_or_insert(error);
+                    continue;
                 }
+                Err(error) => return Err(error),
+            };
+            let served = *served.get_or_insert(digest);
+            match document {
+                Document::Index(entries) => {
+                    let next = entries.into_iter().rev().map(|entry| (entry.descriptor.digest, entry.sure));
+                    todo.extend(next.map(|(digest, sure)| (digest.to_string(), Some(digest), sure, depth + 1)));
+                }
+                Document::Image(manifest) if manifest.odd_config.is_some() && depth > 0 => {
+                    second_best.get_or_insert((served, manifest));
+                }
+                Document::Image(manifest) if sure => return Ok((served, manifest)),
+                Document::Image(manifest) => match self.platform_of(&manifest).await {
+                    Ok(platform) if platform.rank(&self.platform).is_some() => return Ok((served, manifest)),
+                    Ok(_) => {}
+                    Err(error) => {
+                        failed.get_or_insert(error);
+                    }
+                },
             }
         }
-        Err(StoreError::malformed("image index", format!("is nested more than {NESTING} deep")))
+        let Platform { os, architecture, .. } = &self.platform;
+        let none =
+            || StoreError::Unsupported { what: "image".into(), detail: format!("it has no {os}/{architecture} image") };
+        second_best.ok_or_else(|| failed.unwrap_or_else(none))
+    }
+
+    /// One manifest or index, and its digest.
+    async fn manifest(&self, selector: &str, expected: Option<Digest>) -> StoreResult<(Digest, Document)> {
+        let what = format!("{}/{} manifest {selector}", self.host, self.repository);
+        let path = format!("manifests/{selector}");
+        let document = self.document(&path, MANIFESTS, &what, expected, self.limits.manifest_bytes).await?;
+        let served_as = document.content_type.as_deref();
+        let parsed = manifest::parse(&document.bytes, served_as, &self.platform, &self.limits)?;
+        Ok((document.digest, parsed))
+    }
+
+    /// What an image itself says that it is for.
+    async fn platform_of(&self, manifest: &Manifest) -> StoreResult<Normal> {
+        let config = parse_config(&self.config(&manifest.config).await?)?;
+        Ok(Normal::new(&config.config.os, &config.config.architecture, &config.variant))
     }
 
     /// The config document, verified.

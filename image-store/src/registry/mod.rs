@@ -10,4 +10,4 @@ mod manifest;
 
 pub(crate) use self::client::{Registries, Session};
 pub use self::credentials::Auth;
-pub(crate) use self::manifest::{Compression, Descriptor, Manifest};
+pub(crate) use self::manifest::{Compression, Descriptor, Manifest, not_an_image, printable};
