@@ -181,3 +181,51 @@ async fn entries_without_a_platform_are_asked_for_theirs() {
     let error = pulled(&registry).await.unwrap_err();
     assert!(matches!(error, StoreError::Unsupported { .. }), "{error:?}");
 }
+
+fn sha512(bytes: &[u8]) -> String {
+    use sha2::Digest as _;
+    format!("sha512:{}", hex::encode(sha2::Sha512::digest(bytes)))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn digests_may_be_sha512() {
+    if !root() {
+        return;
+    }
+    let (dir, registry) = (scratch(), Registry::start().await);
+    let mut both = image("x");
+    both.layers.push(Tar::default().file("y", b"y").layer(Packing::Zstd));
+    let mut document: Value = serde_json::from_slice(&both.config()).unwrap();
+    let tars = [Tar::default().file("x", b"x").done(), Tar::default().file("y", b"y").done()];
+    document["rootfs"]["diff_ids"] = tars.iter().map(|tar| sha512(tar)).collect();
+    let document = document.to_string();
+    let mut manifest = both.manifest_value();
+    manifest["config"]["digest"] = json!(sha512(document.as_bytes()));
+    manifest["config"]["size"] = json!(document.len());
+    for (number, layer) in both.layers.iter().enumerate() {
+        manifest["layers"][number]["digest"] = json!(sha512(&layer.bytes));
+        registry.content().blobs.insert(sha512(&layer.bytes), layer.bytes.clone());
+    }
+    registry.content().blobs.insert(sha512(document.as_bytes()), document.clone().into());
+    let manifest = Bytes::from(manifest.to_string());
+    let name = format!("a/b@{}", sha512(&manifest));
+    registry.content().manifests.insert(name.clone(), (MANIFEST.into(), manifest.clone()));
+    let reference = format!("{}/{name}", registry.address);
+    let store = Store::open(registry.config(dir.path())).unwrap();
+    let id = store.pull(&reference, None).await.unwrap();
+    assert_eq!(id, sha512(document.as_bytes()));
+    for asked in [&id, &reference] {
+        assert_eq!(store.status(asked).unwrap().unwrap().repo_digests, [reference.clone()], "{asked}");
+    }
+    let dirs = store.lease(&id, "holder").unwrap().dirs;
+    assert_eq!(std::fs::read(dirs[1].join("x")).unwrap(), b"x");
+    drop(store);
+    let store = Store::open(registry.config(dir.path())).unwrap();
+    assert_eq!(store.lease(&id, "holder").unwrap().dirs, dirs, "it is there after a restart");
+    store.remove(&id).await.unwrap();
+    // Bytes that do not have the digest are refused.
+    registry.content().blobs.insert(sha512(&both.layers[0].bytes), both.layers[1].bytes.clone());
+    store.release("holder");
+    let error = store.pull(&reference, None).await.unwrap_err();
+    assert!(matches!(error, StoreError::DigestMismatch { .. }), "{error:?}");
+}

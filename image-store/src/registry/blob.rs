@@ -6,13 +6,12 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use reqwest::Response;
 use reqwest::header::CONTENT_RANGE;
-use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 
 use super::client::{Endpoint, Fault, Session, transport};
 use super::manifest::Descriptor;
 use crate::config::Timeouts;
-use crate::digest::Digest;
+use crate::digest::Hasher;
 use crate::error::{StoreError, StoreResult};
 
 /// Bytes that a registry may send between two failures and still be taken for one that gets nowhere.
@@ -27,7 +26,7 @@ struct Receiver<'a> {
     blob: &'a Descriptor,
     what: String,
     received: u64,
-    hasher: Sha256,
+    hasher: Hasher,
     sink: mpsc::Sender<Bytes>,
     meter: &'a AtomicU64,
     /// Of all pulls.
@@ -53,7 +52,8 @@ impl Session {
         meter: &AtomicU64,
     ) -> StoreResult<bool> {
         let what = self.name_of(&blob.digest);
-        let mut state = Receiver { blob, what, received: 0, hasher: Sha256::new(), sink, meter, all: &self.received };
+        let mut state =
+            Receiver { blob, what, received: 0, hasher: blob.digest.hasher(), sink, meter, all: &self.received };
         let mut faults: Vec<(&Endpoint, Fault)> = Vec::new();
         let mut failures = 0;
         for endpoint in &self.endpoints {
@@ -178,7 +178,7 @@ impl Receiver<'_> {
     }
 
     fn finish(self) -> StoreResult<()> {
-        let actual = Digest::from_hasher(self.hasher);
+        let actual = self.hasher.finish();
         if actual == self.blob.digest {
             return Ok(());
         }

@@ -331,9 +331,10 @@ impl Session {
         let bytes = body(response, limit)
             .await?
             .ok_or_else(|| Fault::Bad(StoreError::TooLarge { what: what.into(), limit: format!("{limit} bytes") }))?;
-        let digest = Digest::of(&bytes);
         // What a tag stands for is the registry's word alone; it must at least keep it.
-        if let Some(expected) = expected.or(announced).filter(|expected| *expected != digest) {
+        let wanted = expected.or(announced);
+        let digest = wanted.map_or_else(|| Digest::of(&bytes), |wanted| wanted.same_kind(&bytes));
+        if let Some(expected) = wanted.filter(|expected| *expected != digest) {
             return Err(Fault::Bad(StoreError::DigestMismatch {
                 what: what.into(),
                 expected: expected.to_string(),

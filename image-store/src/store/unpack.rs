@@ -9,12 +9,11 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender};
 
 use bytes::{Buf, Bytes};
 use rustix::fs::{Mode, OFlags};
-use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 
 use super::gzip::{self, Members};
 use crate::config::Limits;
-use crate::digest::Digest;
+use crate::digest::{Digest, Hasher};
 use crate::error::{StoreError, StoreResult};
 use crate::extract::{ExtractError, Extracted, extract};
 use crate::registry::Compression;
@@ -105,7 +104,8 @@ impl Job {
                 self.decompress(&mut chunks, &full, &emptied);
                 !chunks.current.is_empty() || chunks.left > 0
             });
-            let extracted = self.extract(root, Blocks::new(blocks, empty, self.limits.layer_unpacked_bytes));
+            let extracted =
+                self.extract(root, Blocks::new(blocks, empty, self.diff_id.hasher(), self.limits.layer_unpacked_bytes));
             (extracted, decompress.join())
         });
         let (extracted, actual) = extracted?;
@@ -129,7 +129,7 @@ impl Job {
             extract(blocks, root, self.lowest, &self.limits).map_err(|e| self.extract_failed(e))?;
         // The padding behind the archive's end is part of the diff ID.
         while blocks.next().map_err(|e| self.read_failed(&e))? {}
-        Ok((extracted, Digest::from_hasher(blocks.hasher)))
+        Ok((extracted, blocks.hasher.finish()))
     }
 
     /// Sends decompressed blocks until the end, an error, or until nobody takes them.
@@ -285,7 +285,7 @@ struct Blocks {
     empty: Sender<Vec<u8>>,
     current: Vec<u8>,
     at: usize,
-    hasher: Sha256,
+    hasher: Hasher,
     seen: u64,
     limit: u64,
 }
@@ -295,8 +295,8 @@ struct Blocks {
 struct TooLong(u64);
 
 impl Blocks {
-    fn new(blocks: Receiver<io::Result<Vec<u8>>>, empty: Sender<Vec<u8>>, limit: u64) -> Self {
-        Self { blocks, empty, current: Vec::new(), at: 0, hasher: Sha256::new(), seen: 0, limit }
+    fn new(blocks: Receiver<io::Result<Vec<u8>>>, empty: Sender<Vec<u8>>, hasher: Hasher, limit: u64) -> Self {
+        Self { blocks, empty, current: Vec::new(), at: 0, hasher, seen: 0, limit }
     }
 
     /// Goes on to the next block; false at the end.
