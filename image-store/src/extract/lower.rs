@@ -174,11 +174,14 @@ fn times(stat: &Stat) -> Timestamps {
     }
 }
 
-/// Gives an implied directory what it has below, unless that was deleted by the same layer.
+/// Gives an implied directory what it has below, unless the same layer deleted that with its parent.
 fn adopt(layer: BorrowedFd<'_>, lowers: &[OwnedFd], dir: &[u8]) -> Result<(), ExtractError> {
     let work = || -> io::Result<()> {
-        let Inside::Dir { fd: to, opaque: false } = inside(layer, dir)? else {
-            return Ok(());
+        let (parent, name) = cut(dir);
+        let to = match inside(layer, parent)? {
+            Inside::Dir { fd, .. } if dir.is_empty() => fd,
+            Inside::Dir { fd, opaque: false } => open_beneath(fd.as_fd(), name, OFlags::RDONLY)?,
+            _ => return Ok(()),
         };
         let Some(lower) = find_dir(lowers, dir)? else {
             return Ok(());

@@ -214,6 +214,9 @@ impl Extractor<'_> {
             self.count(0)?;
             self.remember(dir.len() + hidden.len())?;
             self.done.whiteouts.push(join(dir, hidden));
+        } else {
+            // The layer deletes the directory below and has a new one, which takes over nothing.
+            self.implied.remove(&join(dir, hidden));
         }
         Ok(())
     }
@@ -281,9 +284,11 @@ impl Extractor<'_> {
 
     /// Opens the entry's directory, making what the layer did not list.
     fn parents(&mut self, entry: &Entry, dir: &[u8]) -> Result<(), ExtractError> {
-        for made in self.root.enter(&entry.name, dir)? {
+        for (made, replaced) in self.root.enter(&entry.name, dir)? {
             self.remember(made.len())?;
-            self.implied.insert(made);
+            if !replaced {
+                self.implied.insert(made);
+            }
             self.count(4096)?;
         }
         Ok(())

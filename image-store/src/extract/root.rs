@@ -83,8 +83,9 @@ impl Root {
         Ok(dir)
     }
 
-    /// Makes `dir` the current directory; gives the directories that had to be made.
-    pub(crate) fn enter(&mut self, entry: &[u8], dir: &[u8]) -> Result<Vec<Vec<u8>>, ExtractError> {
+    /// Makes `dir` the current directory; gives the directories that had to be made, and whether each
+    /// took the place of a whiteout.
+    pub(crate) fn enter(&mut self, entry: &[u8], dir: &[u8]) -> Result<Vec<(Vec<u8>, bool)>, ExtractError> {
         let mut made = Vec::new();
         if self.cached.as_ref().is_some_and(|(known, _)| known == dir) {
             return Ok(made);
@@ -99,7 +100,7 @@ impl Root {
         Ok(made)
     }
 
-    fn make_parents(&self, entry: &[u8], dir: &[u8], made: &mut Vec<Vec<u8>>) -> Result<OwnedFd, ExtractError> {
+    fn make_parents(&self, entry: &[u8], dir: &[u8], made: &mut Vec<(Vec<u8>, bool)>) -> Result<OwnedFd, ExtractError> {
         let mut parent =
             open_beneath(self.root.as_fd(), b"", OFlags::PATH).map_err(failed(entry, "opening the root"))?;
         let mut so_far = Vec::new();
@@ -111,13 +112,13 @@ impl Root {
                 whited_out = true;
             }
             match rfs::mkdirat(&parent, path(component), Mode::from_raw_mode(0o755)) {
-                Ok(()) => made.push(so_far.clone()),
+                Ok(()) => made.push((so_far.clone(), whited_out)),
                 Err(Errno::EXIST) => {}
                 Err(errno) => return Err(failed(entry, "making its directory")(errno)),
             }
             let opened = open_beneath(parent.as_fd(), component, OFlags::RDONLY)
                 .map_err(failed(entry, "opening its directory"))?;
-            if made.last() == Some(&so_far) {
+            if made.last().is_some_and(|(last, _)| *last == so_far) {
                 rfs::fchmod(&opened, Mode::from_raw_mode(0o755)).map_err(failed(entry, "setting a mode"))?;
             }
             if whited_out {
