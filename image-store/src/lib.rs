@@ -26,6 +26,8 @@ mod digest;
 mod error;
 mod extract;
 mod image;
+mod json;
+mod platform;
 mod progress;
 mod reference;
 mod registry;
@@ -45,5 +47,5 @@ pub use store::{FsUsage, ImageId, Layers, Store};
 /// The extractor alone, for fuzzing and for tests.
 #[doc(hidden)]
 pub mod testing {
-    pub use crate::extract::{ExtractError, Extracted, extract};
+    pub use crate::extract::{ExtractError, Extracted, complete, extract};
 }

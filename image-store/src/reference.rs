@@ -107,13 +107,15 @@ fn parse(text: &str) -> Result<Reference, &'static str> {
     if text.is_empty() {
         return Err("empty");
     }
-    if text.len() > MAX_NAME + MAX_TAG + 80 {
+    if text.len() > MAX_NAME + MAX_TAG + 140 {
         return Err("longer than a reference can be");
     }
     let (rest, digest) = match text.split_once('@') {
         None => (text, None),
         Some((rest, digest)) => {
-            let digest = digest.parse().map_err(|_| "what follows @ is not sha256: and 64 lower-case hex digits")?;
+            let digest = digest
+                .parse()
+                .map_err(|_| "what follows @ is not sha256: and 64 lower-case hex digits, or sha512: and 128")?;
             (rest, Some(digest))
         }
     };

@@ -9,7 +9,7 @@ use reqwest::Method;
 use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap};
 
 use super::fault::{Fault, body};
-use super::manifest::{self, Descriptor, Document, Manifest};
+use super::manifest::{self, Descriptor, Document};
 use super::request::Request;
 use super::retry::{Retry, Turn};
 use super::session::{Endpoint, Role, Session};
@@ -19,8 +19,6 @@ use crate::reference::Reference;
 
 const MANIFESTS: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
     application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json";
-/// An index may hold an index; nobody nests deeper.
-const NESTING: usize = 3;
 const DIGEST: &str = "docker-content-digest";
 
 /// A document and what it was served as.
@@ -64,56 +62,21 @@ impl Session {
         None
     }
 
-    /// The image behind a reference: its manifest, and the digest under which the registry served
-    /// it (of the index, where there is one). `served` is that digest, when it is known already.
-    pub(crate) async fn resolve(
-        &self,
-        reference: &Reference,
-        served: Option<Digest>,
-    ) -> StoreResult<(Digest, Manifest)> {
-        // Mirrors that may not say what a tag stands for can still have what it stands for.
-        let split = self.endpoints.iter().any(|endpoint| endpoint.place.pull != endpoint.place.resolve);
-        let served = match (reference.digest(), served) {
-            (Some(digest), _) => Some(*digest),
-            (None, None) if split => self.head(reference).await,
-            (None, served) => served,
+    /// One manifest or index, and its digest.
+    pub(super) async fn manifest(&self, selector: &str, expected: Option<Digest>) -> StoreResult<(Digest, Document)> {
+        let what = format!("{}/{} manifest {selector}", self.host, self.repository);
+        let wanted = Wanted {
+            path: &format!("manifests/{selector}"),
+            accept: MANIFESTS,
+            what: &what,
+            role: if expected.is_some() { Role::Pull } else { Role::Resolve },
+            digest: expected,
+            limit: self.limits.manifest_bytes,
         };
-        if let Some(digest) = served {
-            match self.image(digest.to_string(), Some(digest)).await {
-                // Some registries announce a digest that they do not serve.
-                Err(StoreError::NotFound { .. }) if reference.digest().is_none() => {}
-                result => return result,
-            }
-        }
-        self.image(reference.selector(), None).await
-    }
-
-    /// Goes from an index down to the manifest for the platform.
-    async fn image(&self, mut selector: String, mut expected: Option<Digest>) -> StoreResult<(Digest, Manifest)> {
-        let mut served = None;
-        for _ in 0..NESTING {
-            let what = format!("{}/{} manifest {selector}", self.host, self.repository);
-            let wanted = Wanted {
-                path: &format!("manifests/{selector}"),
-                accept: MANIFESTS,
-                what: &what,
-                role: if expected.is_some() { Role::Pull } else { Role::Resolve },
-                digest: expected,
-                limit: self.limits.manifest_bytes,
-            };
-            let document = self.document(&wanted).await?;
-            let served_digest = *served.get_or_insert(document.digest);
-            let parsed =
-                manifest::parse(&document.bytes, document.content_type.as_deref(), &self.platform, &self.limits)?;
-            match parsed {
-                Document::Image(manifest) => return Ok((served_digest, manifest)),
-                Document::Index(entry) => {
-                    selector = entry.digest.to_string();
-                    expected = Some(entry.digest);
-                }
-            }
-        }
-        Err(StoreError::malformed("image index", format!("is nested more than {NESTING} deep")))
+        let document = self.document(&wanted).await?;
+        let served_as = document.content_type.as_deref();
+        let parsed = manifest::parse(&document.bytes, served_as, &self.platform, &self.limits)?;
+        Ok((document.digest, parsed))
     }
 
     /// The config document, verified.
@@ -185,7 +148,8 @@ impl Session {
             || Fault::Bad(StoreError::TooLarge { what: wanted.what.into(), limit: format!("{limit} bytes") });
         let raw = body(response, limit).await?.ok_or_else(too_large)?;
         let expected = wanted.digest.or(announced);
-        let digest = Digest::of(&raw);
+        let digest_of = |bytes: &[u8]| expected.map_or_else(|| Digest::of(bytes), |expected| expected.same_kind(bytes));
+        let digest = digest_of(&raw);
         let encoded = encoding.as_deref().filter(|e| !matches!(*e, "" | "identity"));
         // What is labelled as encoded may be as it should be: then the label is wrong.
         if expected == Some(digest) || encoded.is_none() {
@@ -197,7 +161,7 @@ impl Session {
             check(wanted.what, expected, digest)?;
             return Ok(Fetched { bytes: raw, digest, content_type });
         };
-        let digest = Digest::of(&bytes);
+        let digest = digest_of(&bytes);
         check(wanted.what, expected, digest)?;
         Ok(Fetched { bytes, digest, content_type })
     }

@@ -3,8 +3,8 @@
 //! any size, keeps the first credentials of a host for ever and never retries.)
 //!
 //! ```text
-//!  [registries] ─┐                    ┌► document  manifests and configs, HEAD ─┐
-//!  hosts.toml   ─┴► place ► session ──┴► blob      layers, checked meanwhile ───┴► request
+//!  [registries] ─┐                    ┌► resolve ► document  manifests, configs, HEAD ─┐
+//!  hosts.toml   ─┴► place ► session ──┴► blob  layers, checked meanwhile ──────────────┴► request
 //! ```
 //!
 //! `request` is one request with its redirects, and with a login for each server on the way.
@@ -24,10 +24,11 @@ mod parts;
 mod place;
 mod receiver;
 mod request;
+mod resolve;
 mod retry;
 mod session;
 mod tls;
 
 pub use self::credentials::Auth;
-pub(crate) use self::manifest::{Compression, Descriptor, Manifest};
+pub(crate) use self::manifest::{Compression, Descriptor, Manifest, not_an_image, printable};
 pub(crate) use self::session::{Registries, Session};

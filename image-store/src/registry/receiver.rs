@@ -6,13 +6,12 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use reqwest::Response;
 use reqwest::header::{CONTENT_RANGE, CONTENT_TYPE};
-use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 
 use super::fault::{Fault, transport};
 use super::manifest::Descriptor;
 use crate::config::Timeouts;
-use crate::digest::Digest;
+use crate::digest::Hasher;
 use crate::error::StoreError;
 
 /// Blobs up to this size are passed on only when they are whole and right, so that wrong bytes of
@@ -26,7 +25,7 @@ pub(super) struct Receiver<'a> {
     pub(super) blob: &'a Descriptor,
     pub(super) what: String,
     pub(super) received: u64,
-    hasher: Sha256,
+    hasher: Hasher,
     held: Vec<Bytes>,
     sink: mpsc::Sender<Bytes>,
     meter: &'a AtomicU64,
@@ -52,7 +51,7 @@ impl<'a> Receiver<'a> {
         meter: &'a AtomicU64,
         all: &'a AtomicU64,
     ) -> Self {
-        let (hasher, held) = (Sha256::new(), Vec::new());
+        let (hasher, held) = (blob.digest.hasher(), Vec::new());
         Self { blob, what, received: 0, hasher, held, sink, meter, all, progress: Instant::now() }
     }
 
@@ -140,7 +139,7 @@ impl<'a> Receiver<'a> {
 
     /// Checks the digest; passes on what was held. False when nobody wants it.
     pub(super) async fn finish(&mut self) -> Result<bool, Fault> {
-        let actual = Digest::from_hasher(std::mem::take(&mut self.hasher));
+        let actual = std::mem::replace(&mut self.hasher, self.blob.digest.hasher()).finish();
         if actual != self.blob.digest {
             return Err(self.mismatch(actual.to_string()));
         }
@@ -159,7 +158,7 @@ impl<'a> Receiver<'a> {
         }
         self.meter.fetch_sub(self.received, Relaxed);
         self.held.clear();
-        self.hasher = Sha256::new();
+        self.hasher = self.blob.digest.hasher();
         self.received = 0;
         true
     }

@@ -414,6 +414,9 @@ impl Drop for Pins {
 
 /// The image that a reference, an id, or the beginning of one stands for.
 pub(crate) fn resolve(state: &State, asked: &str) -> StoreResult<Option<String>> {
+    if state.images.contains_key(asked) {
+        return Ok(Some(asked.to_owned()));
+    }
     let hex = asked.strip_prefix("sha256:").unwrap_or(asked);
     let digits = !hex.is_empty() && hex.len() <= 64 && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
     if digits && hex.len() == 64 {

@@ -1,6 +1,7 @@
 //! The store.
 
 mod db;
+mod gzip;
 mod inner;
 mod pull;
 mod unpack;

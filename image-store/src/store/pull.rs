@@ -19,9 +19,10 @@ use crate::digest::Digest;
 use crate::error::{StoreError, StoreResult};
 use crate::extract::{Extracted, complete};
 use crate::image::{ImageConfig, ParsedConfig, parse_config};
+use crate::platform::Normal;
 use crate::progress::Meter;
 use crate::reference::Reference;
-use crate::registry::{Auth, Compression, Descriptor, Manifest, Session};
+use crate::registry::{Auth, Compression, Descriptor, Manifest, Session, not_an_image, printable};
 use crate::step::{SPANS, step};
 
 /// Chunks (of at most some 100 KiB) between network and unpacking.
@@ -119,7 +120,7 @@ async fn steps(
         Arc::new(pins)
     } else {
         let span = info_span!(target: SPANS, "image config", otel.status_code = Empty);
-        let parsed = step(span, async { parse_config(&session.config(&manifest.config).await?) }).await?;
+        let parsed = step(span, config(&session, &manifest)).await?;
         check_config(&inner, &manifest, &parsed)?;
         image.config = parsed.config;
         image.chains = chains(&parsed.diff_ids);
@@ -185,18 +186,27 @@ fn check_config(inner: &Inner, manifest: &Manifest, parsed: &ParsedConfig) -> St
             format!("has {} diff IDs for {} layers", parsed.diff_ids.len(), manifest.layers.len()),
         ));
     }
-    let platform = &inner.config.platform;
-    let fits = |have: &str, want: &str| have.is_empty() || have == want;
-    if !fits(&parsed.config.os, &platform.os) || !fits(&parsed.config.architecture, &platform.architecture) {
-        return Err(StoreError::Unsupported {
-            what: "image".into(),
-            detail: format!(
-                "it is for {}/{}, this node is {}/{}",
-                parsed.config.os, parsed.config.architecture, platform.os, platform.architecture
-            ),
-        });
+    let (node, have) = (&inner.config.platform, &parsed.config);
+    // Builders that cross-compile often leave their own architecture here, and other runtimes do not look.
+    let says = Normal::new(&have.os, &have.architecture, &parsed.variant);
+    if !have.architecture.is_empty() && says.rank(node).is_none() {
+        tracing::warn!(
+            os = printable(&have.os),
+            architecture = printable(&have.architecture),
+            node = format!("{}/{}", node.os, node.architecture),
+            "the image says that it is for another platform; it is taken all the same"
+        );
     }
     Ok(())
+}
+
+/// The config document. One of a type that is no image's decides by its content whether it is one.
+async fn config(session: &Session, manifest: &Manifest) -> StoreResult<ParsedConfig> {
+    let read = async { parse_config(&session.config(&manifest.config).await?) };
+    match (read.await, &manifest.odd_config) {
+        (Err(StoreError::Malformed { .. } | StoreError::NotFound { .. }), Some(odd)) => Err(not_an_image(odd)),
+        (other, _) => other,
+    }
 }
 
 /// Brings all layers into the store, lowest first, several at a time.

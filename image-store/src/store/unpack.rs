@@ -8,13 +8,12 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, SyncSender};
 
 use bytes::{Buf, Bytes};
-use flate2::bufread::MultiGzDecoder;
 use rustix::fs::{Mode, OFlags};
-use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 
+use super::gzip::{self, Members};
 use crate::config::Limits;
-use crate::digest::Digest;
+use crate::digest::{Digest, Hasher};
 use crate::error::{StoreError, StoreResult};
 use crate::extract::{ExtractError, Extracted, extract};
 use crate::registry::Compression;
@@ -24,6 +23,9 @@ const BLOCK: usize = 256 << 10;
 const BLOCKS: usize = 4;
 /// Decompressing a zstd frame may take this much memory (2^27 = 128 MiB, zstd's own default).
 const ZSTD_WINDOW_LOG: u32 = 27;
+/// The first bytes of a zstd frame (RFC 8878, 3.1.1), and of a skippable one behind its first byte, 0x50 to 0x5f.
+const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+const ZSTD_SKIPPABLE: [u8; 3] = [0x2a, 0x4d, 0x18];
 
 /// A directory below `tmp/`, removed unless it was moved away.
 pub(crate) struct Staging {
@@ -102,7 +104,8 @@ impl Job {
                 self.decompress(&mut chunks, &full, &emptied);
                 !chunks.current.is_empty() || chunks.left > 0
             });
-            let extracted = self.extract(root, Blocks::new(blocks, empty, self.limits.layer_unpacked_bytes));
+            let extracted =
+                self.extract(root, Blocks::new(blocks, empty, self.diff_id.hasher(), self.limits.layer_unpacked_bytes));
             (extracted, decompress.join())
         });
         let (extracted, actual) = extracted?;
@@ -126,7 +129,7 @@ impl Job {
             extract(blocks, root, self.lowest, &self.limits).map_err(|e| self.extract_failed(e))?;
         // The padding behind the archive's end is part of the diff ID.
         while blocks.next().map_err(|e| self.read_failed(&e))? {}
-        Ok((extracted, Digest::from_hasher(blocks.hasher)))
+        Ok((extracted, blocks.hasher.finish()))
     }
 
     /// Sends decompressed blocks until the end, an error, or until nobody takes them.
@@ -152,23 +155,28 @@ impl Job {
     }
 
     fn decoder<'a, 'b>(&self, chunks: &'a mut Chunks<'b>) -> io::Result<Decoder<'a, 'b>> {
+        // The bytes tell, not the media type: some pushers call plain layers gzip, or zstd layers gzip.
         let magic = chunks.peek()?;
-        let compression = match self.compression {
-            Compression::Sniff if magic.starts_with(&[0x1f, 0x8b]) => Some(Compression::Gzip),
-            Compression::Sniff if magic.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) => Some(Compression::Zstd),
-            Compression::Sniff => None,
-            // Some pushers call plain layers gzip.
-            Compression::Gzip if !magic.starts_with(&[0x1f, 0x8b]) => None,
-            known => Some(known),
+        let found = if magic.starts_with(&gzip::MAGIC) {
+            Compression::Gzip
+        } else if magic.starts_with(&ZSTD)
+            || matches!(magic, [0x50..=0x5f, rest @ ..] if rest.starts_with(&ZSTD_SKIPPABLE))
+        {
+            Compression::Zstd
+        } else {
+            Compression::Sniff
         };
-        Ok(match compression {
-            Some(Compression::Zstd) => {
+        if found != self.compression {
+            tracing::debug!(layer = self.name, says = ?self.compression, ?found, "a layer's media type");
+        }
+        Ok(match found {
+            Compression::Gzip => Decoder::Gzip(Box::new(Members::new(chunks))),
+            Compression::Zstd => {
                 let mut decoder = zstd::Decoder::with_buffer(chunks)?;
                 decoder.window_log_max(ZSTD_WINDOW_LOG)?;
                 Decoder::Zstd(Box::new(decoder))
             }
-            Some(_) => Decoder::Gzip(Box::new(MultiGzDecoder::new(chunks))),
-            None => Decoder::Plain(chunks),
+            Compression::Sniff => Decoder::Plain(chunks),
         })
     }
 
@@ -257,7 +265,7 @@ impl Read for Chunks<'_> {
 
 enum Decoder<'a, 'b> {
     Plain(&'a mut Chunks<'b>),
-    Gzip(Box<MultiGzDecoder<&'a mut Chunks<'b>>>),
+    Gzip(Box<Members<&'a mut Chunks<'b>>>),
     Zstd(Box<zstd::Decoder<'static, &'a mut Chunks<'b>>>),
 }
 
@@ -277,7 +285,7 @@ struct Blocks {
     empty: Sender<Vec<u8>>,
     current: Vec<u8>,
     at: usize,
-    hasher: Sha256,
+    hasher: Hasher,
     seen: u64,
     limit: u64,
 }
@@ -287,8 +295,8 @@ struct Blocks {
 struct TooLong(u64);
 
 impl Blocks {
-    fn new(blocks: Receiver<io::Result<Vec<u8>>>, empty: Sender<Vec<u8>>, limit: u64) -> Self {
-        Self { blocks, empty, current: Vec::new(), at: 0, hasher: Sha256::new(), seen: 0, limit }
+    fn new(blocks: Receiver<io::Result<Vec<u8>>>, empty: Sender<Vec<u8>>, hasher: Hasher, limit: u64) -> Self {
+        Self { blocks, empty, current: Vec::new(), at: 0, hasher, seen: 0, limit }
     }
 
     /// Goes on to the next block; false at the end.

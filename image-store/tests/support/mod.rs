@@ -350,7 +350,7 @@ impl Content {
             return Some(("application/octet-stream".into(), self.blobs.get(digest)?.clone()));
         }
         let (repository, selector) = path.split_once("/manifests/")?;
-        let separator = if selector.starts_with("sha256:") { '@' } else { ':' };
+        let separator = if selector.contains(':') { '@' } else { ':' };
         self.manifests.get(&format!("{repository}{separator}{selector}")).cloned()
     }
 }
