@@ -1,4 +1,4 @@
-//! Registries and mirrors as the world has them: what they answer oddly is put up with where the bytes are right.
+//! Registries and mirrors as the world has them: odd answers do no harm where the bytes are right.
 
 mod support;
 
