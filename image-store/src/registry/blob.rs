@@ -96,6 +96,7 @@ impl Session {
                     return Err(self.verdict(&state.what, vec![(endpoint, fault)]));
                 }
             }
+            endpoint.given_up(&fault);
             match turn.again(&fault, &queue) {
                 Some(later) => queue.push_back(later),
                 None => faults.push((endpoint, fault)),

@@ -121,6 +121,7 @@ impl Session {
             if let Fault::Bad(error) = &fault {
                 tracing::warn!(endpoint = turn.endpoint.base, error = error.chain(), "wrong bytes");
             }
+            turn.endpoint.given_up(&fault);
             match turn.again(&fault, &queue) {
                 Some(later) => queue.push_back(later),
                 None => faults.push((turn.endpoint, fault)),
@@ -146,6 +147,11 @@ impl Session {
         let limit = wanted.limit;
         let too_large =
             || Fault::Bad(StoreError::TooLarge { what: wanted.what.into(), limit: format!("{limit} bytes") });
+        // A tag says nothing about the bytes behind it: what is no manifest at all is no answer.
+        let checked = |fetched: Fetched| match wanted.digest {
+            None => self.manifest_of(fetched),
+            Some(_) => Ok(fetched),
+        };
         let raw = body(response, limit).await?.ok_or_else(too_large)?;
         let expected = wanted.digest.or(announced);
         let digest_of = |bytes: &[u8]| expected.map_or_else(|| Digest::of(bytes), |expected| expected.same_kind(bytes));
@@ -154,16 +160,28 @@ impl Session {
         // What is labelled as encoded may be as it should be: then the label is wrong.
         if expected == Some(digest) || encoded.is_none() {
             check(wanted.what, expected, digest)?;
-            return Ok(Fetched { bytes: raw, digest, content_type });
+            return checked(Fetched { bytes: raw, digest, content_type });
         }
         let encoding = encoded.unwrap_or_default();
         let Some(bytes) = decode(&raw, encoding, limit).map_err(|()| too_large())? else {
             check(wanted.what, expected, digest)?;
-            return Ok(Fetched { bytes: raw, digest, content_type });
+            return checked(Fetched { bytes: raw, digest, content_type });
         };
         let digest = digest_of(&bytes);
         check(wanted.what, expected, digest)?;
-        Ok(Fetched { bytes, digest, content_type })
+        checked(Fetched { bytes, digest, content_type })
+    }
+
+    fn manifest_of(&self, fetched: Fetched) -> Result<Fetched, Fault> {
+        let content_type = fetched.content_type.as_deref();
+        match manifest::parse(&fetched.bytes, content_type, &self.platform, &self.limits) {
+            Err(StoreError::Malformed { .. }) if content_type == Some("text/html") => {
+                Err(Fault::Bad(StoreError::malformed("image manifest", "is a page of HTML")))
+            }
+            Err(error @ StoreError::Malformed { .. }) => Err(Fault::Bad(error)),
+            // What is wrong otherwise is wrong wherever it comes from.
+            _ => Ok(fetched),
+        }
     }
 }
 

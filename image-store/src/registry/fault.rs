@@ -73,11 +73,27 @@ pub(crate) fn transport(error: &reqwest::Error) -> Fault {
     let text = causes(error);
     if error.is_timeout() {
         Fault::Silent(text)
+    } else if is_reset(error) {
+        Fault::passing(text)
     } else if error.is_connect() || error.is_redirect() || error.is_builder() {
         Fault::Down(text)
     } else {
         Fault::passing(text)
     }
+}
+
+/// Whether the connection broke, also before it stood: a server that restarts does that.
+fn is_reset(error: &reqwest::Error) -> bool {
+    use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let io = cause.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+        if matches!(io, Some(BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)) {
+            return true;
+        }
+        next = cause.source();
+    }
+    false
 }
 
 /// What to do about a certificate that was refused. An `io::Error` hides what it wraps from the

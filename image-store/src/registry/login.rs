@@ -103,7 +103,7 @@ impl Session {
     }
 }
 
-/// The endpoint's own client, unless that leaves certificates unchecked that are not of this machine.
+/// The endpoint's own client, unless that leaves certificates of other machines unchecked.
 fn client_for<'a>(endpoint: &'a Endpoint, here: bool, realm: &Url) -> &'a Client {
     let checked = !endpoint.place.skip_verify_here || is_local(realm);
     if here && checked { &endpoint.client } else { &endpoint.elsewhere }

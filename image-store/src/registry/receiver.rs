@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use reqwest::Response;
-use reqwest::header::{CONTENT_RANGE, CONTENT_TYPE};
+use reqwest::header::{CONTENT_ENCODING, CONTENT_RANGE, CONTENT_TYPE};
 use tokio::sync::mpsc;
 
 use super::fault::{Fault, transport};
-use super::manifest::Descriptor;
+use super::manifest::{Descriptor, printable};
 use crate::config::Timeouts;
 use crate::digest::Hasher;
 use crate::error::StoreError;
@@ -72,7 +72,10 @@ impl<'a> Receiver<'a> {
         let page = response.headers().get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).is_some_and(is_page);
         match length {
             Some(length) if start.checked_add(length) != Some(self.blob.size) => {
-                Err(self.wrong_size(start.saturating_add(length)))
+                let encoding = response.headers().get(CONTENT_ENCODING).and_then(|v| v.to_str().ok());
+                let encoding = encoding.map(|e| format!(", sent with Content-Encoding {}", printable(e)));
+                let size = start.saturating_add(length);
+                Err(self.mismatch(format!("a blob of {size} bytes{}", encoding.unwrap_or_default())))
             }
             None if page => Err(self.mismatch("a page of HTML".into())),
             _ => Ok(Some(self.received - start)),

@@ -10,6 +10,8 @@ use crate::config::Timeouts;
 /// Tries without progress: with the pauses between them some seconds, in which a registry can
 /// restart.
 const ATTEMPTS: u32 = 4;
+/// The same with other endpoints to ask.
+const ATTEMPTS_WITH_OTHERS: u32 = 2;
 /// The longest that a registry may ask to be left alone for: longer, and the pull fails, so that
 /// the kubelet tells the user and tries again.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
@@ -66,7 +68,8 @@ impl Retry {
             _ => return None,
         };
         let longest = if last { MAX_RETRY_AFTER } else { MAX_WITH_OTHERS };
-        if self.attempt >= ATTEMPTS || asked > longest {
+        let attempts = if last { ATTEMPTS } else { ATTEMPTS_WITH_OTHERS };
+        if self.attempt >= attempts || asked > longest {
             return None;
         }
         let wait = self.wait.max(asked);

@@ -53,7 +53,7 @@ pub(crate) struct Endpoint {
     pub(super) elsewhere: Client,
     /// It turned out not to speak TLS ([`Scheme::Either`]).
     pub(super) plain: AtomicBool,
-    /// It kept this pull waiting without an answer: asked after the others from then on.
+    /// It kept this pull waiting, or failed again and again: asked after the others from then on.
     pub(super) silent: AtomicBool,
     /// It sent wrong bytes: asked after the others from then on.
     pub(super) doubtful: AtomicBool,
@@ -224,6 +224,13 @@ impl Endpoint {
 
     pub(super) fn set_no_parts(&self) {
         self.no_parts.store(true, Relaxed);
+    }
+
+    /// Notes that it was given up for now: then it need not be tried for each layer again.
+    pub(super) fn given_up(&self, fault: &Fault) {
+        if matches!(fault, Fault::Passing(..)) {
+            self.silent.store(true, Relaxed);
+        }
     }
 
     /// Notes what a failure says about the endpoint.
