@@ -215,7 +215,7 @@ async fn digests_may_be_sha512() {
     let id = store.pull(&reference, None).await.unwrap();
     assert_eq!(id, sha512(document.as_bytes()));
     for asked in [&id, &reference] {
-        assert_eq!(store.status(asked).unwrap().unwrap().repo_digests, [reference.clone()], "{asked}");
+        assert_eq!(store.status(asked).unwrap().unwrap().repo_digests, std::slice::from_ref(&reference), "{asked}");
     }
     let dirs = store.lease(&id, "holder").unwrap().dirs;
     assert_eq!(std::fs::read(dirs[1].join("x")).unwrap(), b"x");
