@@ -1,4 +1,5 @@
-//! Content digests: sha256, which registries serve, and sha512, the other algorithm of the OCI specification.
+//! Content digests: sha256, which registries serve, and sha512, the other algorithm of the OCI
+//! specification.
 
 use std::fmt;
 use std::str::FromStr;
@@ -69,8 +70,8 @@ impl Digest {
         hasher.finish()
     }
 
-    /// The chain ID of a layer on top of `parent` (OCI image-spec, "Layer ChainID"). It names a directory of the
-    /// store and is always sha256.
+    /// The chain ID of a layer on top of `parent` (OCI image-spec, "Layer ChainID"). It names a
+    /// directory of the store and is always sha256.
     pub(crate) fn chain(parent: Option<&Self>, diff_id: &Self) -> Self {
         match (parent, diff_id.0) {
             (None, Value::Sha256(_)) => *diff_id,

@@ -174,7 +174,8 @@ fn times(stat: &Stat) -> Timestamps {
     }
 }
 
-/// Gives an implied directory what it has below, unless the same layer deleted that with its parent.
+/// Gives an implied directory what it has below, unless the same layer deleted that with its
+/// parent.
 fn adopt(layer: BorrowedFd<'_>, lowers: &[OwnedFd], dir: &[u8]) -> Result<(), ExtractError> {
     let work = || -> io::Result<()> {
         let (parent, name) = cut(dir);

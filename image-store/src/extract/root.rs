@@ -83,8 +83,8 @@ impl Root {
         Ok(dir)
     }
 
-    /// Makes `dir` the current directory; gives the directories that had to be made, and whether each
-    /// took the place of a whiteout.
+    /// Makes `dir` the current directory; gives the directories that had to be made, and whether
+    /// each took the place of a whiteout.
     pub(crate) fn enter(&mut self, entry: &[u8], dir: &[u8]) -> Result<Vec<(Vec<u8>, bool)>, ExtractError> {
         let mut made = Vec::new();
         if self.cached.as_ref().is_some_and(|(known, _)| known == dir) {
