@@ -15,6 +15,10 @@ pub struct Config {
     pub registries: BTreeMap<String, RegistryConfig>,
     /// Layers of one image that are downloaded and unpacked at the same time.
     pub max_parallel_layers: usize,
+    /// Layers of all pulls that are decompressed at the same time.
+    pub max_unpacking_layers: usize,
+    /// How long whole layers of a pull that failed, and the broken one, are kept for the next pull.
+    pub keep_layers: Duration,
     /// Which image of a manifest list is ours.
     pub platform: Platform,
     /// Bounds on everything that a registry or an image sends.
@@ -30,6 +34,8 @@ impl Config {
             root: root.into(),
             registries: BTreeMap::new(),
             max_parallel_layers: 3,
+            max_unpacking_layers: 2 * std::thread::available_parallelism().map_or(1, usize::from).min(16),
+            keep_layers: Duration::from_secs(3600),
             platform: Platform::default(),
             limits: Limits::default(),
             timeouts: Timeouts::default(),
@@ -128,6 +134,8 @@ pub struct Timeouts {
     /// Between two pieces of a blob. Also the time that a blob may take for each [`Timeouts::STALL_BYTES`]: a
     /// registry that sends a byte now and then is as bad as one that sends none.
     pub stall: Duration,
+    /// How long a layer may get nowhere (less than 256 KiB) while other layers wait for its memory.
+    pub patience: Duration,
     /// Before the first retry; every further one waits four times as long.
     pub retry: Duration,
 }
@@ -143,6 +151,7 @@ impl Default for Timeouts {
             connect: Duration::from_secs(20),
             document: Duration::from_secs(60),
             stall: Duration::from_secs(60),
+            patience: Duration::from_secs(10),
             retry: Duration::from_millis(200),
         }
     }

@@ -70,6 +70,8 @@ pub(crate) struct Config {
     pub(crate) tracing: Option<TracingConfig>,
     /// Layers of one image that are fetched at the same time.
     pub(crate) max_parallel_layers: usize,
+    /// Layers of all images that are decompressed at the same time; 0 leaves it to the store.
+    pub(crate) max_unpacking_layers: usize,
     /// Registries that need settings.
     pub(crate) registries: BTreeMap<String, RegistryConfig>,
 }
@@ -101,6 +103,9 @@ impl Config {
         let mut config = cofferdam_image_store::Config::new(self.state_dir.join("images"));
         config.registries = self.registries.clone();
         config.max_parallel_layers = self.max_parallel_layers;
+        if self.max_unpacking_layers > 0 {
+            config.max_unpacking_layers = self.max_unpacking_layers;
+        }
         config
     }
 }

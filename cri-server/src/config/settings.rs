@@ -92,6 +92,8 @@ pub(super) struct Metrics {
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Images {
     max_parallel_layers: usize,
+    /// 0: two for each processor.
+    max_unpacking_layers: usize,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -169,7 +171,7 @@ impl Default for Streaming {
 
 impl Default for Images {
     fn default() -> Self {
-        Self { max_parallel_layers: 3 }
+        Self { max_parallel_layers: 3, max_unpacking_layers: 0 }
     }
 }
 
@@ -224,6 +226,7 @@ impl Settings {
         in_range("vm.boot_timeout_seconds", self.vm.boot_timeout_seconds, 1, 3600)?;
         in_range("cni.plugin_timeout_seconds", self.cni.plugin_timeout_seconds, 1, 3600)?;
         in_range("images.max_parallel_layers", self.images.max_parallel_layers as u64, 1, 64)?;
+        in_range("images.max_unpacking_layers", self.images.max_unpacking_layers as u64, 0, 256)?;
         if self.vm.kernel_args.len() > 1024 || self.vm.kernel_args.bytes().any(|b| !(0x20..0x7f).contains(&b)) {
             return Err((
                 "vm.kernel_args",
@@ -278,6 +281,7 @@ impl Settings {
             metrics,
             tracing: self.tracing.check()?,
             max_parallel_layers: self.images.max_parallel_layers,
+            max_unpacking_layers: self.images.max_unpacking_layers,
             registries: self.registries.iter().map(|(host, r)| (host.clone(), r.parts())).collect(),
         })
     }

@@ -79,6 +79,7 @@ fn bad_values_name_the_key_and_the_file() {
         ("[tracing]\nendpoint = \"collector:4317\"\n", "tracing.endpoint"),
         ("[tracing]\nsample_percent = 101\n", "tracing.sample_percent"),
         ("[images]\nmax_parallel_layers = 0\n", "images.max_parallel_layers"),
+        ("[images]\nmax_unpacking_layers = 257\n", "images.max_unpacking_layers"),
         ("[cni]\nbin_dirs = [\"x\"]\n", "cni.bin_dirs"),
     ] {
         let error = refused(text);

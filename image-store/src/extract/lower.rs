@@ -236,7 +236,7 @@ fn attributes(from: BorrowedFd<'_>, to: BorrowedFd<'_>, stat: &Stat) -> io::Resu
 }
 
 /// Copies a file, symbolic link, fifo or device node into another directory under the name that it has there.
-fn copy_up(from: BorrowedFd<'_>, stat: &Stat, to: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
+pub(crate) fn copy_up(from: BorrowedFd<'_>, stat: &Stat, to: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
     let name = path(name);
     match kind(stat) {
         FileType::RegularFile => {

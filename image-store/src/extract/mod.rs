@@ -15,7 +15,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 
-pub(crate) use self::lower::complete;
+use serde::{Deserialize, Serialize};
+
+pub(crate) use self::lower::{complete, copy_up};
 use self::reader::{Entry, Kind, TarReader, lossy};
 use self::root::{Attributes, Root};
 use crate::config::Limits;
@@ -73,7 +75,7 @@ impl ExtractError {
 }
 
 /// What a layer became.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Extracted {
     /// Bytes on disk, in whole blocks.
     pub bytes: u64,
@@ -87,6 +89,8 @@ pub struct Extracted {
     /// The root is opaque: nothing of the layers below shows. Overlayfs has no mark for that; stack this layer as
     /// the lowest.
     pub hides_below: bool,
+    /// It has whiteouts or opaque marks, so that it is another tree at the bottom than above other layers.
+    pub marks: bool,
 }
 
 /// Extracts the tar stream into the directory `root`, and gives back the stream to be read to its end.
@@ -204,6 +208,7 @@ impl Extractor<'_> {
     }
 
     fn opaque(&mut self, entry: &Entry, dir: &[u8]) -> Result<(), ExtractError> {
+        self.done.marks = true;
         if self.lowest {
             return Ok(());
         }
@@ -219,6 +224,7 @@ impl Extractor<'_> {
         if matches!(hidden, b"" | b"." | b"..") {
             return Err(ExtractError::malformed(&lossy(&entry.name), "whiteout of no name"));
         }
+        self.done.marks = true;
         if self.lowest {
             return Ok(());
         }

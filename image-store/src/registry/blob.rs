@@ -3,17 +3,16 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use reqwest::Response;
 use reqwest::header::CONTENT_RANGE;
 use sha2::{Digest as _, Sha256};
-use tokio::sync::mpsc;
 
 use super::client::{Endpoint, Fault, Session, transport};
 use super::manifest::Descriptor;
 use crate::config::Timeouts;
 use crate::digest::Digest;
 use crate::error::{StoreError, StoreResult};
+use crate::flow::Sink;
 
 /// Bytes that a registry may send between two failures and still be taken for one that gets nowhere.
 const NO_PROGRESS: u64 = 64 << 10;
@@ -22,13 +21,25 @@ const ATTEMPTS: u32 = 4;
 /// Failures of one blob, however much came between them.
 const MAX_FAILURES: u32 = 50;
 
-/// What came so far: it outlives the connection that it came over.
+/// What came of a blob so far. It outlives the connection that it came over, and the pull that asked
+/// for it: the next one goes on from here.
+pub(crate) struct Download {
+    pub(crate) received: u64,
+    hasher: Sha256,
+    sink: Sink,
+}
+
+impl Download {
+    pub(crate) fn new(sink: Sink) -> Self {
+        Self { received: 0, hasher: Sha256::new(), sink }
+    }
+}
+
+/// A download, as one pull goes on with it.
 struct Receiver<'a> {
     blob: &'a Descriptor,
     what: String,
-    received: u64,
-    hasher: Sha256,
-    sink: mpsc::Sender<Bytes>,
+    download: &'a mut Download,
     meter: &'a AtomicU64,
     /// Of all pulls.
     all: &'a AtomicU64,
@@ -42,25 +53,32 @@ enum Ended {
 }
 
 impl Session {
-    /// Streams a blob into `sink` and checks size and digest. True when it came whole; false when the receiver went
-    /// away. The receiver must not trust anything before this has said true.
+    /// Streams the rest of a blob into the download's sink and checks size and digest. True when it came whole; false
+    /// when the receiver went away. The receiver must not trust anything before this has said true. After an error, or
+    /// when the future was dropped, the download can go on where it stopped, unless the error says that the bytes are
+    /// wrong.
     ///
     /// A broken connection is taken up again where it broke, at the next endpoint when this one keeps failing.
     pub(crate) async fn blob(
         &self,
         blob: &Descriptor,
-        sink: mpsc::Sender<Bytes>,
+        download: &mut Download,
         meter: &AtomicU64,
     ) -> StoreResult<bool> {
         let what = self.name_of(&blob.digest);
-        let mut state = Receiver { blob, what, received: 0, hasher: Sha256::new(), sink, meter, all: &self.received };
+        meter.fetch_add(download.received, Relaxed);
+        let mut state = Receiver { blob, what, download, meter, all: &self.received };
+        if state.download.received == blob.size {
+            // An earlier pull was given up between the last byte and this.
+            return state.finish().map(|()| true);
+        }
         let mut faults: Vec<(&Endpoint, Fault)> = Vec::new();
         let mut failures = 0;
         for endpoint in &self.endpoints {
             let mut attempt = 1;
             let mut wait = self.timeouts.retry;
             loop {
-                let before = state.received;
+                let before = state.download.received;
                 let fault = match self.attempt(endpoint, &mut state).await {
                     Ok(Ended::Whole) => return state.finish().map(|()| true),
                     Ok(Ended::Unwanted) => return Ok(false),
@@ -68,14 +86,14 @@ impl Session {
                     Err(fault) => fault,
                 };
                 failures += 1;
-                if state.received - before > NO_PROGRESS {
+                if state.download.received - before > NO_PROGRESS {
                     attempt = 1;
                     wait = self.timeouts.retry;
                 }
                 // A registry that restarts refuses connections for a moment: worth waiting for in the middle.
                 let again = match fault {
                     Fault::Passing(_) => true,
-                    Fault::Down(_) => state.received > 0,
+                    Fault::Down(_) => state.download.received > 0,
                     _ => false,
                 };
                 tracing::debug!(
@@ -94,12 +112,12 @@ impl Session {
                 wait *= 4;
             }
         }
-        Err(self.verdict(&format!("{} (after {} of {} bytes)", state.what, state.received, blob.size), faults))
+        Err(self.verdict(&format!("{} (after {} of {} bytes)", state.what, state.download.received, blob.size), faults))
     }
 
     async fn attempt(&self, endpoint: &Endpoint, state: &mut Receiver<'_>) -> Result<Ended, Fault> {
         let path = format!("blobs/{}", state.blob.digest);
-        let from = Some(state.received).filter(|n| *n > 0);
+        let from = Some(state.download.received).filter(|n| *n > 0);
         let opening = self.get(endpoint, &path, "*/*", from);
         let response = match tokio::time::timeout(self.timeouts.document, opening).await {
             Ok(response) => response?,
@@ -121,7 +139,7 @@ impl Receiver<'_> {
         };
         match response.content_length() {
             Some(length) if start.checked_add(length) != Some(self.blob.size) => Err(self.wrong_size(start + length)),
-            _ => Ok(self.received - start),
+            _ => Ok(self.download.received - start),
         }
     }
 
@@ -152,18 +170,20 @@ impl Receiver<'_> {
                 }
             }
             let length = chunk.len() as u64;
-            if self.received + length > self.blob.size {
-                return Err(self.wrong_size(self.received + length));
+            if self.download.received + length > self.blob.size {
+                return Err(self.wrong_size(self.download.received + length));
             }
-            self.hasher.update(&chunk);
-            self.received += length;
+            // Counted and sent together, so that a pull that is given up here leaves a download that can go on.
+            let Some(room) = self.download.sink.room(chunk.len()).await else {
+                return Ok(Ended::Unwanted);
+            };
+            self.download.hasher.update(&chunk);
+            self.download.received += length;
+            room.send(chunk);
             self.meter.fetch_add(length, Relaxed);
             self.all.fetch_add(length, Relaxed);
-            if self.sink.send(chunk).await.is_err() {
-                return Ok(Ended::Unwanted);
-            }
         }
-        if self.received < self.blob.size {
+        if self.download.received < self.blob.size {
             return Err(Fault::Passing("ended too early".into()));
         }
         Ok(Ended::Whole)
@@ -178,7 +198,7 @@ impl Receiver<'_> {
     }
 
     fn finish(self) -> StoreResult<()> {
-        let actual = Digest::from_hasher(self.hasher);
+        let actual = Digest::from_hasher(self.download.hasher.clone());
         if actual == self.blob.digest {
             return Ok(());
         }

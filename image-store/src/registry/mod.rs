@@ -8,6 +8,7 @@ mod client;
 mod credentials;
 mod manifest;
 
+pub(crate) use self::blob::Download;
 pub(crate) use self::client::{Registries, Session};
 pub use self::credentials::Auth;
 pub(crate) use self::manifest::{Compression, Descriptor, Manifest};

@@ -1,8 +1,18 @@
 //! The store.
 
+mod background;
+mod blocks;
+mod budget;
 mod db;
+mod frames;
 mod inner;
+mod jobs;
+mod layer;
+mod pool;
 mod pull;
+mod recover;
+mod staging;
+mod twin;
 mod unpack;
 
 use std::collections::HashMap;
@@ -127,13 +137,21 @@ impl Store {
             return Ok(());
         };
         let inner = self.inner.clone();
-        pull::run_blocking(move || {
+        let background = inner.background.clone();
+        let remove = move || {
             inner.forget_image(&id);
+            inner.tidy(false);
             delete(inner.collect());
             tracing::info!(id, "removed image");
             Ok(())
-        })
-        .await
+        };
+        background.run("image-remove", remove).await
+    }
+
+    /// Deletes what is kept for pulls that failed and may be tried again, and nothing else. Gives the bytes that are free
+    /// now.
+    pub async fn forget_unfinished(&self) -> u64 {
+        self.inner.give_back().await
     }
 
     /// Gives an image's directories and keeps them, also after the image was removed and the daemon was restarted,
