@@ -40,7 +40,7 @@ pub use config::{Config, Limits, Platform, RegistryConfig, Timeouts};
 pub use digest::Digest;
 pub use error::{StoreError, StoreResult};
 pub use image::{Image, ImageConfig};
-pub use progress::PullProgress;
+pub use progress::{LayerProgress, PullProgress};
 pub use reference::{Reference, ReferenceError};
 pub use registry::Auth;
 pub use store::{FsUsage, ImageId, Layers, Store};

@@ -59,6 +59,7 @@ async fn pulls_layers_of_every_packing() {
         assert_eq!(found.repo_digests, [format!("{}/some/image@{digest}", registry.address)]);
         let sizes: usize = image.layers.iter().map(|l| l.bytes.len()).sum();
         assert_eq!(found.size, (sizes + image.config().len()) as u64);
+        assert!(found.disk_bytes >= 4096 * 5, "each file and directory takes a block: {}", found.disk_bytes);
         assert_eq!(found.config.cmd, ["/bin/true"]);
         let layers = store.lease(&id, "test").unwrap();
         assert_eq!(layers.dirs.len(), 3);

@@ -449,8 +449,8 @@ pub(crate) fn resolve(state: &State, asked: &str) -> StoreResult<Option<String>>
     reference.map(|_| None).map_err(StoreError::from)
 }
 
-/// Whether less than a tenth of the store's file system is free: the kubelet frees space then, and what is only kept for
-/// the next pull goes first.
+/// Whether less than 15 % of the store's file system is free: by default the kubelet frees space then, and what is only
+/// kept for the next pull goes first.
 fn nearly_full(root: &Path) -> bool {
-    rustix::fs::statvfs(root).is_ok_and(|fs| fs.f_bavail < fs.f_blocks / 10)
+    rustix::fs::statvfs(root).is_ok_and(|fs| fs.f_bavail < fs.f_blocks / 20 * 3)
 }

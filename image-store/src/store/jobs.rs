@@ -78,6 +78,8 @@ enum Feed {
 
 struct Fetching {
     download: Option<Download>,
+    /// The bytes that came are wrong.
+    wrong: Option<StoreError>,
     outcome: oneshot::Receiver<StoreResult<Staged>>,
 }
 
@@ -150,6 +152,7 @@ impl Jobs {
     ) -> StoreResult<(Interest, Arc<Staged>)> {
         let mut error = lost();
         for _ in 0..STARTS {
+            meter.store(0, Relaxed);
             let interest = self.interest(key);
             let mut feed = interest.job.feed.lock().await;
             if let Feed::New = *feed {
@@ -168,7 +171,7 @@ impl Jobs {
                         }
                     }
                 },
-                Feed::Whole(_) => drop(meter.fetch_add(blob.size, Relaxed)),
+                Feed::Whole(_) => meter.store(blob.size, Relaxed),
                 Feed::New | Feed::Broken => {}
             }
             if let Feed::Whole(staged) = &*feed {
@@ -223,7 +226,7 @@ impl Jobs {
                 let _ = sender.send(staged);
             });
         });
-        Fetching { download: Some(Download::new(sink)), outcome }
+        Fetching { download: Some(Download::new(sink)), wrong: None, outcome }
     }
 
     fn unpack(&self, work: Work, blob: Digest, source: Source, gate: &Gate) -> StoreResult<Staged> {
@@ -295,17 +298,19 @@ impl Fetching {
             match fetched {
                 Ok(_) => {}
                 Err(error @ (StoreError::DigestMismatch { .. } | StoreError::Malformed { .. })) => {
-                    self.download = None;
-                    // Its tree goes before anybody hears of it.
-                    let _ = (&mut self.outcome).await;
-                    return Fed::Broken(error);
+                    // Whoever goes on when this is given up here must know it too.
+                    self.wrong = Some(error);
                 }
                 Err(error) => return Fed::Cut(error),
             }
         }
         // The queue ends, and with it the unpacking.
         self.download = None;
-        match (&mut self.outcome).await {
+        let outcome = (&mut self.outcome).await;
+        if let Some(error) = self.wrong.take() {
+            return Fed::Broken(error);
+        }
+        match outcome {
             Ok(Ok(staged)) => Fed::Whole(staged),
             Ok(Err(error)) => Fed::Broken(error),
             Err(_) => Fed::Broken(lost()),

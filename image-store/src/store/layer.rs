@@ -3,7 +3,6 @@
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 
 use tracing::field::Empty;
 use tracing::info_span;
@@ -55,7 +54,6 @@ impl Wanted {
         let (inner, diff_id) = (pull.inner.clone(), self.diff_id);
         let twin = pull.inner.background.run("layer-twin", move || Ok(inner.twin(&diff_id))).await?;
         if let Some((path, record, pins)) = twin {
-            pull.meter.bytes_done.fetch_add(self.blob.size, Relaxed);
             return Ok(Source::Twin(path, Box::new(record), pins));
         }
         let span = info_span!(
@@ -71,14 +69,13 @@ impl Wanted {
     async fn fetch(&self, pull: &Pull) -> StoreResult<Source> {
         let lowest = self.index == 0;
         let mut key = Key { blob: self.blob.digest, diff_id: self.diff_id, lowest: None };
-        let done = &pull.meter.bytes_done;
+        let done = &pull.meter.layers()[self.index].received;
         let get = |key| pull.inner.jobs.get(key, || self.job(&pull.inner), &pull.session, &self.blob, done);
         let (interest, staged) = get(key).await?;
         if staged.lowest == lowest || !staged.extracted.marks {
             return Ok(Source::Job(interest, staged));
         }
         drop((interest, staged));
-        done.fetch_sub(self.blob.size, Relaxed);
         key.lowest = Some(lowest);
         get(key).await.map(|(interest, staged)| Source::Job(interest, staged))
     }

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use futures::stream::{FuturesUnordered, StreamExt};
@@ -19,7 +18,7 @@ use super::layer::Wanted;
 use crate::digest::Digest;
 use crate::error::{StoreError, StoreResult};
 use crate::image::{ImageConfig, ParsedConfig, parse_config};
-use crate::progress::Meter;
+use crate::progress::{LayerMeter, Meter};
 use crate::reference::Reference;
 use crate::registry::{Auth, Compression, Descriptor, Manifest, Session};
 use crate::step::{SPANS, step};
@@ -91,8 +90,7 @@ async fn steps(
     let session = inner.registries.session(reference, auth)?;
     let (served, manifest, size) = resolve(&session, reference).await?;
     let id = manifest.config.digest.to_string();
-    meter.bytes_total.store(size - manifest.config.size, Relaxed);
-    meter.layers_total.store(manifest.layers.len() as u64, Relaxed);
+    meter.begin(manifest.layers.iter().map(|(blob, _)| (blob.digest, blob.size)));
     let mut image = ImageRecord {
         tags: reference.tag_key().into_iter().collect(),
         digests: BTreeSet::from([reference.digest_key(&served)]),
@@ -105,8 +103,7 @@ async fn steps(
     let pins = inner.pin(known.as_ref().map_or(&[], |known| &known.chains));
     let known = known.filter(|_| inner.state().images.contains_key(&id));
     let pins = if let Some(known) = known {
-        meter.bytes_done.store(size - manifest.config.size, Relaxed);
-        meter.layers_done.store(manifest.layers.len() as u64, Relaxed);
+        meter.layers().iter().for_each(LayerMeter::finish);
         image.config = known.config.clone();
         image.chains = known.chains.clone();
         image.size = known.size;
@@ -232,12 +229,7 @@ impl Pull {
     async fn layer(self: Arc<Self>, wanted: Wanted, place: OwnedSemaphorePermit) -> StoreResult<()> {
         let index = wanted.index;
         let known = self.inner.state().layers.contains_key(&self.chains[index]);
-        let staged = if known {
-            self.meter.bytes_done.fetch_add(wanted.blob.size, Relaxed);
-            None
-        } else {
-            Some(wanted.stage(&self).await?)
-        };
+        let staged = if known { None } else { Some(wanted.stage(&self).await?) };
         // A slow layer below holds up nobody who is behind it in the line.
         drop(place);
         // Closed never: the sender is ours.
@@ -254,7 +246,7 @@ impl Pull {
             step(span, publish).await?;
         }
         self.ready.send_replace(index + 1);
-        self.meter.layers_done.fetch_add(1, Relaxed);
+        self.meter.layers()[index].finish();
         self.meter.log();
         Ok(())
     }
