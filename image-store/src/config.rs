@@ -25,6 +25,10 @@ pub struct Config {
     /// Blobs of this size and larger are fetched in several parts at the same time, where the
     /// registry sends parts.
     pub parallel_blob_bytes: u64,
+    /// Layers of all pulls that are decompressed at the same time.
+    pub max_unpacking_layers: usize,
+    /// How long whole layers of a pull that failed, and the broken one, are kept for the next pull.
+    pub keep_layers: Duration,
     /// Which image of a manifest list is ours.
     pub platform: Platform,
     /// Bounds on everything that a registry or an image sends.
@@ -43,6 +47,8 @@ impl Config {
             docker_config: None,
             max_parallel_layers: 3,
             parallel_blob_bytes: 64 << 20,
+            max_unpacking_layers: 2 * std::thread::available_parallelism().map_or(1, usize::from).min(16),
+            keep_layers: Duration::from_secs(3600),
             platform: Platform::default(),
             limits: Limits::default(),
             timeouts: Timeouts::default(),
@@ -150,6 +156,8 @@ pub struct Timeouts {
     pub stall: Duration,
     /// Without a byte of a blob, whatever is tried meanwhile: then the pull fails.
     pub progress: Duration,
+    /// How long a layer may get nowhere (less than 256 KiB) while other layers wait for its memory.
+    pub patience: Duration,
     /// Before the first retry; every further one waits four times as long.
     pub retry: Duration,
 }
@@ -167,6 +175,7 @@ impl Default for Timeouts {
             mirror: Duration::from_secs(15),
             stall: Duration::from_secs(60),
             progress: Duration::from_secs(300),
+            patience: Duration::from_secs(10),
             retry: Duration::from_millis(200),
         }
     }

@@ -25,6 +25,8 @@ pub struct Image {
     pub repo_digests: Vec<String>,
     /// Bytes of the layers as they were sent, and of the config.
     pub size: u64,
+    /// Bytes that the layers take on the disk, those that other images have too included.
+    pub disk_bytes: u64,
     /// How to run it.
     pub config: ImageConfig,
     /// Never to be collected.

@@ -76,6 +76,8 @@ pub(crate) struct Config {
     pub(crate) docker_config: Option<PathBuf>,
     /// How long a pull may go on without a byte of a layer.
     pub(crate) no_progress: Duration,
+    /// Layers of all images that are decompressed at the same time; 0 leaves it to the store.
+    pub(crate) max_unpacking_layers: usize,
     /// Registries that need settings.
     pub(crate) registries: BTreeMap<String, RegistryConfig>,
 }
@@ -110,6 +112,9 @@ impl Config {
         config.docker_config = self.docker_config.clone();
         config.timeouts.progress = self.no_progress;
         config.max_parallel_layers = self.max_parallel_layers;
+        if self.max_unpacking_layers > 0 {
+            config.max_unpacking_layers = self.max_unpacking_layers;
+        }
         config
     }
 }

@@ -97,6 +97,8 @@ pub(super) struct Images {
     /// Empty: none.
     docker_config: PathBuf,
     no_progress_seconds: u64,
+    /// 0: two for each processor.
+    max_unpacking_layers: usize,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -177,6 +179,7 @@ impl Default for Images {
     fn default() -> Self {
         Self {
             max_parallel_layers: 3,
+            max_unpacking_layers: 0,
             certs_dir: "/etc/cofferdam/certs.d".into(),
             docker_config: PathBuf::new(),
             no_progress_seconds: 300,
@@ -236,6 +239,7 @@ impl Settings {
         in_range("cni.plugin_timeout_seconds", self.cni.plugin_timeout_seconds, 1, 3600)?;
         in_range("images.max_parallel_layers", self.images.max_parallel_layers as u64, 1, 64)?;
         in_range("images.no_progress_seconds", self.images.no_progress_seconds, 1, 86_400)?;
+        in_range("images.max_unpacking_layers", self.images.max_unpacking_layers as u64, 0, 256)?;
         if self.vm.kernel_args.len() > 1024 || self.vm.kernel_args.bytes().any(|b| !(0x20..0x7f).contains(&b)) {
             return Err((
                 "vm.kernel_args",
@@ -293,6 +297,7 @@ impl Settings {
             certs_dir: Some(self.images.certs_dir.clone()).filter(|path| !path.as_os_str().is_empty()),
             docker_config: Some(self.images.docker_config.clone()).filter(|path| !path.as_os_str().is_empty()),
             no_progress: seconds(self.images.no_progress_seconds),
+            max_unpacking_layers: self.images.max_unpacking_layers,
             registries: self.registries.iter().map(|(host, r)| (host.clone(), r.parts())).collect(),
         })
     }

@@ -97,6 +97,7 @@ fn bad_values_name_the_key_and_the_file() {
         ("[images]\nno_progress_seconds = 0\n", "images.no_progress_seconds"),
         ("[images]\ncerts_dir = \"certs.d\"\n", "images.certs_dir"),
         ("[images]\ndocker_config = \"/a/../b\"\n", "images.docker_config"),
+        ("[images]\nmax_unpacking_layers = 257\n", "images.max_unpacking_layers"),
         ("[cni]\nbin_dirs = [\"x\"]\n", "cni.bin_dirs"),
     ] {
         let error = refused(text);

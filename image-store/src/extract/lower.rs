@@ -216,7 +216,7 @@ pub(crate) fn attributes(from: BorrowedFd<'_>, to: BorrowedFd<'_>, stat: &Stat) 
 
 /// Copies a file, symbolic link, fifo or device node into another directory under the name that it
 /// has there.
-fn copy_up(from: BorrowedFd<'_>, stat: &Stat, to: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
+pub(crate) fn copy_up(from: BorrowedFd<'_>, stat: &Stat, to: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
     let name = path(name);
     match kind(stat) {
         FileType::RegularFile => {

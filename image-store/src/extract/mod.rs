@@ -23,9 +23,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 
+use serde::{Deserialize, Serialize};
+
 use self::attributes::{Attributes, DEFAULT_ACL};
 use self::follow::Bounds;
 pub use self::lower::complete;
+pub(crate) use self::lower::copy_up;
 use self::name::{join, split};
 use self::reader::{Entry, Kind, TarReader, lossy};
 use self::root::{Linked, Root};
@@ -83,7 +86,7 @@ impl ExtractError {
 }
 
 /// What a layer became.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Extracted {
     /// Bytes on disk, in whole blocks.
     pub bytes: u64,
@@ -99,6 +102,11 @@ pub struct Extracted {
     /// The root is opaque: nothing of the layers below shows. Overlayfs has no mark for that; stack
     /// this layer as the lowest.
     pub hides_below: bool,
+    /// It has whiteouts or opaque marks, so that it is another tree at the bottom than above other layers.
+    pub marks: bool,
+    /// Directories of it were moved through symbolic links of the layers below, so that it is
+    /// another tree above other layers.
+    pub relocated: bool,
 }
 
 /// Extracts the tar stream into the directory `root`, and gives back the stream to be read to its
@@ -191,6 +199,7 @@ impl Extractor<'_> {
     }
 
     fn opaque(&mut self, entry: &Entry, dir: &[u8]) -> Result<(), ExtractError> {
+        self.done.marks = true;
         if self.lowest {
             return Ok(());
         }
@@ -206,6 +215,7 @@ impl Extractor<'_> {
         if matches!(hidden, b"" | b"." | b"..") {
             return Err(ExtractError::malformed(&lossy(&entry.name), "whiteout of no name"));
         }
+        self.done.marks = true;
         if self.lowest {
             return Ok(());
         }

@@ -59,6 +59,7 @@ impl<'a> View<'a> {
             }
         }
         extracted.implied = std::mem::take(&mut self.settled).into_iter().collect();
+        extracted.relocated = !self.moves.is_empty();
         extracted.whiteouts.iter_mut().for_each(|whiteout| *whiteout = self.moved(whiteout));
         for (name, target) in &mut extracted.missing_targets {
             *name = self.moved(name);

@@ -3,12 +3,9 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use bytes::Bytes;
-use tokio::sync::mpsc;
-
 use super::fault::{Fault, of_answer};
 use super::manifest::Descriptor;
-use super::receiver::{Ended, Receiver};
+use super::receiver::{Download, Ended, Receiver};
 use super::request::Request;
 use super::retry::{Retry, Turn};
 use super::session::{Endpoint, Role, Session};
@@ -21,18 +18,27 @@ const NO_PROGRESS: u64 = 64 << 10;
 const MAX_FAILURES: u32 = 50;
 
 impl Session {
-    /// Streams a blob into `sink` and checks size and digest. True when it came whole; false when
-    /// the receiver went away. The receiver must not trust anything before this has said true.
+    /// Streams the rest of a blob into the download's sink and checks size and digest. True when it
+    /// came whole; false when the receiver went away. The receiver must not trust anything before
+    /// this has said true. After an error, or when the future was dropped, the download can go on
+    /// where it stopped, unless the error says that the bytes are wrong.
     ///
     /// A broken connection is taken up again where it broke, at the next endpoint when this one
     /// keeps failing.
     pub(crate) async fn blob(
         &self,
         blob: &Descriptor,
-        sink: mpsc::Sender<Bytes>,
+        download: &mut Download,
         meter: &AtomicU64,
     ) -> StoreResult<bool> {
-        let mut state = Receiver::new(blob, self.name_of(&blob.digest), sink, meter, &self.received);
+        let mut state = Receiver::new(blob, self.name_of(&blob.digest), download, meter, &self.received);
+        // An earlier pull was given up between the last byte and the end. Wrong bytes are asked for
+        // again below.
+        if state.download.received == blob.size
+            && let Ok(wanted) = state.finish().await
+        {
+            return Ok(wanted);
+        }
         let mut faults: Vec<(&Endpoint, Fault)> = Vec::new();
         // Whose bytes are in what came so far.
         let mut sources: Vec<&Endpoint> = Vec::new();
@@ -42,10 +48,10 @@ impl Session {
             let endpoint = turn.endpoint;
             let mut retry = Retry::new(&self.timeouts);
             let fault = loop {
-                let before = state.received;
+                let before = state.download.received;
                 let short = turn.short(&queue);
                 let result = self.attempt(endpoint, &mut state, short).await;
-                if state.received > before {
+                if state.download.received > before {
                     sources.push(endpoint);
                 }
                 let result = match result {
@@ -59,7 +65,7 @@ impl Session {
                 };
                 failures += 1;
                 endpoint.learn(&fault);
-                if state.received - before > NO_PROGRESS {
+                if state.download.received - before > NO_PROGRESS {
                     retry.progress();
                 }
                 let idle = state.progress.elapsed();
@@ -69,7 +75,7 @@ impl Session {
                 fault = match fault {
                     // A registry that restarts refuses connections for a moment: worth waiting for
                     // in the middle.
-                    Fault::Down(detail) if state.received > 0 => Fault::passing(detail),
+                    Fault::Down(detail) if state.download.received > 0 => Fault::passing(detail),
                     Fault::Silent(detail) if queue.is_empty() => Fault::passing(detail),
                     fault => fault,
                 };
@@ -91,8 +97,8 @@ impl Session {
                 for source in sources.drain(..).filter(|source| !source.place.origin) {
                     source.doubtful.store(true, Relaxed);
                 }
-                if state.received >= blob.size && !state.restart() {
-                    meter.fetch_sub(state.received, Relaxed);
+                if state.download.received >= blob.size && !state.restart() {
+                    meter.fetch_sub(state.download.received, Relaxed);
                     return Err(self.verdict(&state.what, vec![(endpoint, fault)]));
                 }
             }
@@ -102,7 +108,7 @@ impl Session {
                 None => faults.push((endpoint, fault)),
             }
         }
-        Err(self.verdict(&format!("{} (after {} of {} bytes)", state.what, state.received, blob.size), faults))
+        Err(self.verdict(&format!("{} (after {} of {} bytes)", state.what, state.download.received, blob.size), faults))
     }
 
     /// Whether there is an endpoint that has not sent wrong bytes: when it is asked first, the same
@@ -117,7 +123,7 @@ impl Session {
         if let Some(ended) = self.in_parts(endpoint, state, self.patience(endpoint, short)).await? {
             return Ok(ended);
         }
-        let wanted = Some(state.received).filter(|n| *n > 0);
+        let wanted = Some(state.download.received).filter(|n| *n > 0);
         let mut from = wanted.filter(|_| !endpoint.no_ranges.load(Relaxed));
         let stall = self.timeouts.stall.min(self.timeouts.progress);
         loop {
@@ -157,7 +163,7 @@ impl Session {
             detail: format!(
                 "{}: no progress within {time:?} (after {} bytes); {}: {}",
                 state.what,
-                state.received,
+                state.download.received,
                 endpoint.base,
                 fault.text()
             ),

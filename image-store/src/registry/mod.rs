@@ -31,4 +31,5 @@ mod tls;
 
 pub use self::credentials::Auth;
 pub(crate) use self::manifest::{Compression, Descriptor, Manifest, not_an_image, printable};
+pub(crate) use self::receiver::Download;
 pub(crate) use self::session::{Registries, Session};

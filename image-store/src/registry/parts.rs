@@ -19,11 +19,11 @@ use super::request::Request;
 use super::session::{Endpoint, Session};
 
 /// Bytes of one part.
-const PART: u64 = 4 << 20;
+const PART: u64 = 2 << 20;
 /// Parts of one blob that come at the same time, and are in memory.
 const AT_ONCE: u32 = 4;
 /// The same for all blobs of all pulls together. A blob that finds no room comes in one stream.
-const ROOM: usize = 12;
+const ROOM: usize = 4;
 
 /// The room for parts, which all pulls share.
 pub(super) struct Room(Semaphore);
@@ -50,7 +50,7 @@ impl Session {
         state: &mut Receiver<'_>,
         time: Duration,
     ) -> Result<Option<Ended>, Fault> {
-        let (begin, size) = (state.received, state.blob.size);
+        let (begin, size) = (state.download.received, state.blob.size);
         if size - begin < self.parallel_from || endpoint.no_parts() {
             return Ok(None);
         }

@@ -1,18 +1,19 @@
 //! What came of a blob: it outlives the connections that it comes over.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use reqwest::Response;
 use reqwest::header::{CONTENT_ENCODING, CONTENT_RANGE, CONTENT_TYPE};
-use tokio::sync::mpsc;
 
 use super::fault::{Fault, transport};
 use super::manifest::{Descriptor, printable};
 use crate::config::Timeouts;
 use crate::digest::Hasher;
 use crate::error::StoreError;
+use crate::flow::Sink;
 
 /// Blobs up to this size are passed on only when they are whole and right, so that wrong bytes of
 /// one endpoint cost no more than a request to the next one.
@@ -21,13 +22,27 @@ const HELD: u64 = 256 << 10;
 /// used again.
 const TRAILER: Duration = Duration::from_millis(20);
 
+/// What came of a blob so far. It outlives the pull that asked for it: the next one goes on from
+/// here.
+pub(crate) struct Download {
+    pub(super) received: u64,
+    hasher: Hasher,
+    held: VecDeque<Bytes>,
+    sink: Sink,
+}
+
+impl Download {
+    pub(crate) fn new(blob: &Descriptor, sink: Sink) -> Self {
+        Self { received: 0, hasher: blob.digest.hasher(), held: VecDeque::new(), sink }
+    }
+}
+
+/// A download, as one pull goes on with it. Counting a piece and passing it on are one step, so that
+/// a pull that is given up at any moment leaves a download that can go on.
 pub(super) struct Receiver<'a> {
     pub(super) blob: &'a Descriptor,
     pub(super) what: String,
-    pub(super) received: u64,
-    hasher: Hasher,
-    held: Vec<Bytes>,
-    sink: mpsc::Sender<Bytes>,
+    pub(super) download: &'a mut Download,
     meter: &'a AtomicU64,
     /// Of all pulls.
     all: &'a AtomicU64,
@@ -47,12 +62,12 @@ impl<'a> Receiver<'a> {
     pub(super) fn new(
         blob: &'a Descriptor,
         what: String,
-        sink: mpsc::Sender<Bytes>,
+        download: &'a mut Download,
         meter: &'a AtomicU64,
         all: &'a AtomicU64,
     ) -> Self {
-        let (hasher, held) = (blob.digest.hasher(), Vec::new());
-        Self { blob, what, received: 0, hasher, held, sink, meter, all, progress: Instant::now() }
+        meter.fetch_add(download.received, Relaxed);
+        Self { blob, what, download, meter, all, progress: Instant::now() }
     }
 
     /// How much of the answer we have already, when it is an answer of use. `from` is the byte that
@@ -78,7 +93,7 @@ impl<'a> Receiver<'a> {
                 Err(self.mismatch(format!("a blob of {size} bytes{}", encoding.unwrap_or_default())))
             }
             None if page => Err(self.mismatch("a page of HTML".into())),
-            _ => Ok(Some(self.received - start)),
+            _ => Ok(Some(self.download.received - start)),
         }
     }
 
@@ -90,7 +105,7 @@ impl<'a> Receiver<'a> {
         stall: Duration,
     ) -> Result<Ended, Fault> {
         let mut pace = Pace::default();
-        while self.received < self.blob.size {
+        while self.download.received < self.blob.size {
             let asked = Instant::now();
             let chunk = match tokio::time::timeout(stall, response.chunk()).await {
                 Ok(chunk) => chunk.map_err(|e| transport(&e))?,
@@ -123,46 +138,53 @@ impl<'a> Receiver<'a> {
 
     pub(super) async fn take(&mut self, chunk: Bytes) -> Result<Ended, Fault> {
         let length = chunk.len() as u64;
-        if self.received + length > self.blob.size {
-            return Err(self.wrong_size(self.received + length));
+        let download = &mut *self.download;
+        if download.received + length > self.blob.size {
+            return Err(self.wrong_size(self.download.received + length));
         }
-        self.hasher.update(&chunk);
-        self.received += length;
+        if self.blob.size <= HELD {
+            if download.sink.is_closed() {
+                return Ok(Ended::Unwanted);
+            }
+            download.hasher.update(&chunk);
+            download.held.push_back(chunk);
+        } else {
+            let Some(room) = download.sink.room(chunk.len()).await else { return Ok(Ended::Unwanted) };
+            download.hasher.update(&chunk);
+            room.send(chunk);
+        }
+        download.received += length;
         self.meter.fetch_add(length, Relaxed);
         self.all.fetch_add(length, Relaxed);
-        let sent = if self.blob.size <= HELD {
-            self.held.push(chunk);
-            !self.sink.is_closed()
-        } else {
-            self.sink.send(chunk).await.is_ok()
-        };
         self.progress = Instant::now();
-        Ok(if sent { Ended::Whole } else { Ended::Unwanted })
+        Ok(Ended::Whole)
     }
 
     /// Checks the digest; passes on what was held. False when nobody wants it.
     pub(super) async fn finish(&mut self) -> Result<bool, Fault> {
-        let actual = std::mem::replace(&mut self.hasher, self.blob.digest.hasher()).finish();
+        let actual = self.download.hasher.clone().finish();
         if actual != self.blob.digest {
             return Err(self.mismatch(actual.to_string()));
         }
-        for chunk in self.held.drain(..) {
-            if self.sink.send(chunk).await.is_err() {
-                return Ok(false);
-            }
+        let Download { held, sink, .. } = &mut *self.download;
+        while let Some(chunk) = held.front() {
+            let Some(room) = sink.room(chunk.len()).await else { return Ok(false) };
+            room.send(chunk.clone());
+            held.pop_front();
         }
         Ok(true)
     }
 
     /// Begins anew. False when bytes were passed on already, which cannot be taken back.
     pub(super) fn restart(&mut self) -> bool {
-        if self.received > 0 && self.blob.size > HELD {
+        let download = &mut *self.download;
+        if download.received > 0 && self.blob.size > HELD {
             return false;
         }
-        self.meter.fetch_sub(self.received, Relaxed);
-        self.held.clear();
-        self.hasher = self.blob.digest.hasher();
-        self.received = 0;
+        self.meter.fetch_sub(download.received, Relaxed);
+        download.held.clear();
+        download.hasher = self.blob.digest.hasher();
+        download.received = 0;
         true
     }
 

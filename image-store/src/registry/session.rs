@@ -129,14 +129,10 @@ impl Registries {
         self.0.received.load(Relaxed)
     }
 
-    /// A session with the repository of a reference. Reads the files of the configuration anew,
-    /// beside the runtime's threads.
-    pub(crate) async fn session(&self, reference: &Reference, auth: Option<Auth>) -> StoreResult<Session> {
-        let (registries, host) = (self.clone(), reference.host().to_owned());
-        let work = tokio::task::spawn_blocking(move || registries.endpoints(&host));
-        let endpoints = work.await.map_err(|e| StoreError::io("reading the registry's settings", e.into()))??;
+    /// A session with the repository of a reference, whose registry has these endpoints.
+    pub(crate) fn session(&self, reference: &Reference, auth: Option<Auth>, endpoints: Vec<Endpoint>) -> Session {
         let shared = &self.0;
-        Ok(Session {
+        Session {
             host: reference.host().into(),
             repository: reference.repository().into(),
             auth,
@@ -149,10 +145,11 @@ impl Registries {
             received: shared.received.clone(),
             room: shared.room.clone(),
             parallel_from: shared.parallel_from,
-        })
+        }
     }
 
-    fn endpoints(&self, registry: &str) -> StoreResult<Vec<Endpoint>> {
+    /// Where a registry is to be asked, by the files of the configuration as they are now. Blocks.
+    pub(crate) fn endpoints(&self, registry: &str) -> StoreResult<Vec<Endpoint>> {
         let shared = &self.0;
         let places = match (shared.settings.get(registry), &shared.certs_dir) {
             (Some(settings), _) => configured(registry, settings)?,

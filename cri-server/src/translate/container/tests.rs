@@ -25,6 +25,7 @@ pub(crate) fn image() -> Image {
             stop_signal: Some("SIGQUIT".into()),
             ..Default::default()
         },
+        disk_bytes: 0,
         pinned: false,
     }
 }
