@@ -15,6 +15,9 @@ pub(crate) struct Background(Mutex<Vec<JoinHandle<()>>>);
 impl Background {
     /// Runs `work` on a thread of its own; the store's end waits for it. False when there is no thread for it.
     pub(crate) fn spawn(&self, name: &str, work: impl FnOnce() + Send + 'static) -> bool {
+        // Spans end where their last handle is dropped, by the subscriber of that thread.
+        let subscriber = tracing::dispatcher::get_default(Clone::clone);
+        let work = move || tracing::dispatcher::with_default(&subscriber, work);
         match std::thread::Builder::new().name(name.into()).spawn(work) {
             Ok(handle) => {
                 let mut threads = self.0.lock().unwrap_or_else(PoisonError::into_inner);
