@@ -132,7 +132,7 @@ fn store_code(error: &StoreError) -> Code {
         }
         StoreError::NotFound { .. } => Code::NotFound,
         StoreError::Unauthorized { .. } => Code::Unauthenticated,
-        StoreError::Unavailable { .. } => Code::Unavailable,
+        StoreError::Unavailable { .. } | StoreError::Stopped { .. } => Code::Unavailable,
         StoreError::DigestMismatch { .. } => Code::DataLoss,
         StoreError::Unsupported { .. } => Code::FailedPrecondition,
         StoreError::TooLarge { .. } | StoreError::NoSpace { .. } => Code::ResourceExhausted,

@@ -12,7 +12,7 @@ use std::str::FromStr;
 
 use crate::digest::Digest;
 
-const DOCKER_HUB: &str = "docker.io";
+pub(crate) const DOCKER_HUB: &str = "docker.io";
 /// The distribution grammar's limit on host and repository together.
 const MAX_NAME: usize = 255;
 const MAX_TAG: usize = 128;
@@ -107,13 +107,15 @@ fn parse(text: &str) -> Result<Reference, &'static str> {
     if text.is_empty() {
         return Err("empty");
     }
-    if text.len() > MAX_NAME + MAX_TAG + 80 {
+    if text.len() > MAX_NAME + MAX_TAG + 140 {
         return Err("longer than a reference can be");
     }
     let (rest, digest) = match text.split_once('@') {
         None => (text, None),
         Some((rest, digest)) => {
-            let digest = digest.parse().map_err(|_| "what follows @ is not sha256: and 64 lower-case hex digits")?;
+            let digest = digest
+                .parse()
+                .map_err(|_| "what follows @ is not sha256: and 64 lower-case hex digits, or sha512: and 128")?;
             (rest, Some(digest))
         }
     };

@@ -70,6 +70,14 @@ pub(crate) struct Config {
     pub(crate) tracing: Option<TracingConfig>,
     /// Layers of one image that are fetched at the same time.
     pub(crate) max_parallel_layers: usize,
+    /// A folder in the form of containerd's `certs.d`.
+    pub(crate) certs_dir: Option<PathBuf>,
+    /// A `config.json` of Docker with the node's credentials.
+    pub(crate) docker_config: Option<PathBuf>,
+    /// How long a pull may go on without a byte of a layer.
+    pub(crate) no_progress: Duration,
+    /// Layers of all images that are decompressed at the same time; 0 leaves it to the store.
+    pub(crate) max_unpacking_layers: usize,
     /// Registries that need settings.
     pub(crate) registries: BTreeMap<String, RegistryConfig>,
 }
@@ -100,7 +108,13 @@ impl Config {
     pub(crate) fn store(&self) -> cofferdam_image_store::Config {
         let mut config = cofferdam_image_store::Config::new(self.state_dir.join("images"));
         config.registries = self.registries.clone();
+        config.certs_dir = self.certs_dir.clone();
+        config.docker_config = self.docker_config.clone();
+        config.timeouts.progress = self.no_progress;
         config.max_parallel_layers = self.max_parallel_layers;
+        if self.max_unpacking_layers > 0 {
+            config.max_unpacking_layers = self.max_unpacking_layers;
+        }
         config
     }
 }

@@ -92,6 +92,13 @@ pub(super) struct Metrics {
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Images {
     max_parallel_layers: usize,
+    /// Empty: none.
+    certs_dir: PathBuf,
+    /// Empty: none.
+    docker_config: PathBuf,
+    no_progress_seconds: u64,
+    /// 0: two for each processor.
+    max_unpacking_layers: usize,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -101,6 +108,7 @@ pub(super) struct Registry {
     mirrors_only: bool,
     plain_http: bool,
     ca_files: Vec<PathBuf>,
+    insecure_redirects: bool,
 }
 
 impl Default for Settings {
@@ -169,7 +177,13 @@ impl Default for Streaming {
 
 impl Default for Images {
     fn default() -> Self {
-        Self { max_parallel_layers: 3 }
+        Self {
+            max_parallel_layers: 3,
+            max_unpacking_layers: 0,
+            certs_dir: "/etc/cofferdam/certs.d".into(),
+            docker_config: PathBuf::new(),
+            no_progress_seconds: 300,
+        }
     }
 }
 
@@ -224,6 +238,8 @@ impl Settings {
         in_range("vm.boot_timeout_seconds", self.vm.boot_timeout_seconds, 1, 3600)?;
         in_range("cni.plugin_timeout_seconds", self.cni.plugin_timeout_seconds, 1, 3600)?;
         in_range("images.max_parallel_layers", self.images.max_parallel_layers as u64, 1, 64)?;
+        in_range("images.no_progress_seconds", self.images.no_progress_seconds, 1, 86_400)?;
+        in_range("images.max_unpacking_layers", self.images.max_unpacking_layers as u64, 0, 256)?;
         if self.vm.kernel_args.len() > 1024 || self.vm.kernel_args.bytes().any(|b| !(0x20..0x7f).contains(&b)) {
             return Err((
                 "vm.kernel_args",
@@ -278,6 +294,10 @@ impl Settings {
             metrics,
             tracing: self.tracing.check()?,
             max_parallel_layers: self.images.max_parallel_layers,
+            certs_dir: Some(self.images.certs_dir.clone()).filter(|path| !path.as_os_str().is_empty()),
+            docker_config: Some(self.images.docker_config.clone()).filter(|path| !path.as_os_str().is_empty()),
+            no_progress: seconds(self.images.no_progress_seconds),
+            max_unpacking_layers: self.images.max_unpacking_layers,
             registries: self.registries.iter().map(|(host, r)| (host.clone(), r.parts())).collect(),
         })
     }
@@ -294,6 +314,11 @@ impl Settings {
             ("host.agent", &self.host.agent),
             ("cni.conf_dir", &self.cni.conf_dir),
         ];
+        let optional =
+            [("images.certs_dir", &self.images.certs_dir), ("images.docker_config", &self.images.docker_config)];
+        paths.extend(
+            optional.map(|(key, path)| (key, path.as_path())).iter().filter(|(_, p)| !p.as_os_str().is_empty()),
+        );
         paths.extend(self.cni.bin_dirs.iter().map(|p| ("cni.bin_dirs", p.as_path())));
         paths
             .extend(self.registries.values().flat_map(|r| &r.ca_files).map(|p| ("registries.*.ca_files", p.as_path())));
@@ -321,6 +346,7 @@ impl Registry {
             mirrors_only: self.mirrors_only,
             plain_http: self.plain_http,
             ca_files: self.ca_files.clone(),
+            insecure_redirects: self.insecure_redirects,
         }
     }
 }

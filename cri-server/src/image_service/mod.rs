@@ -60,7 +60,8 @@ fn show(image: Image) -> cri::Image {
         id: image.id,
         repo_tags: image.repo_tags,
         repo_digests: image.repo_digests,
-        size: image.size,
+        // What the kubelet gets back by removing it: it counts this against what it wants to free.
+        size: image.disk_bytes.max(image.size),
         uid: uid.map(|value| cri::Int64Value { value }),
         username,
         pinned: image.pinned,

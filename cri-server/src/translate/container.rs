@@ -79,7 +79,7 @@ pub(crate) fn plan(
         stdin: asked.stdin,
         stdin_once: asked.stdin_once,
         stop_signal,
-        image_volumes: image.config.volumes.clone(),
+        image_volumes: image_volumes(image)?,
         ..Default::default()
     };
     edits.apply(&mut request);
@@ -173,6 +173,15 @@ fn process(
     })
 }
 
+/// Where the image wants volumes. A relative path begins at the root, as in other runtimes.
+fn image_volumes(image: &Image) -> Result<Vec<String>, CriError> {
+    let absolute = image.config.volumes.iter().map(|path| {
+        text::line("a volume of the image", path, 4096)?;
+        Ok(if path.starts_with('/') { path.clone() } else { format!("/{path}") })
+    });
+    absolute.collect()
+}
+
 /// CRI's `command` takes the place of the image's entrypoint and arguments; `args` that of its arguments alone.
 fn args(asked: &ContainerConfig, image: &Image) -> Result<Vec<String>, CriError> {
     let config = &image.config;
@@ -213,6 +222,13 @@ fn env(pod: &PodRecord, asked: &ContainerConfig, image: &Image) -> Result<Vec<Ve
         env.push(("TERM", b"xterm"));
     }
     let image = image.config.env.iter().map(|e| e.split_once('=').unwrap_or((e, "")));
+    for (key, value) in image.clone() {
+        text::line("the name of the image's environment variable", key, MAX_STRING)?;
+        // Programs copy it into files that are read by lines, as /etc/passwd is.
+        if key == "HOME" {
+            text::line("the image's HOME", value, 4096)?;
+        }
+    }
     let image = image.map(|(key, value)| ("the image's", key, value.as_bytes()));
     let own = asked.envs.iter().map(|e| ("the container's", e.key.as_str(), e.value.as_slice()));
     for (whose, key, value) in image.chain(own) {

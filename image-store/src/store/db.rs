@@ -24,6 +24,7 @@ use redb::{ReadableTable, TableDefinition};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::staging::Record;
 use crate::digest::Digest;
 use crate::error::{StoreError, StoreResult};
 use crate::image::ImageConfig;
@@ -56,8 +57,25 @@ pub(crate) struct LayerRecord {
     pub(crate) inodes: u64,
     /// Nothing of the layers below it shows.
     pub(crate) hides_below: bool,
+    /// Its content, which may be on top of other layers too. Absent in records of earlier versions.
+    #[serde(default)]
+    pub(crate) diff_id: Option<Digest>,
     /// Not known to be on the disk: good for as long as the machine has not been booted again.
     pub(crate) unsynced: Option<Unsynced>,
+}
+
+impl LayerRecord {
+    /// Of a layer that an earlier daemon of this boot left, and that the database does not know.
+    pub(crate) fn left(record: &Record) -> Self {
+        Self {
+            bytes: record.bytes,
+            inodes: record.inodes,
+            hides_below: record.extracted.hides_below,
+            diff_id: Some(record.diff_id),
+            // No layer of this run has this serial.
+            unsynced: Some(Unsynced { boot: record.boot.clone(), serial: u64::MAX }),
+        }
+    }
 }
 
 /// When a layer was unpacked.

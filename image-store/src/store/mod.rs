@@ -1,13 +1,23 @@
 //! The store.
 
+mod background;
+mod blocks;
+mod budget;
 mod db;
+mod frames;
+mod gzip;
 mod inner;
+mod jobs;
+mod layer;
+mod pool;
 mod pull;
+mod recover;
+mod staging;
+mod twin;
 mod unpack;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex};
 
 use cofferdam_ledger::Failing;
@@ -15,7 +25,7 @@ use futures::future::{BoxFuture, FutureExt, Shared, WeakShared};
 use tracing::Instrument;
 
 use self::db::ImageRecord;
-use self::inner::{Inner, delete, lock, resolve};
+use self::inner::{Inner, State, delete, lock, resolve};
 use crate::config::Config;
 use crate::error::StoreResult;
 use crate::image::Image;
@@ -106,18 +116,19 @@ impl Store {
 
     /// Bytes of layers that registries have sent since the store was opened.
     pub fn received_bytes(&self) -> u64 {
-        self.inner.registries.received.load(Relaxed)
+        self.inner.registries.received()
     }
 
     /// The image that a reference, an id, or the beginning of an id stands for.
     pub fn status(&self, reference_or_id: &str) -> StoreResult<Option<Image>> {
         let state = self.inner.state();
-        Ok(resolve(&state, reference_or_id)?.map(|id| image(&id, &state.images[&id])))
+        Ok(resolve(&state, reference_or_id)?.map(|id| image(&state, &id, &state.images[&id])))
     }
 
     /// All images, by id.
     pub fn list(&self) -> StoreResult<Vec<Image>> {
-        Ok(self.inner.state().images.iter().map(|(id, record)| image(id, record)).collect())
+        let state = self.inner.state();
+        Ok(state.images.iter().map(|(id, record)| image(&state, id, record)).collect())
     }
 
     /// Forgets an image with all of its names, and deletes its layers except those that other images, leases or
@@ -127,13 +138,21 @@ impl Store {
             return Ok(());
         };
         let inner = self.inner.clone();
-        pull::run_blocking(move || {
+        let background = inner.background.clone();
+        let remove = move || {
             inner.forget_image(&id);
+            inner.tidy(false);
             delete(inner.collect());
             tracing::info!(id, "removed image");
             Ok(())
-        })
-        .await
+        };
+        background.run("image-remove", remove).await
+    }
+
+    /// Deletes what is kept for pulls that failed and may be tried again, and nothing else. Gives the bytes that are free
+    /// now.
+    pub async fn forget_unfinished(&self) -> u64 {
+        self.inner.give_back().await
     }
 
     /// Gives an image's directories and keeps them, also after the image was removed and the daemon was restarted,
@@ -180,12 +199,14 @@ impl Drop for Store {
     }
 }
 
-fn image(id: &str, record: &ImageRecord) -> Image {
+fn image(state: &State, id: &str, record: &ImageRecord) -> Image {
+    let layers = record.chains.iter().filter_map(|chain| state.layers.get(chain));
     Image {
         id: id.to_owned(),
         repo_tags: record.tags.iter().cloned().collect(),
         repo_digests: record.digests.iter().cloned().collect(),
         size: record.size,
+        disk_bytes: layers.map(|layer| layer.bytes).sum(),
         config: record.config.clone(),
         pinned: false,
     }
