@@ -44,7 +44,7 @@ pub use error::{StoreError, StoreResult};
 pub use image::{Image, ImageConfig};
 pub use progress::{LayerProgress, PullProgress};
 pub use reference::{Reference, ReferenceError};
-pub use registry::Auth;
+pub use registry::{Auth, without_login};
 pub use store::{FsUsage, ImageId, Layers, Store};
 
 /// The extractor alone, for fuzzing and for tests.

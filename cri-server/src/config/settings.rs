@@ -339,6 +339,16 @@ impl Vm {
     }
 }
 
+impl Settings {
+    /// The settings as they may be shown to anybody who helps: without passwords.
+    pub(crate) fn without_secrets(mut self) -> Self {
+        for mirror in self.registries.values_mut().flat_map(|registry| &mut registry.mirrors) {
+            *mirror = cofferdam_image_store::without_login(mirror);
+        }
+        self
+    }
+}
+
 impl Registry {
     fn parts(&self) -> RegistryConfig {
         RegistryConfig {

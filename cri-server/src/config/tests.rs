@@ -51,6 +51,13 @@ fn registries_have_a_folder_and_no_credentials_unless_told() {
 }
 
 #[test]
+fn what_is_shown_has_no_passwords() {
+    let text = "[registries.\"r\"]\nmirrors = [\"https://user:hidden@m/x\", \"https://n\"]\n";
+    let shown = toml::to_string(&merge(&[file("a", text)]).unwrap().0.without_secrets()).unwrap();
+    assert!(shown.contains("https://***@m/x") && shown.contains("https://n") && !shown.contains("hidden"), "{shown}");
+}
+
+#[test]
 fn guests_grow_to_the_node_at_most() {
     let most = |text: &str| merge(&[file("a", text)]).unwrap().1.vm_max;
     assert_eq!(most(""), VmSize { vcpus: node_cpus().min(8), memory_mib: 8192 });

@@ -161,8 +161,8 @@ fn unescape(text: &str) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// A URL for a message.
-pub(crate) fn without_login(text: &str) -> String {
+/// A registry's or mirror's URL as it may be shown: without the name and password in it.
+pub fn without_login(text: &str) -> String {
     match text.split_once('@') {
         Some((before, after)) => {
             let scheme = before.split_once("://").map_or(String::new(), |(scheme, _)| format!("{scheme}://"));
