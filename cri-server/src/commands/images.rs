@@ -1,5 +1,8 @@
 //! `cofferdam images`: what the store has.
 
+mod prune;
+mod pull;
+
 use std::path::Path;
 
 use cofferdam_proto::cri::{Image, ListImagesRequest};
@@ -9,8 +12,25 @@ use super::client::with_daemon;
 use super::table::{Table, bytes, plain};
 use super::{Format, Outcome, print};
 
-pub(crate) fn run(path: Option<&Path>, format: Format) -> Outcome {
+/// What is to be done with images; without one they are listed.
+#[derive(clap::Subcommand)]
+pub(crate) enum Work {
+    /// Pulls an image, and shows how far each of its layers is.
+    Pull {
+        /// As in a pod's `image`: `registry.example/name:tag`.
+        reference: String,
+    },
+    /// Removes the images that no container uses and that are not pinned.
+    Prune,
+}
+
+pub(crate) fn run(path: Option<&Path>, format: Format, work: Option<Work>) -> Outcome {
     with_daemon(path, |mut daemon| async move {
+        match work {
+            Some(Work::Pull { reference }) => return pull::run(daemon, &reference).await,
+            Some(Work::Prune) => return prune::run(daemon).await,
+            None => {}
+        }
         let mut images = daemon.images.list_images(ListImagesRequest::default()).await?.into_inner().images;
         images.sort_by_key(names);
         print(&match format {
