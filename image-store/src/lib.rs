@@ -23,6 +23,7 @@
 //!
 //! The store knows no pods: who needs layers to stay takes a lease ([`Store::lease`]) under a name.
 
+mod archive;
 mod config;
 mod digest;
 mod error;
@@ -45,7 +46,7 @@ pub use image::{Image, ImageConfig};
 pub use progress::{LayerProgress, PullProgress};
 pub use reference::{Reference, ReferenceError};
 pub use registry::Auth;
-pub use store::{FsUsage, ImageId, Layers, Store};
+pub use store::{FsUsage, ImageId, Imported, Layers, Store};
 
 /// The extractor alone, for fuzzing and for tests.
 #[doc(hidden)]

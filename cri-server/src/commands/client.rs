@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use cofferdam_proto::cri::image_service_client::ImageServiceClient;
 use cofferdam_proto::cri::runtime_service_client::RuntimeServiceClient;
+use cofferdam_proto::images::image_admin_client::ImageAdminClient;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
@@ -22,8 +23,10 @@ pub(super) struct Daemon {
     pub(super) config: Config,
     pub(super) runtime: RuntimeServiceClient<Channel>,
     pub(super) images: ImageServiceClient<Channel>,
-    /// For calls that take as long as they take.
+    /// For calls that take as long as they take, as those of `admin`.
     pub(super) patient: ImageServiceClient<Channel>,
+    /// What CRI has no call for.
+    pub(super) admin: ImageAdminClient<Channel>,
 }
 
 /// Runs `work` with a connection to the daemon that the configuration at `path` names.
@@ -54,7 +57,8 @@ pub(super) fn with_daemon<W: Future<Output = Outcome>>(path: Option<&Path>, work
             config,
             runtime: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE),
             images: ImageServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE),
-            patient: ImageServiceClient::new(patient),
+            patient: ImageServiceClient::new(patient.clone()),
+            admin: ImageAdminClient::new(patient),
         };
         work(daemon).await
     })

@@ -1,9 +1,10 @@
 //! `cofferdam images`: what the store has.
 
+mod import;
 mod prune;
 mod pull;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use cofferdam_proto::cri::{Image, ListImagesRequest};
 use serde_json::{Value, json};
@@ -20,6 +21,19 @@ pub(crate) enum Work {
         /// As in a pod's `image`: `registry.example/name:tag`.
         reference: String,
     },
+    /// Brings images of archives into the store, without a registry.
+    ///
+    /// An archive is an OCI layout (a directory or a tar) or what `docker save` and `podman save` write, also packed
+    /// with gzip or zstd.
+    Import {
+        /// What the image is to be called, where an archive has only one; otherwise images have the names that the
+        /// archive gives them.
+        #[arg(long, value_name = "REFERENCE")]
+        name: Option<String>,
+        /// Archives; `-` is standard input.
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+    },
     /// Removes the images that no container uses and that are not pinned.
     Prune,
 }
@@ -28,6 +42,7 @@ pub(crate) fn run(path: Option<&Path>, format: Format, work: Option<Work>) -> Ou
     with_daemon(path, |mut daemon| async move {
         match work {
             Some(Work::Pull { reference }) => return pull::run(daemon, &reference).await,
+            Some(Work::Import { name, files }) => return import::run(daemon, name, files).await,
             Some(Work::Prune) => return prune::run(daemon).await,
             None => {}
         }

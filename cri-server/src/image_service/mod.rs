@@ -1,5 +1,6 @@
 //! CRI's image service.
 
+mod admin;
 mod pull_image;
 
 use std::sync::Arc;
@@ -16,6 +17,8 @@ use crate::ids::now_nanos;
 use crate::node::Node;
 use crate::runtime_service::streamed;
 use crate::translate::user;
+
+pub(crate) use self::admin::ImageAdmin;
 
 /// Serves the image service.
 pub(crate) struct Images(pub(crate) Arc<Node>);

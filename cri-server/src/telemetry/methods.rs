@@ -6,7 +6,7 @@ use tonic::Code;
 pub(super) const UNKNOWN: &str = "unknown";
 
 /// Every method, by the path of its service.
-const SERVICES: [(&str, &[&str]); 2] = [
+const SERVICES: [(&str, &[&str]); 3] = [
     (
         "/runtime.v1.RuntimeService/",
         &[
@@ -63,6 +63,7 @@ const SERVICES: [(&str, &[&str]); 2] = [
             "StreamImages",
         ],
     ),
+    ("/cofferdam.v1.ImageAdmin/", &["ImportImages"]),
 ];
 
 /// The method of a request's path, from the list.

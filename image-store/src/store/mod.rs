@@ -6,6 +6,7 @@ mod budget;
 mod db;
 mod frames;
 mod gzip;
+mod import;
 mod inner;
 mod jobs;
 mod layer;
@@ -20,7 +21,9 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
+use bytes::Bytes;
 use cofferdam_ledger::Failing;
+use futures::Stream;
 use futures::future::{BoxFuture, FutureExt, Shared, WeakShared};
 use tracing::Instrument;
 
@@ -45,6 +48,15 @@ pub struct Layers {
     pub dirs: Vec<PathBuf>,
 }
 
+/// An image that came in an archive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Imported {
+    /// The image.
+    pub id: ImageId,
+    /// Its names, normalised.
+    pub names: Vec<String>,
+}
+
 /// What the store uses of its file system. Counted as layers come and go, not walked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FsUsage {
@@ -65,13 +77,15 @@ pub struct Store {
     inner: Arc<Inner>,
     /// Running pulls by what was asked: who asks the same joins. Given up when nobody waits any more.
     running: Arc<Mutex<Running>>,
+    /// Archives are taken in one after the other: each is on the disk twice meanwhile.
+    importing: tokio::sync::Mutex<()>,
 }
 
 impl Store {
     /// Opens the store, and makes it when it is new. Removes what an earlier daemon left half-done, so only one
     /// daemon can have it: another one gets [`crate::StoreError::Config`].
     pub fn open(config: Config) -> StoreResult<Self> {
-        Ok(Self { inner: Arc::new(Inner::open(config)?), running: Arc::default() })
+        Ok(Self { inner: Arc::new(Inner::open(config)?), running: Arc::default(), importing: Default::default() })
     }
 
     /// Pulls an image, and asks the registry also when the image is there. Layers that are there are not sent again.
@@ -107,6 +121,24 @@ impl Store {
             running.insert(key, weak);
         }
         work
+    }
+
+    /// Brings the images of an archive into the store: an OCI layout in a tar that is not compressed, or what
+    /// `docker save` writes. `name` is how its one image is to be called; without it, images have the names that the
+    /// archive gives them, and those without a name are left out. Of images for several platforms, the node's is
+    /// taken. The archive is held below the store's directory until this ends.
+    ///
+    /// # Errors
+    /// The first image that cannot be brought in ends it; those before it stay. A stream that breaks off imports
+    /// nothing.
+    pub async fn import(
+        &self,
+        name: Option<&str>,
+        archive: impl Stream<Item = std::io::Result<Bytes>> + Send,
+    ) -> StoreResult<Vec<Imported>> {
+        let name = name.map(import::name).transpose()?;
+        let _one_at_a_time = self.importing.lock().await;
+        import::import(&self.inner, name, archive).await
     }
 
     /// The pulls that run.
