@@ -3,6 +3,7 @@
 mod import;
 mod prune;
 mod pull;
+mod verify;
 
 use std::path::{Path, PathBuf};
 
@@ -34,6 +35,11 @@ pub(crate) enum Work {
         #[arg(required = true, value_name = "FILE")]
         files: Vec<PathBuf>,
     },
+    /// Looks whether each layer is still what was pulled; status 1 when one is not.
+    ///
+    /// Everything is read, at low priority. A layer whose digest was not taken before, which takes a moment after a
+    /// pull, is new: it counts as it is now.
+    Verify,
     /// Removes the images that no container uses and that are not pinned.
     Prune,
 }
@@ -43,6 +49,7 @@ pub(crate) fn run(path: Option<&Path>, format: Format, work: Option<Work>) -> Ou
         match work {
             Some(Work::Pull { reference }) => return pull::run(daemon, &reference).await,
             Some(Work::Import { name, files }) => return import::run(daemon, name, files).await,
+            Some(Work::Verify) => return verify::run(daemon).await,
             Some(Work::Prune) => return prune::run(daemon).await,
             None => {}
         }

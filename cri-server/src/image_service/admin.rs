@@ -4,10 +4,13 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use cofferdam_image_store::{LayerState, VerifiedLayer};
 use cofferdam_proto::images::image_admin_server::ImageAdmin as Service;
 use cofferdam_proto::images::import_request::Part;
-use cofferdam_proto::images::{ImportRequest, ImportResponse, ImportedImage};
-use futures::stream::{self, Stream, StreamExt};
+use cofferdam_proto::images::{self as proto, ImportRequest, ImportResponse, ImportedImage, VerifyRequest};
+use futures::stream::{self, BoxStream, Stream, StreamExt};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
 use crate::error::CriError;
@@ -36,6 +39,29 @@ impl Service for ImageAdmin {
         let images = images.into_iter().map(|image| ImportedImage { id: image.id, names: image.names });
         Ok(Response::new(ImportResponse { images: images.collect() }))
     }
+
+    type VerifyLayersStream = BoxStream<'static, Result<proto::VerifiedLayer, Status>>;
+
+    async fn verify_layers(&self, _: Request<VerifyRequest>) -> Result<Response<Self::VerifyLayersStream>, Status> {
+        let (sender, layers) = mpsc::channel(1);
+        let store = self.0.store.clone();
+        // A client that goes closes the channel, which ends the work.
+        let verify = stream::once(async move { store.verify(sender).await }).filter_map(async |end| match end {
+            Ok(()) => None,
+            Err(error) => Some(Err(CriError::from(error).into())),
+        });
+        let layers = ReceiverStream::new(layers).map(|layer| Ok(answer(layer)));
+        Ok(Response::new(stream::select(layers, verify).boxed()))
+    }
+}
+
+fn answer(layer: VerifiedLayer) -> proto::VerifiedLayer {
+    let (state, detail) = match layer.state {
+        LayerState::Intact => (proto::LayerState::Intact, String::new()),
+        LayerState::New => (proto::LayerState::New, String::new()),
+        LayerState::Changed(why) => (proto::LayerState::Changed, why),
+    };
+    proto::VerifiedLayer { chain_id: layer.chain.to_string(), images: layer.images, state: state.into(), detail }
 }
 
 /// The archive's bytes. Ends well only after a part that says that the archive is whole.
