@@ -106,9 +106,11 @@ mod tests {
     #[test]
     fn every_method_of_the_protocol_is_known_and_nothing_else() {
         let (mut service, mut count) = (String::new(), 0);
-        for line in include_str!("../../../proto/proto/cri.proto").lines() {
+        let cri = include_str!("../../../proto/proto/cri.proto").lines().map(|line| ("runtime.v1", line));
+        let images = include_str!("../../../proto/proto/images.proto").lines().map(|line| ("cofferdam.v1", line));
+        for (package, line) in cri.chain(images) {
             if let Some(name) = line.strip_prefix("service ").and_then(|rest| rest.split_whitespace().next()) {
-                service = format!("/runtime.v1.{name}/");
+                service = format!("/{package}.{name}/");
             }
             if let Some(name) = line.trim_start().strip_prefix("rpc ").and_then(|rest| rest.split('(').next()) {
                 assert_eq!(method(&format!("{service}{name}")), name);
