@@ -54,13 +54,18 @@ const SHOWN_AS: [(&str, &str); 4] = [
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {
-    for (file, feature) in [("proto/agent.proto", "CARGO_FEATURE_AGENT"), ("proto/cri.proto", "CARGO_FEATURE_CRI")] {
+    let files = [
+        ("proto/agent.proto", "CARGO_FEATURE_AGENT"),
+        ("proto/cri.proto", "CARGO_FEATURE_CRI"),
+        ("proto/images.proto", "CARGO_FEATURE_CRI"),
+    ];
+    for (file, feature) in files {
         println!("cargo:rerun-if-changed={file}");
         if env::var_os(feature).is_none() {
             continue;
         }
         let files = protox::compile([file], ["proto"])?;
-        if feature == "CARGO_FEATURE_CRI" {
+        if file == "proto/cri.proto" {
             let out = PathBuf::from(env::var("OUT_DIR")?).join("servers");
             fs::create_dir_all(&out)?;
             // Every message is the one that is generated below, but those.

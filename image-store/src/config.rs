@@ -29,6 +29,8 @@ pub struct Config {
     pub max_unpacking_layers: usize,
     /// How long whole layers of a pull that failed, and the broken one, are kept for the next pull.
     pub keep_layers: Duration,
+    /// Images that are shown as pinned: references, or the beginnings of some with a `*` behind.
+    pub pinned: Vec<String>,
     /// Which image of a manifest list is ours.
     pub platform: Platform,
     /// Bounds on everything that a registry or an image sends.
@@ -49,6 +51,7 @@ impl Config {
             parallel_blob_bytes: 64 << 20,
             max_unpacking_layers: 2 * std::thread::available_parallelism().map_or(1, usize::from).min(16),
             keep_layers: Duration::from_secs(3600),
+            pinned: Vec::new(),
             platform: Platform::default(),
             limits: Limits::default(),
             timeouts: Timeouts::default(),

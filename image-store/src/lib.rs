@@ -10,6 +10,7 @@
 //!  ├── images.redb              what there is (see `store::db`): the last thing written by a pull
 //!  ├── layers/<chain id>/fs/    one unpacked layer in overlayfs form (whiteouts are char devices 0:0,
 //!  │                            opaque directories carry `user.overlay.opaque=y`)
+//!  ├── layers/<chain id>/seal   the digest of the tree as it came (see `store::verify`)
 //!  ├── layers/<chain id>/record what it is, for a daemon whose database does not know it (`store::staging`)
 //!  ├── empty/fs/                the lower directory of an image without layers
 //!  └── tmp/                     half-done work; opening the store deletes it, but for whole layers
@@ -23,6 +24,7 @@
 //!
 //! The store knows no pods: who needs layers to stay takes a lease ([`Store::lease`]) under a name.
 
+mod archive;
 mod config;
 mod digest;
 mod error;
@@ -30,6 +32,7 @@ mod extract;
 mod flow;
 mod image;
 mod json;
+mod pinned;
 mod platform;
 mod progress;
 mod reference;
@@ -45,7 +48,7 @@ pub use image::{Image, ImageConfig};
 pub use progress::{LayerProgress, PullProgress};
 pub use reference::{Reference, ReferenceError};
 pub use registry::{Auth, without_login};
-pub use store::{FsUsage, ImageId, Layers, Store};
+pub use store::{FsUsage, ImageId, Imported, LayerState, Layers, Store, VerifiedLayer};
 
 /// The extractor alone, for fuzzing and for tests.
 #[doc(hidden)]

@@ -74,6 +74,8 @@ pub(crate) struct Config {
     pub(crate) certs_dir: Option<PathBuf>,
     /// A `config.json` of Docker with the node's credentials.
     pub(crate) docker_config: Option<PathBuf>,
+    /// Images that the kubelet is to keep.
+    pub(crate) pinned: Vec<String>,
     /// How long a pull may go on without a byte of a layer.
     pub(crate) no_progress: Duration,
     /// Layers of all images that are decompressed at the same time; 0 leaves it to the store.
@@ -110,6 +112,7 @@ impl Config {
         config.registries = self.registries.clone();
         config.certs_dir = self.certs_dir.clone();
         config.docker_config = self.docker_config.clone();
+        config.pinned = self.pinned.clone();
         config.timeouts.progress = self.no_progress;
         config.max_parallel_layers = self.max_parallel_layers;
         if self.max_unpacking_layers > 0 {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use cofferdam_image_store::RegistryConfig;
+use cofferdam_image_store::{Reference, RegistryConfig};
 use cofferdam_proto::monitor::MAX_VCPUS;
 use cofferdam_sandbox::{CniConfig, VmConfig, VmSize};
 use serde::{Deserialize, Serialize};
@@ -97,6 +97,7 @@ pub(super) struct Images {
     /// Empty: none.
     docker_config: PathBuf,
     no_progress_seconds: u64,
+    pinned: Vec<String>,
     /// 0: two for each processor.
     max_unpacking_layers: usize,
 }
@@ -183,6 +184,7 @@ impl Default for Images {
             certs_dir: "/etc/cofferdam/certs.d".into(),
             docker_config: PathBuf::new(),
             no_progress_seconds: 300,
+            pinned: Vec::new(),
         }
     }
 }
@@ -246,6 +248,16 @@ impl Settings {
                 "is longer than 1024 characters or has one that is not printable ASCII".into(),
             ));
         }
+        for pattern in &self.images.pinned {
+            let valid = match pattern.strip_suffix('*') {
+                Some(beginning) => !beginning.contains('*'),
+                None => pattern.parse::<Reference>().is_ok(),
+            };
+            if !valid {
+                let reason = format!("has {pattern:?}, neither a reference nor the beginning of one with a * behind");
+                return Err(("images.pinned", reason));
+            }
+        }
         for (key, path) in self.paths() {
             if !path.is_absolute() || path.components().any(|c| c == std::path::Component::ParentDir) {
                 return Err((key, format!("is {path:?}, not an absolute path without \"..\"")));
@@ -296,6 +308,7 @@ impl Settings {
             max_parallel_layers: self.images.max_parallel_layers,
             certs_dir: Some(self.images.certs_dir.clone()).filter(|path| !path.as_os_str().is_empty()),
             docker_config: Some(self.images.docker_config.clone()).filter(|path| !path.as_os_str().is_empty()),
+            pinned: self.images.pinned.clone(),
             no_progress: seconds(self.images.no_progress_seconds),
             max_unpacking_layers: self.images.max_unpacking_layers,
             registries: self.registries.iter().map(|(host, r)| (host.clone(), r.parts())).collect(),

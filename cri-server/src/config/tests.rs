@@ -43,11 +43,13 @@ fn registries_have_a_folder_and_no_credentials_unless_told() {
     assert_eq!((usual.docker_config, usual.timeouts.progress.as_secs()), (None, 300));
     let other = store(
         "[images]\ncerts_dir = \"\"\ndocker_config = \"/root/.docker/config.json\"\nno_progress_seconds = 60\n\
+         pinned = [\"registry.k8s.io/*\", \"busybox\"]\n\
          [registries.\"r\"]\ninsecure_redirects = true\n",
     );
     assert_eq!((other.certs_dir, other.timeouts.progress.as_secs()), (None, 60));
     assert_eq!(other.docker_config.as_deref(), Some(Path::new("/root/.docker/config.json")));
-    assert!(other.registries["r"].insecure_redirects);
+    assert!(other.registries["r"].insecure_redirects && usual.pinned.is_empty());
+    assert_eq!(other.pinned, ["registry.k8s.io/*", "busybox"]);
 }
 
 #[test]
@@ -104,6 +106,7 @@ fn bad_values_name_the_key_and_the_file() {
         ("[images]\nno_progress_seconds = 0\n", "images.no_progress_seconds"),
         ("[images]\ncerts_dir = \"certs.d\"\n", "images.certs_dir"),
         ("[images]\ndocker_config = \"/a/../b\"\n", "images.docker_config"),
+        ("[images]\npinned = [\"a:1\", \"b**\"]\n", "images.pinned"),
         ("[images]\nmax_unpacking_layers = 257\n", "images.max_unpacking_layers"),
         ("[cni]\nbin_dirs = [\"x\"]\n", "cni.bin_dirs"),
     ] {

@@ -30,7 +30,8 @@ use self::follow::Bounds;
 pub use self::lower::complete;
 pub(crate) use self::lower::copy_up;
 use self::name::{join, split};
-use self::reader::{Entry, Kind, TarReader, lossy};
+use self::reader::{Entry, lossy};
+pub(crate) use self::reader::{Kind, TarReader};
 use self::root::{Linked, Root};
 use crate::config::Limits;
 

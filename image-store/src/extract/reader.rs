@@ -3,7 +3,7 @@
 //! The headers are read here and not by the `tar` crate: it reads extended headers of any size into
 //! memory, turns device nodes into empty files and breaks PAX sparse files.
 
-use std::io::{self, Read};
+use std::io::{self, Read, Seek};
 
 use super::ExtractError;
 use super::header::{self, BLOCK, RawHeader, number};
@@ -275,6 +275,19 @@ impl<'a, R: Read> TarReader<'a, R> {
         }
         debug_assert_eq!(self.left % BLOCK as u64, data % BLOCK as u64);
         Ok((real, extents))
+    }
+}
+
+impl<R: Seek> TarReader<'_, R> {
+    /// Where the rest of the current entry's data begins; goes on behind it without reading it. Whether the stream goes
+    /// as far is for the caller to see.
+    pub(crate) fn pass(&mut self) -> io::Result<u64> {
+        let start = self.inner.stream_position()?;
+        let length = self.left.saturating_add(std::mem::take(&mut self.padding));
+        self.left = 0;
+        let length = i64::try_from(length).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
+        self.inner.seek_relative(length)?;
+        Ok(start)
     }
 }
 

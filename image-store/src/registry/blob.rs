@@ -9,6 +9,7 @@ use super::receiver::{Download, Ended, Receiver};
 use super::request::Request;
 use super::retry::{Retry, Turn};
 use super::session::{Endpoint, Role, Session};
+use crate::archive::Archive;
 use crate::error::{StoreError, StoreResult};
 
 /// Bytes that a registry may send between two failures and still be taken for one that gets
@@ -38,6 +39,9 @@ impl Session {
             && let Ok(wanted) = state.finish().await
         {
             return Ok(wanted);
+        }
+        if let Some(archive) = &self.archive {
+            return from_archive(archive, state).await;
         }
         let mut faults: Vec<(&Endpoint, Fault)> = Vec::new();
         // Whose bytes are in what came so far.
@@ -170,4 +174,31 @@ impl Session {
             source: None,
         }
     }
+}
+
+/// As [`Session::blob`]: what there is in an archive is whole and right, or never will be.
+async fn from_archive(archive: &Archive, mut state: Receiver<'_>) -> StoreResult<bool> {
+    let (size, mut pieces) = archive.stream(&state.blob.digest)?;
+    let wrong = |fault: Fault| match fault {
+        Fault::Bad(error) => error,
+        fault => StoreError::malformed("image archive", fault.text()),
+    };
+    if size != state.blob.size {
+        let detail = format!("has {} with {size} bytes, and its manifest says {}", state.what, state.blob.size);
+        return Err(StoreError::malformed("image archive", detail));
+    }
+    // What an earlier pull got of it counts.
+    let mut skip = state.download.received;
+    while let Some(piece) = pieces.recv().await {
+        let mut piece = piece.map_err(|e| StoreError::io(format!("reading {} of the archive", state.what), e))?;
+        let known = skip.min(piece.len() as u64);
+        let _ = piece.split_to(known as usize);
+        skip -= known;
+        if !piece.is_empty()
+            && let Ended::Unwanted = state.take(piece).await.map_err(wrong)?
+        {
+            return Ok(false);
+        }
+    }
+    state.finish().await.map_err(wrong)
 }

@@ -48,6 +48,11 @@ impl Session {
         self.image(reference.selector(), None).await
     }
 
+    /// As [`Session::resolve`], for a digest that is known.
+    pub(crate) async fn resolve_digest(&self, digest: Digest) -> StoreResult<Manifest> {
+        self.image(digest.to_string(), Some(digest)).await.map(|(_, manifest)| manifest)
+    }
+
     /// Goes from an index down to the manifest for the platform.
     async fn image(&self, selector: String, expected: Option<Digest>) -> StoreResult<(Digest, Manifest)> {
         let mut todo = vec![Next { selector, expected, sure: true, depth: 0 }];

@@ -15,6 +15,7 @@ use super::parts::Room;
 use super::place::{Place, Scheme};
 use super::tls::Trust;
 use super::{certs_dir, place};
+use crate::archive::Archive;
 use crate::config::{Config, Limits, Platform, RegistryConfig, Timeouts};
 use crate::digest::Digest;
 use crate::error::{StoreError, StoreResult};
@@ -70,6 +71,8 @@ pub(crate) struct Session {
     pub(super) auth: Option<Auth>,
     pub(super) node_login: Option<NodeLogin>,
     pub(super) endpoints: Vec<Endpoint>,
+    /// Everything is in here, and no endpoint is asked.
+    pub(super) archive: Option<Arc<Archive>>,
     pub(super) logins: Logins,
     pub(super) timeouts: Timeouts,
     pub(super) limits: Limits,
@@ -138,6 +141,7 @@ impl Registries {
             auth,
             node_login: shared.node_login.clone(),
             endpoints,
+            archive: None,
             logins: Logins::default(),
             timeouts: shared.timeouts.clone(),
             limits: shared.limits.clone(),
@@ -146,6 +150,11 @@ impl Registries {
             room: shared.room.clone(),
             parallel_from: shared.parallel_from,
         }
+    }
+
+    /// A session that has what an archive has, and asks nobody.
+    pub(crate) fn offline(&self, reference: &Reference, archive: Arc<Archive>) -> Session {
+        Session { archive: Some(archive), ..self.session(reference, None, Vec::new()) }
     }
 
     /// Where a registry is to be asked, by the files of the configuration as they are now. Blocks.

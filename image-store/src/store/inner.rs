@@ -8,7 +8,7 @@ use std::fs::{self, Permissions};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -24,6 +24,7 @@ use super::staging::{self, Record, Staging, open_dir};
 use crate::config::Config;
 use crate::digest::Digest;
 use crate::error::{StoreError, StoreResult};
+use crate::pinned::Pinned;
 use crate::progress::Meter;
 use crate::reference::Reference;
 use crate::registry::Registries;
@@ -31,12 +32,17 @@ use crate::registry::Registries;
 pub(crate) struct Inner {
     pub(crate) config: Config,
     pub(crate) registries: Registries,
-    db: Mutex<Db>,
+    pub(super) pinned: Pinned,
+    pub(super) db: Mutex<Db>,
     state: Mutex<State>,
     pub(crate) jobs: Arc<Jobs>,
     serial: Arc<AtomicU64>,
     pub(crate) boot_id: String,
     syncing: Mutex<()>,
+    /// Held while layers are sealed.
+    pub(super) sealing: Mutex<()>,
+    /// Long work in the background is to end.
+    ending: AtomicBool,
     pub(crate) background: Arc<Background>,
     /// The store's directory, locked against other daemons.
     _owner: OwnedFd,
@@ -73,6 +79,7 @@ fn made(path: &Path, mode: u32) -> StoreResult<()> {
 impl Inner {
     pub(crate) fn open(config: Config) -> StoreResult<Self> {
         let registries = Registries::new(&config)?;
+        let pinned = Pinned::new(&config.pinned)?;
         for (dir, mode) in [("", 0o700), ("layers", 0o700), ("tmp", 0o700), ("empty", 0o700), ("empty/fs", 0o755)] {
             made(&config.root.join(dir), mode)?;
         }
@@ -94,12 +101,15 @@ impl Inner {
         Ok(Self {
             config,
             registries,
+            pinned,
             db: Mutex::new(db),
             state: Mutex::new(state),
             jobs,
             serial,
             boot_id,
             syncing: Mutex::default(),
+            sealing: Mutex::default(),
+            ending: AtomicBool::default(),
             background,
             _owner: owner,
         })
@@ -203,7 +213,12 @@ impl Inner {
         }
         drop(state);
         if layers.iter().any(|(_, layer)| layer.unsynced.is_some()) {
-            self.in_background("image-sync", |inner| inner.sync());
+            self.in_background("image-sync", |inner| {
+                inner.sync()?;
+                // A thread of its own: its priority is low, and the next sync does not wait for it.
+                inner.in_background("layer-seal", |inner| inner.seal());
+                Ok(())
+            });
         }
         Ok(())
     }
@@ -245,8 +260,14 @@ impl Inner {
         });
     }
 
+    /// Whether the store ends.
+    pub(super) fn is_ending(&self) -> bool {
+        self.ending.load(Relaxed)
+    }
+
     /// Waits for what was begun in the background.
     pub(crate) fn finish(&self) {
+        self.ending.store(true, Relaxed);
         self.jobs.close();
         self.background.finish();
     }

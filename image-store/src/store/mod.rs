@@ -6,6 +6,7 @@ mod budget;
 mod db;
 mod frames;
 mod gzip;
+mod import;
 mod inner;
 mod jobs;
 mod layer;
@@ -13,19 +14,25 @@ mod pool;
 mod pull;
 mod recover;
 mod staging;
+mod tree;
 mod twin;
 mod unpack;
+mod verify;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
+use bytes::Bytes;
 use cofferdam_ledger::Failing;
+use futures::Stream;
 use futures::future::{BoxFuture, FutureExt, Shared, WeakShared};
+use tokio::sync::mpsc;
 use tracing::Instrument;
 
 use self::db::ImageRecord;
 use self::inner::{Inner, State, delete, lock, resolve};
+pub use self::verify::{LayerState, VerifiedLayer};
 use crate::config::Config;
 use crate::error::StoreResult;
 use crate::image::Image;
@@ -43,6 +50,15 @@ pub struct Layers {
     pub image: ImageId,
     /// Topmost first; never empty (an image without layers has one empty directory).
     pub dirs: Vec<PathBuf>,
+}
+
+/// An image that came in an archive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Imported {
+    /// The image.
+    pub id: ImageId,
+    /// Its names, normalised.
+    pub names: Vec<String>,
 }
 
 /// What the store uses of its file system. Counted as layers come and go, not walked.
@@ -65,13 +81,21 @@ pub struct Store {
     inner: Arc<Inner>,
     /// Running pulls by what was asked: who asks the same joins. Given up when nobody waits any more.
     running: Arc<Mutex<Running>>,
+    /// Archives are taken in one after the other: each is on the disk twice meanwhile.
+    importing: tokio::sync::Mutex<()>,
+    verifying: tokio::sync::Mutex<()>,
 }
 
 impl Store {
     /// Opens the store, and makes it when it is new. Removes what an earlier daemon left half-done, so only one
     /// daemon can have it: another one gets [`crate::StoreError::Config`].
     pub fn open(config: Config) -> StoreResult<Self> {
-        Ok(Self { inner: Arc::new(Inner::open(config)?), running: Arc::default() })
+        Ok(Self {
+            inner: Arc::new(Inner::open(config)?),
+            running: Arc::default(),
+            importing: Default::default(),
+            verifying: Default::default(),
+        })
     }
 
     /// Pulls an image, and asks the registry also when the image is there. Layers that are there are not sent again.
@@ -109,6 +133,34 @@ impl Store {
         work
     }
 
+    /// Brings the images of an archive into the store: an OCI layout in a tar that is not compressed, or what
+    /// `docker save` writes. `name` is how its one image is to be called; without it, images have the names that the
+    /// archive gives them, and those without a name are left out. Of images for several platforms, the node's is
+    /// taken. The archive is held below the store's directory until this ends.
+    ///
+    /// # Errors
+    /// The first image that cannot be brought in ends it; those before it stay. A stream that breaks off imports
+    /// nothing.
+    pub async fn import(
+        &self,
+        name: Option<&str>,
+        archive: impl Stream<Item = std::io::Result<Bytes>> + Send,
+    ) -> StoreResult<Vec<Imported>> {
+        let name = name.map(import::name).transpose()?;
+        let _one_at_a_time = self.importing.lock().await;
+        import::import(&self.inner, name, archive).await
+    }
+
+    /// Looks at each layer whether it is still what came, one after the other, and tells `sender`. Ends when that is
+    /// closed. Everything is read, at low priority.
+    ///
+    /// # Errors
+    /// The disk does not take what a layer is, where that was not known before.
+    pub async fn verify(&self, sender: mpsc::Sender<VerifiedLayer>) -> StoreResult<()> {
+        let _one_at_a_time = self.verifying.lock().await;
+        verify::verify(&self.inner, sender).await
+    }
+
     /// The pulls that run.
     pub fn progress(&self) -> Vec<PullProgress> {
         self.inner.state().meters.iter().map(|meter| meter.snapshot()).collect()
@@ -122,13 +174,13 @@ impl Store {
     /// The image that a reference, an id, or the beginning of an id stands for.
     pub fn status(&self, reference_or_id: &str) -> StoreResult<Option<Image>> {
         let state = self.inner.state();
-        Ok(resolve(&state, reference_or_id)?.map(|id| image(&state, &id, &state.images[&id])))
+        Ok(resolve(&state, reference_or_id)?.map(|id| self.image(&state, &id, &state.images[&id])))
     }
 
     /// All images, by id.
     pub fn list(&self) -> StoreResult<Vec<Image>> {
         let state = self.inner.state();
-        Ok(state.images.iter().map(|(id, record)| image(&state, id, record)).collect())
+        Ok(state.images.iter().map(|(id, record)| self.image(&state, id, record)).collect())
     }
 
     /// Forgets an image with all of its names, and deletes its layers except those that other images, leases or
@@ -191,23 +243,23 @@ impl Store {
             inodes_used: state.layers.values().map(|layer| layer.inodes).sum(),
         }
     }
+
+    fn image(&self, state: &State, id: &str, record: &ImageRecord) -> Image {
+        let layers = record.chains.iter().filter_map(|chain| state.layers.get(chain));
+        Image {
+            id: id.to_owned(),
+            repo_tags: record.tags.iter().cloned().collect(),
+            repo_digests: record.digests.iter().cloned().collect(),
+            size: record.size,
+            disk_bytes: layers.map(|layer| layer.bytes).sum(),
+            config: record.config.clone(),
+            pinned: self.inner.pinned.has(record.tags.iter().chain(&record.digests)),
+        }
+    }
 }
 
 impl Drop for Store {
     fn drop(&mut self) {
         self.inner.finish();
-    }
-}
-
-fn image(state: &State, id: &str, record: &ImageRecord) -> Image {
-    let layers = record.chains.iter().filter_map(|chain| state.layers.get(chain));
-    Image {
-        id: id.to_owned(),
-        repo_tags: record.tags.iter().cloned().collect(),
-        repo_digests: record.digests.iter().cloned().collect(),
-        size: record.size,
-        disk_bytes: layers.map(|layer| layer.bytes).sum(),
-        config: record.config.clone(),
-        pinned: false,
     }
 }

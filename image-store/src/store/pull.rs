@@ -39,10 +39,10 @@ pub(super) struct Pull {
 }
 
 /// A pull's place in the list of those that run.
-struct Running<'a>(&'a Inner, &'a Arc<Meter>);
+pub(super) struct Running<'a>(&'a Inner, &'a Arc<Meter>);
 
 impl<'a> Running<'a> {
-    fn new(inner: &'a Inner, meter: &'a Arc<Meter>) -> Self {
+    pub(super) fn new(inner: &'a Inner, meter: &'a Arc<Meter>) -> Self {
         inner.state().meters.push(meter.clone());
         Self(inner, meter)
     }
@@ -99,15 +99,22 @@ async fn steps(
         return Ok(id);
     }
     let (served, manifest, size) = resolve(&session, reference, head).await?;
+    let tags = reference.tag_key().into_iter().collect();
+    let digests = BTreeSet::from([reference.digest_key(&served)]);
+    let image = ImageRecord { tags, digests, size, config: ImageConfig::default(), chains: Vec::new() };
+    bring(inner, session, manifest, image, meter).await
+}
+
+/// Brings the image of a manifest into the store, under the names of `image`.
+pub(super) async fn bring(
+    inner: Arc<Inner>,
+    session: Session,
+    manifest: Manifest,
+    mut image: ImageRecord,
+    meter: &Arc<Meter>,
+) -> StoreResult<String> {
     let id = manifest.config.digest.to_string();
     meter.begin(manifest.layers.iter().map(|(blob, _)| (blob.digest, blob.size)));
-    let mut image = ImageRecord {
-        tags: reference.tag_key().into_iter().collect(),
-        digests: BTreeSet::from([reference.digest_key(&served)]),
-        size,
-        config: ImageConfig::default(),
-        chains: Vec::new(),
-    };
     let known = inner.state().images.get(&id).cloned();
     // Pinned first, looked at then: nothing can go in between.
     let pins = inner.pin(known.as_ref().map_or(&[], |known| &known.chains));
@@ -164,9 +171,14 @@ async fn resolve(
         image.layers = Empty
     );
     let (served, manifest) = step(span.clone(), session.resolve(reference, head)).await?;
-    let size = manifest.config.size + manifest.layers.iter().map(|(layer, _)| layer.size).sum::<u64>();
+    let size = size(&manifest);
     span.record("image.bytes", size).record("image.layers", manifest.layers.len());
     Ok((served, manifest, size))
+}
+
+/// Bytes of an image as it is sent.
+pub(super) fn size(manifest: &Manifest) -> u64 {
+    manifest.config.size + manifest.layers.iter().map(|(layer, _)| layer.size).sum::<u64>()
 }
 
 fn chains(diff_ids: &[Digest]) -> Vec<Digest> {
