@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, Permissions};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -120,7 +120,8 @@ impl Inner {
     }
 
     pub(crate) fn db_bytes(&self) -> u64 {
-        fs::metadata(self.config.root.join("images.redb")).map_or(0, |m| m.len())
+        // Its blocks and not its length: the ledger holds room on the disk beyond the end.
+        fs::metadata(self.config.root.join("images.redb")).map_or(0, |m| m.blocks().saturating_mul(512))
     }
 
     pub(crate) fn unsynced(&self) -> Unsynced {
