@@ -16,10 +16,11 @@
 //!  └── tmp/                     half-done work; opening the store deletes it, but for whole layers
 //! ```
 //!
-//! A layer appears below `layers/` by one rename, after both of its digests were checked. When an image's layers are
-//! all there, the image is recorded; a layer that no record names is kept for an hour, since its pull may be tried again. No pull
-//! waits for the disk: layers are synced afterwards, and until then their records hold for the running boot of the
-//! machine only. So a kill at any moment leaves whole images, and so does a power cut, which may take along an image
+//! A layer appears below `layers/` by one rename, after both of its digests were checked. When an
+//! image's layers are all there, the image is recorded; a layer that no record names is kept for an
+//! hour, since its pull may be tried again. No pull waits for the disk: layers are synced
+//! afterwards, and until then their records hold for the running boot of the machine only. So a
+//! kill at any moment leaves whole images, and so does a power cut, which may take along an image
 //! that was pulled seconds before.
 //!
 //! The store knows no pods: who needs layers to stay takes a lease ([`Store::lease`]) under a name.
@@ -32,6 +33,7 @@ mod extract;
 mod flow;
 mod image;
 mod json;
+mod lock;
 mod pinned;
 mod platform;
 mod progress;

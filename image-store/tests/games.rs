@@ -2,7 +2,7 @@
 //! do, nothing beside the directories that they are unpacked into changes, and no lower layer does.
 
 #[path = "support/raw.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, reason = "this test uses a part")]
 mod raw;
 
 use std::collections::BTreeMap;

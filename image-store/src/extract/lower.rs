@@ -196,8 +196,19 @@ fn adopt(layer: BorrowedFd<'_>, lowers: &[OwnedFd], dir: &[u8]) -> Result<(), Ex
     })
 }
 
-/// Owner, mode, extended attributes, times, from one descriptor to another.
+/// Owner, mode, extended attributes, times, from one descriptor to another, as an image has them.
 pub(crate) fn attributes(from: BorrowedFd<'_>, to: BorrowedFd<'_>, stat: &Stat) -> io::Result<()> {
+    attributes_but(from, to, stat, keeps_xattr)
+}
+
+/// Owner, mode, times and the extended attributes that `keep` wants, from one descriptor to
+/// another.
+pub(crate) fn attributes_but(
+    from: BorrowedFd<'_>,
+    to: BorrowedFd<'_>,
+    stat: &Stat,
+    keep: impl Fn(&[u8]) -> bool,
+) -> io::Result<()> {
     rfs::fchown(to, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)))?;
     let mut names = vec![0; 64 << 10];
     let length = match rfs::flistxattr(from, &mut names) {
@@ -205,7 +216,7 @@ pub(crate) fn attributes(from: BorrowedFd<'_>, to: BorrowedFd<'_>, stat: &Stat) 
         Err(Errno::NOTSUP) => 0,
         Err(errno) => return Err(errno.into()),
     };
-    for name in names[..length].split(|b| *b == 0).filter(|name| keeps_xattr(name)) {
+    for name in names[..length].split(|b| *b == 0).filter(|name| !name.is_empty() && keep(name)) {
         let mut value = vec![0; 64 << 10];
         let length = rfs::fgetxattr(from, path(name), &mut value)?;
         rfs::fsetxattr(to, path(name), &value[..length], XattrFlags::empty())?;

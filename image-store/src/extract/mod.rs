@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 use self::attributes::{Attributes, DEFAULT_ACL};
 use self::follow::Bounds;
 pub use self::lower::complete;
-pub(crate) use self::lower::copy_up;
+pub(crate) use self::lower::{attributes_but, copy_up};
 use self::name::{join, split};
 use self::reader::{Entry, lossy};
 pub(crate) use self::reader::{Kind, TarReader};
@@ -103,7 +103,8 @@ pub struct Extracted {
     /// The root is opaque: nothing of the layers below shows. Overlayfs has no mark for that; stack
     /// this layer as the lowest.
     pub hides_below: bool,
-    /// It has whiteouts or opaque marks, so that it is another tree at the bottom than above other layers.
+    /// It has whiteouts or opaque marks, so that it is another tree at the bottom than above other
+    /// layers.
     pub marks: bool,
     /// Directories of it were moved through symbolic links of the layers below, so that it is
     /// another tree above other layers.

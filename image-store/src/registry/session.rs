@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, Once, PoisonError};
+use std::sync::{Arc, Mutex, Once};
 
 use reqwest::Client;
 use reqwest::header::HeaderValue;
@@ -19,6 +19,7 @@ use crate::archive::Archive;
 use crate::config::{Config, Limits, Platform, RegistryConfig, Timeouts};
 use crate::digest::Digest;
 use crate::error::{StoreError, StoreResult};
+use crate::lock::lock;
 use crate::reference::Reference;
 
 /// Clients that are kept: references choose the hosts, so there must be an end.
@@ -190,7 +191,7 @@ impl Registries {
     fn client(&self, trust: &Trust) -> StoreResult<Client> {
         let loaded = trust.load()?;
         let key = loaded.key();
-        let mut clients = self.0.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut clients = lock(&self.0.clients);
         if let Some(client) = clients.get(&key) {
             return Ok(client.clone());
         }
@@ -210,7 +211,7 @@ fn configured(host: &str, settings: &RegistryConfig) -> StoreResult<Vec<Place>> 
 impl Logins {
     /// The login of one server, whose host references and redirects choose.
     pub(super) fn of(&self, server: &str) -> Login {
-        let mut logins = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut logins = lock(&self.0);
         if logins.len() >= MAX_CLIENTS && !logins.contains_key(server) {
             logins.clear();
         }

@@ -3,7 +3,9 @@
 
 use std::io::{self, Read};
 use std::ops::Deref;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
+
+use crate::lock::lock;
 
 /// Bytes of a block.
 const SIZE: usize = 256 << 10;
@@ -31,7 +33,7 @@ impl Blocks {
 
     /// An empty block.
     pub(crate) fn take(self: &Arc<Self>) -> Block {
-        let free = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let free = lock(&self.free).pop();
         Block { bytes: free.unwrap_or_else(|| vec![0; SIZE]), length: 0, stock: self.clone() }
     }
 }
@@ -64,7 +66,7 @@ impl Deref for Block {
 
 impl Drop for Block {
     fn drop(&mut self) {
-        let mut free = self.stock.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut free = lock(&self.stock.free);
         if free.len() < self.stock.kept {
             free.push(std::mem::take(&mut self.bytes));
         }

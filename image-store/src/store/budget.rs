@@ -1,17 +1,20 @@
 //! What the layers of all pulls share: the right to work, and memory.
 //!
-//! - A *slot* is held by a layer that decompresses, and given back whenever it waits for the network. So a registry
-//!   that stalls holds none. Layers take turns: one that had its share hands its slot on when others wait.
-//! - A *window* is what a zstd frame asks for ahead of its bytes, up to 128 MiB. All windows together stay under
-//!   [`WINDOWS`]: the largest one runs alone. A window is taken while nothing else of the pool is held, so that two
-//!   layers never wait for each other.
-//! - *Admission* bounds the layers that are begun, each of which has some 600 KiB: a queue, a block, a decompressor, threads.
+//! - A *slot* is held by a layer that decompresses, and given back whenever it waits for the
+//!   network. So a registry that stalls holds none. Layers take turns: one that had its share hands
+//!   its slot on when others wait.
+//! - A *window* is what a zstd frame asks for ahead of its bytes, up to 128 MiB. All windows
+//!   together stay under [`WINDOWS`]: the largest one runs alone. A window is taken while nothing
+//!   else of the pool is held, so that two layers never wait for each other.
+//! - *Admission* bounds the layers that are begun, each of which has some 600 KiB: a queue, a
+//!   block, a decompressor, threads.
 //!
-//! Whoever waits for memory may have it from a layer that gets nowhere: one that no pull wants at the moment, or one
-//! whose registry has sent next to nothing for [`Budget::patience`]. Such a layer starts over when it is wanted again.
+//! Whoever waits for memory may have it from a layer that gets nowhere: one that no pull wants at
+//! the moment, or one whose registry has sent next to nothing for [`Budget::patience`]. Such a
+//! layer starts over when it is wanted again.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -19,6 +22,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::blocks::Blocks;
 use super::pool::{Pool, Share};
 use crate::flow::Stopper;
+use crate::lock::lock;
 
 /// All zstd windows together, in KiB.
 pub(crate) const WINDOWS: usize = 128 << 10;
@@ -63,10 +67,6 @@ struct Waits {
     since: Option<Instant>,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Budget {
     pub(crate) fn new(slots: usize, patience: Duration) -> Arc<Self> {
         Arc::new(Self {
@@ -96,7 +96,8 @@ impl Budget {
         Some(permit)
     }
 
-    /// A window of so many bytes; `None` when the layer is to stop. Blocks the thread. The layer must hold none.
+    /// A window of so many bytes; `None` when the layer is to stop. Blocks the thread. The layer
+    /// must hold none.
     pub(crate) fn window(&self, bytes: u64, pulse: &Pulse) -> Option<Share> {
         let kib = usize::try_from(bytes.div_ceil(1024)).unwrap_or(usize::MAX).min(WINDOWS);
         let mut looked = Instant::now();

@@ -1,5 +1,5 @@
-//! The database: what must outlive the daemon. Everything is in memory too; it is read once, when the store is
-//! opened.
+//! The database: what must outlive the daemon. Everything is in memory too; it is read once, when
+//! the store is opened.
 //!
 //! ```text
 //! table    key                value (JSON)
@@ -9,12 +9,13 @@
 //! leases   <holder>           LeaseRecord
 //! ```
 //!
-//! A database of a newer version is not opened. A directory below `layers/` that no image or lease names is rubbish.
-//! A row that cannot be read is left out: an image is pulled again, and layers that nothing names go.
+//! A database of a newer version is not opened. A directory below `layers/` that no image or lease
+//! names is rubbish. A row that cannot be read is left out: an image is pulled again, and layers
+//! that nothing names go.
 //!
-//! Removals do not wait for a disk that is full, since it is removals that make room: what could not be removed from the
-//! database is owed, and goes with the next change. A daemon that ends before that finds images whose layers are gone,
-//! and forgets them.
+//! Removals do not wait for a disk that is full, since it is removals that make room: what could
+//! not be removed from the database is owed, and goes with the next change. A daemon that ends
+//! before that finds images whose layers are gone, and forgets them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -36,7 +37,8 @@ const META: Table = TableDefinition::new("meta");
 const IMAGES: Table = TableDefinition::new("images");
 const LAYERS: Table = TableDefinition::new("layers");
 const LEASES: Table = TableDefinition::new("leases");
-/// Bytes of the disk that the database, a few hundred KiB, holds for the time when the disk is full.
+/// Bytes of the disk that the database, a few hundred KiB, holds for the time when the disk is
+/// full.
 const ROOM: u64 = 4 << 20;
 
 /// An image.

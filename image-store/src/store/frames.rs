@@ -1,5 +1,5 @@
-//! A zstd stream, frame by frame: each says how much memory it wants before its first byte (RFC 8878,
-//! section 3.1.1.1), and waits until the store has that much to give.
+//! A zstd stream, frame by frame: each says how much memory it wants before its first byte (RFC
+//! 8878, section 3.1.1.1), and waits until the store has that much to give.
 
 use std::io::{self, BufRead, Read};
 

@@ -1,7 +1,8 @@
 //! The store's state: in memory for readers, in the database for the next start.
 //!
-//! Locks, in this order: `db` (held over a whole change, with its commit and with what it moves on the disk), then `state`
-//! (held for moments and never over a system call, so that readers never wait for a disk).
+//! Locks, in this order: `db` (held over a whole change, with its commit and with what it moves on
+//! the disk), then `state` (held for moments and never over a system call, so that readers never
+//! wait for a disk).
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, Permissions};
@@ -9,7 +10,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use cofferdam_ledger::Failing;
@@ -24,6 +25,7 @@ use super::staging::{self, Record, Staging, open_dir};
 use crate::config::Config;
 use crate::digest::Digest;
 use crate::error::{StoreError, StoreResult};
+use crate::lock::lock;
 use crate::pinned::Pinned;
 use crate::progress::Meter;
 use crate::reference::Reference;
@@ -64,10 +66,6 @@ pub(crate) struct State {
 pub(crate) struct Pins {
     inner: Arc<Inner>,
     chains: Vec<Digest>,
-}
-
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn made(path: &Path, mode: u32) -> StoreResult<()> {
@@ -155,8 +153,8 @@ impl Inner {
         dirs
     }
 
-    /// Makes a whole, verified layer visible. It is not synced yet: it counts for the next start only when
-    /// [`Inner::commit_image`] has recorded it.
+    /// Makes a whole, verified layer visible. It is not synced yet: it counts for the next start
+    /// only when [`Inner::commit_image`] has recorded it.
     pub(crate) fn publish(&self, chain: &Digest, staging: Staging, record: LayerRecord) -> StoreResult<()> {
         // No layer comes or goes meanwhile.
         let mut db = lock(&self.db);
@@ -224,7 +222,8 @@ impl Inner {
         Ok(())
     }
 
-    /// Brings layers to the disk. No pull waits for that: the disk may be busy with gigabytes of somebody else's.
+    /// Brings layers to the disk. No pull waits for that: the disk may be busy with gigabytes of
+    /// somebody else's.
     fn sync(&self) -> StoreResult<()> {
         let _one_at_a_time = lock(&self.syncing);
         let unsynced = |state: &State| -> Vec<(Digest, LayerRecord)> {
@@ -238,7 +237,8 @@ impl Inner {
         let dir = open_dir(&self.config.root.join("layers"))?;
         rustix::fs::syncfs(&dir).map_err(|e| StoreError::io("syncing the layers", e.into()))?;
         let mut db = lock(&self.db);
-        // Not those that went meanwhile, or came again; those that no image has yet are not written.
+        // Not those that went meanwhile, or came again; those that no image has yet are not
+        // written.
         synced.retain(|(chain, layer)| self.state().layers.get(chain) == Some(layer));
         synced.iter_mut().for_each(|(_, layer)| layer.unsynced = None);
         let recorded: Vec<_> = {
@@ -281,8 +281,8 @@ impl Inner {
         });
     }
 
-    /// Lets go of layers that were kept for the next pull: of those whose time is over, or of all when the disk is nearly
-    /// full or `all` is set.
+    /// Lets go of layers that were kept for the next pull: of those whose time is over, or of all
+    /// when the disk is nearly full or `all` is set.
     pub(crate) fn tidy(&self, all: bool) {
         let before =
             if all || nearly_full(&self.config.root) { SystemTime::now() } else { deadline(self.config.keep_layers) };
@@ -290,7 +290,8 @@ impl Inner {
         self.state().kept.retain(|_, since| *since > before);
     }
 
-    /// Deletes all that is only kept for the next pull; gives the bytes of the whole layers among it.
+    /// Deletes all that is only kept for the next pull; gives the bytes of the whole layers among
+    /// it.
     pub(crate) async fn give_back(self: &Arc<Self>) -> u64 {
         let inner = self.clone();
         let deleted = self.background.run("image-gc", move || {
@@ -303,8 +304,8 @@ impl Inner {
         deleted.await.unwrap_or(0)
     }
 
-    /// A published layer of this content that can be had on top of other layers too, and what it was when it was
-    /// extracted. Blocks.
+    /// A published layer of this content that can be had on top of other layers too, and what it
+    /// was when it was extracted. Blocks.
     pub(crate) fn twin(self: &Arc<Self>, diff_id: &Digest) -> Option<(PathBuf, Record, Pins)> {
         let (chain, pins) = {
             let mut state = self.state();
@@ -376,7 +377,8 @@ impl Inner {
         }
     }
 
-    /// Takes away layers that nothing needs. What it gives back is out of the store and still to be deleted.
+    /// Takes away layers that nothing needs. What it gives back is out of the store and still to be
+    /// deleted.
     pub(crate) fn collect(&self) -> Vec<PathBuf> {
         let mut db = lock(&self.db);
         let unused = self.state().unused();
@@ -493,8 +495,8 @@ pub(crate) fn resolve(state: &State, asked: &str) -> StoreResult<Option<String>>
     reference.map(|_| None).map_err(StoreError::from)
 }
 
-/// Whether less than 15 % of the store's file system is free: by default the kubelet frees space then, and what is only
-/// kept for the next pull goes first.
+/// Whether less than 15 % of the store's file system is free: by default the kubelet frees space
+/// then, and what is only kept for the next pull goes first.
 fn nearly_full(root: &Path) -> bool {
     rustix::fs::statvfs(root).is_ok_and(|fs| fs.f_bavail < fs.f_blocks / 20 * 3)
 }

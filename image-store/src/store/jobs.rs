@@ -1,5 +1,6 @@
-//! Layers that are fetched and unpacked, whoever wants them: a blob that several pulls want at the same time is fetched
-//! once, and one whose pull ended goes on where it stopped when the next pull wants it.
+//! Layers that are fetched and unpacked, whoever wants them: a blob that several pulls want at the
+//! same time is fetched once, and one whose pull ended goes on where it stopped when the next pull
+//! wants it.
 //!
 //! ```text
 //!             pull ──┐  one feeds, the others wait
@@ -7,14 +8,14 @@
 //!                                              └─► Broken: the next one starts over
 //! ```
 //!
-//! A job belongs to no pull. Each pull that wants it holds an [`Interest`]. The job that nobody wants any more is
-//! *parked*: its threads wait where the bytes stopped, or its tree lies there, until a pull comes, the time to keep it is
-//! over, others need its memory, or the disk is full.
+//! A job belongs to no pull. Each pull that wants it holds an [`Interest`]. The job that nobody
+//! wants any more is *parked*: its threads wait where the bytes stopped, or its tree lies there,
+//! until a pull comes, the time to keep it is over, others need its memory, or the disk is full.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::oneshot;
@@ -28,6 +29,7 @@ use crate::digest::Digest;
 use crate::error::{StoreError, StoreResult};
 use crate::extract::Extracted;
 use crate::flow::{self, Source};
+use crate::lock::lock;
 use crate::registry::{Descriptor, Download, Session};
 use crate::step::SPANS;
 
@@ -95,10 +97,6 @@ pub(crate) struct Interest {
     jobs: Arc<Jobs>,
     key: Key,
     job: Arc<Job>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Jobs {
@@ -249,8 +247,8 @@ impl Jobs {
         }
     }
 
-    /// Takes out what nobody has wanted since `before`, or more of it than is kept. What it gives back goes away when it
-    /// is dropped.
+    /// Takes out what nobody has wanted since `before`, or more of it than is kept. What it gives
+    /// back goes away when it is dropped.
     pub(crate) fn expire(&self, before: SystemTime) -> Vec<Arc<Job>> {
         let mut table = lock(&self.table);
         let mut parked: Vec<_> =
@@ -347,7 +345,8 @@ impl Interest {
 }
 
 impl Staged {
-    /// The tree's root, to be copied. The layer must not be taken meanwhile: its [`Interest`] sees to that.
+    /// The tree's root, to be copied. The layer must not be taken meanwhile: its [`Interest`] sees
+    /// to that.
     pub(crate) fn root(&self) -> Option<StoreResult<std::os::fd::OwnedFd>> {
         lock(&self.staging).as_ref().map(Staging::root)
     }

@@ -31,11 +31,12 @@ use tokio::sync::mpsc;
 use tracing::Instrument;
 
 use self::db::ImageRecord;
-use self::inner::{Inner, State, delete, lock, resolve};
+use self::inner::{Inner, State, delete, resolve};
 pub use self::verify::{LayerState, VerifiedLayer};
 use crate::config::Config;
 use crate::error::StoreResult;
 use crate::image::Image;
+use crate::lock::lock;
 use crate::progress::PullProgress;
 use crate::reference::Reference;
 use crate::registry::Auth;
@@ -75,11 +76,12 @@ pub struct FsUsage {
 type Work = BoxFuture<'static, StoreResult<ImageId>>;
 type Running = HashMap<(Reference, Option<Auth>), WeakShared<Work>>;
 
-/// Images and their layers. Every method may be called from any thread; those that are not async take moments, or
-/// one commit of the database where they say so.
+/// Images and their layers. Every method may be called from any thread; those that are not async
+/// take moments, or one commit of the database where they say so.
 pub struct Store {
     inner: Arc<Inner>,
-    /// Running pulls by what was asked: who asks the same joins. Given up when nobody waits any more.
+    /// Running pulls by what was asked: who asks the same joins. Given up when nobody waits any
+    /// more.
     running: Arc<Mutex<Running>>,
     /// Archives are taken in one after the other: each is on the disk twice meanwhile.
     importing: tokio::sync::Mutex<()>,
@@ -87,8 +89,8 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens the store, and makes it when it is new. Removes what an earlier daemon left half-done, so only one
-    /// daemon can have it: another one gets [`crate::StoreError::Config`].
+    /// Opens the store, and makes it when it is new. Removes what an earlier daemon left half-done,
+    /// so only one daemon can have it: another one gets [`crate::StoreError::Config`].
     pub fn open(config: Config) -> StoreResult<Self> {
         Ok(Self {
             inner: Arc::new(Inner::open(config)?),
@@ -98,10 +100,11 @@ impl Store {
         })
     }
 
-    /// Pulls an image, and asks the registry also when the image is there. Layers that are there are not sent again.
+    /// Pulls an image, and asks the registry also when the image is there. Layers that are there
+    /// are not sent again.
     ///
-    /// Pulls of the same reference with the same credentials become one. A pull ends when the last future that waits
-    /// for it is dropped.
+    /// Pulls of the same reference with the same credentials become one. A pull ends when the last
+    /// future that waits for it is dropped.
     pub async fn pull(&self, reference: &str, auth: Option<Auth>) -> StoreResult<ImageId> {
         let reference: Reference = reference.parse()?;
         let work = self.join(reference, auth);
@@ -133,14 +136,15 @@ impl Store {
         work
     }
 
-    /// Brings the images of an archive into the store: an OCI layout in a tar that is not compressed, or what
-    /// `docker save` writes. `name` is how its one image is to be called; without it, images have the names that the
-    /// archive gives them, and those without a name are left out. Of images for several platforms, the node's is
-    /// taken. The archive is held below the store's directory until this ends.
+    /// Brings the images of an archive into the store: an OCI layout in a tar that is not
+    /// compressed, or what `docker save` writes. `name` is how its one image is to be called;
+    /// without it, images have the names that the archive gives them, and those without a name are
+    /// left out. Of images for several platforms, the node's is taken. The archive is held below
+    /// the store's directory until this ends.
     ///
     /// # Errors
-    /// The first image that cannot be brought in ends it; those before it stay. A stream that breaks off imports
-    /// nothing.
+    /// The first image that cannot be brought in ends it; those before it stay. A stream that
+    /// breaks off imports nothing.
     pub async fn import(
         &self,
         name: Option<&str>,
@@ -151,8 +155,8 @@ impl Store {
         import::import(&self.inner, name, archive).await
     }
 
-    /// Looks at each layer whether it is still what came, one after the other, and tells `sender`. Ends when that is
-    /// closed. Everything is read, at low priority.
+    /// Looks at each layer whether it is still what came, one after the other, and tells `sender`.
+    /// Ends when that is closed. Everything is read, at low priority.
     ///
     /// # Errors
     /// The disk does not take what a layer is, where that was not known before.
@@ -183,8 +187,9 @@ impl Store {
         Ok(state.images.iter().map(|(id, record)| self.image(&state, id, record)).collect())
     }
 
-    /// Forgets an image with all of its names, and deletes its layers except those that other images, leases or
-    /// running pulls need. An unknown image is no error, and a full disk none either.
+    /// Forgets an image with all of its names, and deletes its layers except those that other
+    /// images, leases or running pulls need. An unknown image is no error, and a full disk none
+    /// either.
     pub async fn remove(&self, reference_or_id: &str) -> StoreResult<()> {
         let Some(id) = resolve(&self.inner.state(), reference_or_id)? else {
             return Ok(());
@@ -201,29 +206,30 @@ impl Store {
         background.run("image-remove", remove).await
     }
 
-    /// Deletes what is kept for pulls that failed and may be tried again, and nothing else. Gives the bytes that are free
-    /// now.
+    /// Deletes what is kept for pulls that failed and may be tried again, and nothing else. Gives
+    /// the bytes that are free now.
     pub async fn forget_unfinished(&self) -> u64 {
         self.inner.give_back().await
     }
 
-    /// Gives an image's directories and keeps them, also after the image was removed and the daemon was restarted,
-    /// until the holder releases them. A holder has one lease: a second one takes the first one's place. Commits.
+    /// Gives an image's directories and keeps them, also after the image was removed and the daemon
+    /// was restarted, until the holder releases them. A holder has one lease: a second one takes
+    /// the first one's place. Commits.
     pub fn lease(&self, id: &str, holder: &str) -> StoreResult<Layers> {
         let (image, dirs) = self.inner.lease(id, holder)?;
         Ok(Layers { image, dirs })
     }
 
-    /// Ends a holder's lease; no error when there is none. Layers that nothing needs any more are deleted soon
-    /// after. What the disk does not take now is written later. Commits.
+    /// Ends a holder's lease; no error when there is none. Layers that nothing needs any more are
+    /// deleted soon after. What the disk does not take now is written later. Commits.
     pub fn release(&self, holder: &str) {
         if self.inner.release(holder) {
             self.inner.collect_later();
         }
     }
 
-    /// Writes to the database what a full or failing disk has kept out of it, and tries whether it can be written again;
-    /// says why if not. To be called now and then. Commits.
+    /// Writes to the database what a full or failing disk has kept out of it, and tries whether it
+    /// can be written again; says why if not. To be called now and then. Commits.
     pub fn settle(&self) -> Option<Failing> {
         self.inner.settle()
     }

@@ -2,9 +2,11 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, Thread};
 use std::time::Duration;
+
+use crate::lock::lock;
 
 /// How often a thread that waits looks whether it still wants to.
 const LOOK: Duration = Duration::from_millis(100);
@@ -40,11 +42,11 @@ impl Pool {
     }
 
     fn line(&self) -> MutexGuard<'_, Line> {
-        self.line.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.line)
     }
 
-    /// Waits for `amount`, or for the whole pool when that is less. `waiting` is asked again and again meanwhile; when
-    /// it says false, the thread gives up and gets `None`. Blocks the thread.
+    /// Waits for `amount`, or for the whole pool when that is less. `waiting` is asked again and
+    /// again meanwhile; when it says false, the thread gives up and gets `None`. Blocks the thread.
     pub(crate) fn take(self: &Arc<Self>, amount: usize, mut waiting: impl FnMut() -> bool) -> Option<Share> {
         let amount = amount.min(self.size);
         let waiter = {

@@ -199,7 +199,8 @@ fn check_config(inner: &Inner, manifest: &Manifest, parsed: &ParsedConfig) -> St
         ));
     }
     let (node, have) = (&inner.config.platform, &parsed.config);
-    // Builders that cross-compile often leave their own architecture here, and other runtimes do not look.
+    // Builders that cross-compile often leave their own architecture here, and other runtimes do
+    // not look.
     let says = Normal::new(&have.os, &have.architecture, &parsed.variant);
     if !have.architecture.is_empty() && says.rank(node).is_none() {
         tracing::warn!(

@@ -14,8 +14,8 @@ use crate::config::Config;
 use crate::digest::Digest;
 use crate::error::{StoreError, StoreResult};
 
-/// Whole layers of pulls that failed or were killed: kept by the boot in which they were written, as long as they are
-/// not too old.
+/// Whole layers of pulls that failed or were killed: kept by the boot in which they were written,
+/// as long as they are not too old.
 fn kept(path: &Path, config: &Config, boot_id: &str) -> Option<(Record, SystemTime)> {
     let record = Record::of(path).filter(|record| record.boot == boot_id)?;
     let since = Record::time(path).filter(|since| *since > deadline(config.keep_layers))?;

@@ -1,4 +1,5 @@
-//! A layer on its way into the store: a directory below `tmp/`, and the file beside the tree that says what it is.
+//! A layer on its way into the store: a directory below `tmp/`, and the file beside the tree that
+//! says what it is.
 //!
 //! ```text
 //!  tmp/layer-N/  or  layers/<chain id>/
@@ -6,8 +7,8 @@
 //!  └── record    JSON, written when the tree is whole: see Record
 //! ```
 //!
-//! The record lets the next daemon keep whole layers of a pull that failed or was killed. It counts within the boot
-//! in which it was written only: nothing of it was synced.
+//! The record lets the next daemon keep whole layers of a pull that failed or was killed. It counts
+//! within the boot in which it was written only: nothing of it was synced.
 
 use std::fs::{self, File, Permissions};
 use std::io::Write;
@@ -24,7 +25,8 @@ use crate::digest::Digest;
 use crate::error::{StoreError, StoreResult};
 use crate::extract::Extracted;
 
-/// Records of more bytes are not written and not read: the layer has very many directories that it does not list.
+/// Records of more bytes are not written and not read: the layer has very many directories that it
+/// does not list.
 const RECORD_BYTES: u64 = 4 << 20;
 
 /// A directory below `tmp/`, removed unless it was moved away.
@@ -131,8 +133,8 @@ impl Record {
     }
 }
 
-/// Deletes a layer's directory. The record goes first: what is left of the tree when the daemon is killed meanwhile must
-/// not be taken for a whole layer.
+/// Deletes a layer's directory. The record goes first: what is left of the tree when the daemon is
+/// killed meanwhile must not be taken for a whole layer.
 pub(crate) fn delete(path: &Path) {
     let deleted = match fs::remove_file(path.join("record")) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),

@@ -5,9 +5,10 @@
 //!  what it holds = a file's sha256 · a link's target · the sum of a directory's entries
 //! ```
 //!
-//! A sum (modulo 2^64 in each of four words) has no order, so that no list of names is held in memory. It finds damage
-//! and not malice: who can write a layer can write the digest beside it. Left out is what is not the layer's: change and
-//! access times, numbers of inodes and of links, and attributes that the node's kernel keeps for itself.
+//! A sum (modulo 2^64 in each of four words) has no order, so that no list of names is held in
+//! memory. It finds damage and not malice: who can write a layer can write the digest beside it.
+//! Left out is what is not the layer's: change and access times, numbers of inodes and of links,
+//! and attributes that the node's kernel keeps for itself.
 
 use std::collections::HashMap;
 use std::ffi::{CStr, OsStr};
@@ -34,7 +35,8 @@ const ATTRIBUTES: usize = 64 << 10;
 
 type Sum = [u64; 4];
 
-/// The digest of the tree below `root`. `go_on` is asked now and then; the walk ends with an error when it says no.
+/// The digest of the tree below `root`. `go_on` is asked now and then; the walk ends with an error
+/// when it says no.
 ///
 /// # Errors
 /// The operating system's, with the path of what could not be read.

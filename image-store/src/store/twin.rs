@@ -1,27 +1,25 @@
-//! The same layer on top of other layers: a tree of directories of its own, whose files are hard links
-//! to those of the layer that is there. Nobody writes to a layer's files, so they can be shared.
+//! The same layer on top of other layers: a tree of directories of its own, whose files are hard
+//! links to those of the layer that is there. Nobody writes to a layer's files, so they can be
+//! shared.
 
 use std::collections::HashSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{self as rfs, AtFlags, Dir, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::fs::{self as rfs, AtFlags, Dir, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::extract::{Extracted, copy_up};
-
-/// Attributes of one file or directory, at most (the kernel's own bound is 64 KiB each way).
-const ATTRIBUTES: usize = 64 << 10;
+use crate::extract::{Extracted, attributes_but, copy_up};
 
 impl Extracted {
-    /// Whether a layer that was completed on top of others is, but for the directories that it did not list, the same
-    /// on top of any.
+    /// Whether a layer that was completed on top of others is, but for the directories that it did
+    /// not list, the same on top of any.
     pub(super) fn stands_alone(&self) -> bool {
         self.missing_targets.is_empty() && !self.marks && !self.relocated
     }
 }
 
-/// Copies the tree in `from` into the empty directory `to`. The directories of `implied` are made as if they were new:
-/// their attributes come from the layers below.
+/// Copies the tree in `from` into the empty directory `to`. The directories of `implied` are made
+/// as if they were new: their attributes come from the layers below.
 ///
 /// # Errors
 /// What the kernel says.
@@ -62,30 +60,11 @@ fn copy_dir(from: &OwnedFd, to: &OwnedFd, path: &mut Vec<u8>, implied: &HashSet<
     if implied.contains(path.as_slice()) {
         return rfs::fchmod(to, Mode::from_raw_mode(0o755));
     }
-    attributes(from, to)
+    // With overlayfs' marks: this is a copy of the layer, and not of what an image has.
+    attributes_but(from.as_fd(), to.as_fd(), &rfs::fstat(from)?, |_| true)
+        .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))
 }
 
 fn open(at: BorrowedFd<'_>, name: &std::ffi::CStr) -> Result<OwnedFd, Errno> {
     rfs::openat(at, name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
-}
-
-fn attributes(from: &OwnedFd, to: &OwnedFd) -> Result<(), Errno> {
-    let stat = rfs::fstat(from)?;
-    rfs::fchown(to, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)))?;
-    rfs::fchmod(to, Mode::from_raw_mode(stat.st_mode & 0o7777))?;
-    let mut names = vec![0; ATTRIBUTES];
-    let length = match rfs::flistxattr(from, &mut names) {
-        Err(Errno::NOTSUP) => 0,
-        length => length?,
-    };
-    for name in names[..length].split_inclusive(|byte| *byte == 0) {
-        let Ok(name) = std::ffi::CStr::from_bytes_with_nul(name) else {
-            continue;
-        };
-        let mut value = vec![0; ATTRIBUTES];
-        let length = rfs::fgetxattr(from, name, &mut value)?;
-        rfs::fsetxattr(to, name, &value[..length], XattrFlags::empty())?;
-    }
-    let time = Timespec { tv_sec: stat.st_mtime, tv_nsec: stat.st_mtime_nsec as i64 };
-    rfs::futimens(to, &Timestamps { last_access: time, last_modification: time })
 }

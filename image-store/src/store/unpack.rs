@@ -25,7 +25,8 @@ use crate::extract::{ExtractError, Extracted, extract};
 use crate::flow::{Next, Source};
 use crate::registry::Compression;
 
-/// The first bytes of a zstd frame (RFC 8878, 3.1.1), and of a skippable one behind its first byte, 0x50 to 0x5f.
+/// The first bytes of a zstd frame (RFC 8878, 3.1.1), and of a skippable one behind its first byte,
+/// 0x50 to 0x5f.
 const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 const ZSTD_SKIPPABLE: [u8; 3] = [0x2a, 0x4d, 0x18];
 /// Blocks of decompressed bytes that wait for each of the threads that take them.
@@ -53,11 +54,13 @@ pub(crate) struct Job {
 type Sent = io::Result<Arc<Block>>;
 
 impl Job {
-    /// Unpacks what comes from `source`. That the compressed bytes have the right digest is for the sender to say.
+    /// Unpacks what comes from `source`. That the compressed bytes have the right digest is for the
+    /// sender to say.
     pub(crate) fn run(&self, root: OwnedFd, mut source: Source, gate: &Gate) -> StoreResult<Extracted> {
         let result = self.unpack(root, &mut source, gate);
         if matches!(result, Err(StoreError::Malformed { .. })) {
-            // Is the layer bad, or were its bytes damaged? The digest tells, once all of them were seen.
+            // Is the layer bad, or were its bytes damaged? The digest tells, once all of them were
+            // seen.
             while let Next::Bytes(_) = source.next() {}
         }
         result
@@ -139,7 +142,8 @@ impl Job {
     }
 
     fn decoder<'a, 'b>(&self, chunks: &'a mut Chunks<'b>) -> io::Result<Decoder<'a, 'b>> {
-        // The bytes tell, not the media type: some pushers call plain layers gzip, or zstd layers gzip.
+        // The bytes tell, not the media type: some pushers call plain layers gzip, or zstd layers
+        // gzip.
         let magic = chunks.peek(4)?;
         let found = if magic.starts_with(&gzip::MAGIC) {
             Compression::Gzip
@@ -185,8 +189,8 @@ impl Job {
     }
 }
 
-/// The chunks as one stream that ends where the blob ends; before that, a closed queue is an error. Holds the layer's
-/// slot while there is something to decompress.
+/// The chunks as one stream that ends where the blob ends; before that, a closed queue is an error.
+/// Holds the layer's slot while there is something to decompress.
 pub(super) struct Chunks<'a> {
     source: &'a mut Source,
     gate: &'a Gate,

@@ -1,7 +1,8 @@
-//! Whether layers are still what came: the digest of each tree (`tree`) is kept beside its record, in `seal`.
+//! Whether layers are still what came: the digest of each tree (`tree`) is kept beside its record,
+//! in `seal`.
 //!
-//! It is taken when the layer is on the disk, by a thread of low priority, since pulls and pods have more need of the
-//! processors. A layer without one is sealed as it is when it is looked at.
+//! It is taken when the layer is on the disk, by a thread of low priority, since pulls and pods
+//! have more need of the processors. A layer without one is sealed as it is when it is looked at.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -11,11 +12,12 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
-use super::inner::{Inner, lock};
+use super::inner::Inner;
 use super::staging::open_dir;
 use super::tree;
 use crate::digest::Digest;
 use crate::error::{StoreError, StoreResult};
+use crate::lock::lock;
 
 /// The version of the digest goes first: another one is none.
 const VERSION: &str = "1 ";
