@@ -4,11 +4,13 @@ use std::error::Error;
 use std::path::PathBuf;
 use std::{env, fs};
 
-/// Messages whose only field, of number 1, is a list: a server sends them with their items encoded already.
+/// Messages whose only field, of number 1, is a list: a server sends them with their items encoded
+/// already.
 const LISTS: [&str; 4] =
     ["ListPodSandboxResponse", "ListContainersResponse", "StreamPodSandboxesResponse", "StreamContainersResponse"];
 
-/// Messages of CRI that people are shown as JSON (the daemon's `translate::inspect`), and write as JSON (for crictl).
+/// Messages of CRI that people are shown as JSON (the daemon's `translate::inspect`), and write as
+/// JSON (for crictl).
 const SHOWN: [&str; 33] = [
     "CDIDevice",
     "Capability",

@@ -54,7 +54,8 @@ enum Command {
         #[command(flatten)]
         from: From,
     },
-    /// Says whether this node can run vm and host pods, and what to do if not; status 0 when it can.
+    /// Says whether this node can run vm and host pods, and what to do if not; status 0 when it
+    /// can.
     Check {
         #[command(flatten)]
         from: From,
@@ -67,7 +68,8 @@ enum Command {
         #[command(flatten)]
         from: From,
     },
-    /// Lists the pods of this node: handler, state, restarts, memory and CPU on the node, size of the guest.
+    /// Lists the pods of this node: handler, state, restarts, memory and CPU on the node, size of
+    /// the guest.
     Pods {
         #[command(flatten)]
         from: From,
@@ -107,8 +109,8 @@ enum Command {
 
 #[derive(Subcommand)]
 enum Debug {
-    /// Writes one archive with versions, configuration, lists, the daemon's journal and the state of the node; no secrets, and nothing
-    /// that pods were given or have said.
+    /// Writes one archive with versions, configuration, lists, the daemon's journal and the state
+    /// of the node; no secrets, and nothing that pods were given or have said.
     Bundle {
         #[command(flatten)]
         from: From,

@@ -11,8 +11,8 @@ use serde::Deserialize;
 pub struct Config {
     /// The store's directory; made (0700) when it does not exist.
     pub root: PathBuf,
-    /// Settings by registry, as references name it: `docker.io`, `registry.k8s.io`, `127.0.0.1:5000`.
-    /// A registry that is here is not looked up in [`Config::certs_dir`].
+    /// Settings by registry, as references name it: `docker.io`, `registry.k8s.io`,
+    /// `127.0.0.1:5000`. A registry that is here is not looked up in [`Config::certs_dir`].
     pub registries: BTreeMap<String, RegistryConfig>,
     /// A folder in the form of containerd's `certs.d`: `<registry>/hosts.toml`, or certificates in
     /// Docker's layout. Read anew for each pull.
@@ -63,17 +63,17 @@ impl Config {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RegistryConfig {
-    /// Tried in this order before the registry itself: `https://[user:password@]host[:port][/prefix]`,
-    /// or with `http`. A prefix goes before the repository's name
-    /// (`/v2/<prefix>/<repository>/...`), as pull-through caches want it. A mirror never sees the
-    /// credentials that came with the pull, unless those name its host.
+    /// Tried in this order before the registry itself:
+    /// `https://[user:password@]host[:port][/prefix]`, or with `http`. A prefix goes before the
+    /// repository's name (`/v2/<prefix>/<repository>/...`), as pull-through caches want it. A
+    /// mirror never sees the credentials that came with the pull, unless those name its host.
     pub mirrors: Vec<String>,
     /// The mirrors are all there is: the registry itself is never asked.
     pub mirrors_only: bool,
     /// The registry itself speaks plain HTTP.
     pub plain_http: bool,
-    /// PEM files with certificate authorities trusted for this registry and its mirrors beside the system's.
-    /// A server's own certificate counts as well.
+    /// PEM files with certificate authorities trusted for this registry and its mirrors beside the
+    /// system's. A server's own certificate counts as well.
     pub ca_files: Vec<PathBuf>,
     /// Its token service, and what it redirects to, may use plain HTTP although it uses TLS itself.
     pub insecure_redirects: bool,
@@ -154,8 +154,9 @@ pub struct Timeouts {
     /// The same for a mirror, and for its first byte of a blob, while there are others to ask. A
     /// mirror that took longer is asked last for the rest of the pull.
     pub mirror: Duration,
-    /// Between two pieces of a blob. Also the time that a blob may take for each [`Timeouts::STALL_BYTES`]: a
-    /// registry that sends a byte now and then is as bad as one that sends none.
+    /// Between two pieces of a blob. Also the time that a blob may take for each
+    /// [`Timeouts::STALL_BYTES`]: a registry that sends a byte now and then is as bad as one that
+    /// sends none.
     pub stall: Duration,
     /// Without a byte of a blob, whatever is tried meanwhile: then the pull fails.
     pub progress: Duration,

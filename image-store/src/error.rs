@@ -61,7 +61,8 @@ pub enum StoreError {
         /// What came.
         actual: String,
     },
-    /// Manifest, config or layer is not what the specifications say (gRPC: InvalidArgument or FailedPrecondition).
+    /// Manifest, config or layer is not what the specifications say (gRPC: InvalidArgument or
+    /// FailedPrecondition).
     #[error("{what} is malformed: {detail}")]
     Malformed {
         /// Which document or layer.

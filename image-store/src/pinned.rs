@@ -1,4 +1,5 @@
-//! Images that the configuration wants to keep: the kubelet's garbage collection leaves them (CRI, `Image.pinned`).
+//! Images that the configuration wants to keep: the kubelet's garbage collection leaves them (CRI,
+//! `Image.pinned`).
 
 use crate::error::{StoreError, StoreResult};
 use crate::reference::Reference;

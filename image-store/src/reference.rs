@@ -4,8 +4,9 @@
 //! [host[:port]/]path[/path...][:tag][@sha256:hex]
 //! ```
 //!
-//! The first component is a host when it has a dot or a colon, is `localhost`, or has an upper-case letter;
-//! otherwise the reference is Docker Hub's. Names of one component are Docker Hub's `library/`.
+//! The first component is a host when it has a dot or a colon, is `localhost`, or has an upper-case
+//! letter; otherwise the reference is Docker Hub's. Names of one component are Docker Hub's
+//! `library/`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -68,7 +69,8 @@ impl Reference {
         }
     }
 
-    /// `host/repository@digest` with the reference's own digest or, for a tag, with the one that was served.
+    /// `host/repository@digest` with the reference's own digest or, for a tag, with the one that
+    /// was served.
     pub(crate) fn digest_key(&self, served: &Digest) -> String {
         format!("{}@{}", self.name(), self.digest.as_ref().unwrap_or(served))
     }
@@ -210,7 +212,8 @@ fn check_repository(repository: &str) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// Lower-case letters and digits, separated by one dot, one or two underscores, or any number of dashes.
+/// Lower-case letters and digits, separated by one dot, one or two underscores, or any number of
+/// dashes.
 fn check_component(component: &str) -> Result<(), &'static str> {
     let alphanumeric = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
     let bytes = component.as_bytes();

@@ -314,7 +314,8 @@ async fn layers_that_are_there_are_not_unpacked_again() {
     let (a, b) = (image("a", Packing::Gzip), image("b", Packing::Gzip));
     registry.add("some/image:1", &a);
     let pulled = store.pull(&format!("{}/some/image:1", registry.address), None).await.unwrap();
-    // The same image, of which the archive has no layer, and another one without the layer that they share.
+    // The same image, of which the archive has no layer, and another one without the layer that
+    // they share.
     let mut files =
         layout(&[], vec![entry(&a, json!({REF: "a.example/a:1"})), entry(&b, json!({REF: "b.example/b:1"}))]);
     files.extend([blob(&a.manifest()), blob(&a.config()), blob(&b.manifest()), blob(&b.config())]);

@@ -1,4 +1,5 @@
-//! What all pulls share: no registry and no layer holds up the others for ever, and the memory of all is bounded.
+//! What all pulls share: no registry and no layer holds up the others for ever, and the memory of
+//! all is bounded.
 
 mod support;
 

@@ -1,5 +1,5 @@
-//! Registries that lie, break and stall, and images that are not what they should be: each ends in the right kind
-//! of error, in bounded time, with nothing left behind.
+//! Registries that lie, break and stall, and images that are not what they should be: each ends in
+//! the right kind of error, in bounded time, with nothing left behind.
 
 mod support;
 
@@ -27,8 +27,8 @@ fn image(bytes: usize) -> Image {
     Image::new(vec![Tar::default().file("base", b"base").layer(Packing::Gzip), big])
 }
 
-/// Nothing of the pull is in the store but what is kept for the next one, which goes here. Waits for deletions that go
-/// on behind a given-up pull.
+/// Nothing of the pull is in the store but what is kept for the next one, which goes here. Waits
+/// for deletions that go on behind a given-up pull.
 async fn assert_empty(store: &Store, dir: &Path) {
     store.forget_unfinished().await;
     assert!(store.list().unwrap().is_empty());

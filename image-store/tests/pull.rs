@@ -224,7 +224,8 @@ async fn layers_are_shared_and_sent_once() {
     let (dir, registry) = (scratch(), Registry::start().await);
     let one = registry.add("a/one:1", &image("one", &["base", "one"]));
     let two = registry.add("a/two:1", &image("two", &["base", "two"]));
-    // The same bytes on top of something else are another layer to stack, and another chain, but are not sent again.
+    // The same bytes on top of something else are another layer to stack, and another chain, but
+    // are not sent again.
     let three = registry.add("a/three:1", &image("three", &["one", "base"]));
     let store = Store::open(registry.config(dir.path())).unwrap();
     let (a, b, c) = tokio::join!(store.pull(&one, None), store.pull(&two, None), store.pull(&three, None));

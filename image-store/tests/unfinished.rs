@@ -51,7 +51,8 @@ async fn whole_layers_of_a_failed_pull_are_not_sent_again() {
         registry.content().blobs.remove(&layers[1].digest().to_string());
         let mut config = impatient(&registry, &dir);
         config.max_parallel_layers = 1;
-        // Out of order, as it may happen when layers are fetched side by side: those above the broken one are there.
+        // Out of order, as it may happen when layers are fetched side by side: those above the
+        // broken one are there.
         let above = Image { label: "above".into(), ..Image::new(vec![layers[2].clone(), layers[3].clone()]) };
         let above = registry.add("a/above:1", &above);
         let mut store = Store::open(config.clone()).unwrap();

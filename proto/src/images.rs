@@ -1,4 +1,5 @@
-//! What `cofferdam images` asks the daemon for and CRI has no call for. Documented in `proto/images.proto`.
+//! What `cofferdam images` asks the daemon for and CRI has no call for. Documented in
+//! `proto/images.proto`.
 
 mod generated {
     #![allow(missing_docs, clippy::all)]

@@ -24,11 +24,11 @@ pub(crate) enum Work {
     },
     /// Brings images of archives into the store, without a registry.
     ///
-    /// An archive is an OCI layout (a directory or a tar) or what `docker save` and `podman save` write, also packed
-    /// with gzip or zstd.
+    /// An archive is an OCI layout (a directory or a tar) or what `docker save` and `podman save`
+    /// write, also packed with gzip or zstd.
     Import {
-        /// What the image is to be called, where an archive has only one; otherwise images have the names that the
-        /// archive gives them.
+        /// What the image is to be called, where an archive has only one; otherwise images have the
+        /// names that the archive gives them.
         #[arg(long, value_name = "REFERENCE")]
         name: Option<String>,
         /// Archives; `-` is standard input.
@@ -37,8 +37,8 @@ pub(crate) enum Work {
     },
     /// Looks whether each layer is still what was pulled; status 1 when one is not.
     ///
-    /// Everything is read, at low priority. A layer whose digest was not taken before, which takes a moment after a
-    /// pull, is new: it counts as it is now.
+    /// Everything is read, at low priority. A layer whose digest was not taken before, which takes
+    /// a moment after a pull, is new: it counts as it is now.
     Verify,
     /// Removes the images that no container uses and that are not pinned.
     Prune,

@@ -137,7 +137,8 @@ fn private_folder(path: &Path) -> io::Result<()> {
     fs::set_permissions(path, fs::Permissions::from_mode(0o700))
 }
 
-/// Listens on a socket that only root reaches. The records' lock has made sure that no other daemon of this state lives.
+/// Listens on a socket that only root reaches. The records' lock has made sure that no other daemon
+/// of this state lives.
 #[expect(clippy::disallowed_methods, reason = "before the daemon serves anybody")]
 fn listen(path: &Path) -> io::Result<UnixListener> {
     match fs::remove_file(path) {

@@ -54,7 +54,8 @@ pub(crate) struct Config {
     pub(crate) vm_size: VmSize,
     /// What a microVM can grow to.
     pub(crate) vm_max: VmSize,
-    /// What a container without a limit counts as, in percent of the node's memory and of its processors.
+    /// What a container without a limit counts as, in percent of the node's memory and of its
+    /// processors.
     pub(crate) unlimited_memory_percent: u8,
     /// But no more memory than so much.
     pub(crate) unlimited_memory_max_mib: u32,
@@ -131,7 +132,8 @@ pub(crate) enum CgroupDriver {
     Systemd,
 }
 
-/// Where a pod's cgroup is: an absolute path below the root, `/kubepods/burstable/pod…`, or a slice, `kubepods-burstable-pod….slice`.
+/// Where a pod's cgroup is: an absolute path below the root, `/kubepods/burstable/pod…`, or a
+/// slice, `kubepods-burstable-pod….slice`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct CgroupParent(String);
 
@@ -144,7 +146,8 @@ impl CgroupParent {
         }
     }
 
-    /// A slice: its name, or its path (`/kubepods.slice/kubepods-burstable.slice`) as the kubelet says it, which its name tells as well.
+    /// A slice: its name, or its path (`/kubepods.slice/kubepods-burstable.slice`) as the kubelet
+    /// says it, which its name tells as well.
     fn slice(text: &str) -> Result<Self, &'static str> {
         let path = text.strip_prefix('/').unwrap_or(text);
         let (above, name) = path.rsplit_once('/').map_or((None, path), |(above, name)| (Some(above), name));

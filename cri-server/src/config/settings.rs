@@ -51,7 +51,8 @@ pub(super) struct Vm {
     memory_max_mib: u32,
     unlimited_memory_percent: u8,
     unlimited_memory_max_mib: u32,
-    /// Empty, as the three other paths: the file of that name in the folder of this build ([`super::product`]).
+    /// Empty, as the three other paths: the file of that name in the folder of this build
+    /// ([`super::product`]).
     monitor: PathBuf,
     kernel: PathBuf,
     kernel_args: String,
@@ -189,14 +190,16 @@ impl Default for Images {
     }
 }
 
-/// What guests can grow to on a large node unless the configuration says more: each vCPU that can come costs the guest a little memory.
+/// What guests can grow to on a large node unless the configuration says more: each vCPU that can
+/// come costs the guest a little memory.
 const VCPUS_MAX: u8 = 8;
 
 /// A key and what is wrong with its value.
 pub(super) type Wrong = (&'static str, String);
 
 impl Settings {
-    /// With what is computed from other keys, or from where the product is (its folder `lib`), filled in.
+    /// With what is computed from other keys, or from where the product is (its folder `lib`),
+    /// filled in.
     pub(super) fn complete(mut self, lib: &Path) -> Self {
         for (path, name) in [
             (&mut self.vm.monitor, "cofferdam-vmm"),

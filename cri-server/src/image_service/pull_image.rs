@@ -1,4 +1,5 @@
-//! PullImage: has no limit of its own; a caller that leaves ends it. The store tells the journal how far it is.
+//! PullImage: has no limit of its own; a caller that leaves ends it. The store tells the journal
+//! how far it is.
 
 use cofferdam_image_store::{Auth, StoreError};
 use cofferdam_proto::cri;

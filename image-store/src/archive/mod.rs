@@ -7,9 +7,9 @@
 //!  blobs/<algorithm>/<hex> ◄────────────── what manifests point to, read where it lies
 //! ```
 //!
-//! The archive is hostile input. Its names choose no path of the node: they are keys of a table that
-//! is bounded, and everything is read from the one open file. Nothing of it counts before its digest
-//! was checked by whoever asks for it, as with a registry.
+//! The archive is hostile input. Its names choose no path of the node: they are keys of a table
+//! that is bounded, and everything is read from the one open file. Nothing of it counts before its
+//! digest was checked by whoever asks for it, as with a registry.
 
 mod docker;
 mod layout;

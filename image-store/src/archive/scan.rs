@@ -97,7 +97,8 @@ fn folder(name: &str) -> &str {
     name.rsplit_once('/').map_or("", |(folder, _)| folder)
 }
 
-/// `name` as seen from `folder`, without what means nothing. It is a key, and never a path of the node.
+/// `name` as seen from `folder`, without what means nothing. It is a key, and never a path of the
+/// node.
 fn clean(folder: &str, name: &[u8]) -> Option<String> {
     let name = std::str::from_utf8(name).ok()?;
     let mut parts: Vec<&str> = if name.starts_with('/') { Vec::new() } else { folder.split('/').collect() };

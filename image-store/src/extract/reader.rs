@@ -279,8 +279,8 @@ impl<'a, R: Read> TarReader<'a, R> {
 }
 
 impl<R: Seek> TarReader<'_, R> {
-    /// Where the rest of the current entry's data begins; goes on behind it without reading it. Whether the stream goes
-    /// as far is for the caller to see.
+    /// Where the rest of the current entry's data begins; goes on behind it without reading it.
+    /// Whether the stream goes as far is for the caller to see.
     pub(crate) fn pass(&mut self) -> io::Result<u64> {
         let start = self.inner.stream_position()?;
         let length = self.left.saturating_add(std::mem::take(&mut self.padding));

@@ -37,8 +37,8 @@ impl Download {
     }
 }
 
-/// A download, as one pull goes on with it. Counting a piece and passing it on are one step, so that
-/// a pull that is given up at any moment leaves a download that can go on.
+/// A download, as one pull goes on with it. Counting a piece and passing it on are one step, so
+/// that a pull that is given up at any moment leaves a download that can go on.
 pub(super) struct Receiver<'a> {
     pub(super) blob: &'a Descriptor,
     pub(super) what: String,

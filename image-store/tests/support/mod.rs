@@ -355,7 +355,8 @@ impl Content {
     }
 }
 
-/// A directory on a file system with user extended attributes and device nodes, which /tmp may not have.
+/// A directory on a file system with user extended attributes and device nodes, which /tmp may not
+/// have.
 pub fn scratch() -> tempfile::TempDir {
     tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
 }

@@ -47,7 +47,8 @@ fn failing_startup(here: &Namespace, pod: &str) -> Outcome {
     })
 }
 
-/// Init containers run in their order; one that fails is tried again where the pod's policy says so.
+/// Init containers run in their order; one that fails is tried again where the pod's policy says
+/// so.
 fn init_containers(here: &Namespace, class: &str) -> Outcome {
     let (good, bad) = (format!("init-{class}"), format!("no-init-{class}"));
     here.wait_ready(&good)?;

@@ -128,8 +128,8 @@ pub(crate) fn run_installer(node: PathBuf, versions: PathBuf) -> Outcome {
     installer::run(&Cluster { node }, versions)
 }
 
-/// Measures from `kubectl apply` to Ready, beside containerd + runc, and adds the rows to the report
-/// in the folder `report`.
+/// Measures from `kubectl apply` to Ready, beside containerd + runc, and adds the rows to the
+/// report in the folder `report`.
 pub(crate) fn run_bench(node: PathBuf, rounds: usize, report: &Path) -> Outcome {
     prepare()?;
     bench::run(&Cluster { node }, rounds, report)

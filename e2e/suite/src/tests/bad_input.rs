@@ -39,7 +39,8 @@ fn store(kept: bool) -> Outcome<String> {
     Ok(lines.join("\n"))
 }
 
-/// Pulls an image whose layers no good image of the suite has, or the bad registry's bytes would not be read.
+/// Pulls an image whose layers no good image of the suite has, or the bad registry's bytes would
+/// not be read.
 fn refused_pull(repository: &str, wanted: &[&str], kept: bool) -> Outcome {
     let crictl = Crictl::default();
     let before = store(kept)?;
