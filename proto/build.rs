@@ -4,11 +4,13 @@ use std::error::Error;
 use std::path::PathBuf;
 use std::{env, fs};
 
-/// Messages whose only field, of number 1, is a list: a server sends them with their items encoded already.
+/// Messages whose only field, of number 1, is a list: a server sends them with their items encoded
+/// already.
 const LISTS: [&str; 4] =
     ["ListPodSandboxResponse", "ListContainersResponse", "StreamPodSandboxesResponse", "StreamContainersResponse"];
 
-/// Messages of CRI that people are shown as JSON (the daemon's `translate::inspect`), and write as JSON (for crictl).
+/// Messages of CRI that people are shown as JSON (the daemon's `translate::inspect`), and write as
+/// JSON (for crictl).
 const SHOWN: [&str; 33] = [
     "CDIDevice",
     "Capability",
@@ -54,13 +56,18 @@ const SHOWN_AS: [(&str, &str); 4] = [
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {
-    for (file, feature) in [("proto/agent.proto", "CARGO_FEATURE_AGENT"), ("proto/cri.proto", "CARGO_FEATURE_CRI")] {
+    let files = [
+        ("proto/agent.proto", "CARGO_FEATURE_AGENT"),
+        ("proto/cri.proto", "CARGO_FEATURE_CRI"),
+        ("proto/images.proto", "CARGO_FEATURE_CRI"),
+    ];
+    for (file, feature) in files {
         println!("cargo:rerun-if-changed={file}");
         if env::var_os(feature).is_none() {
             continue;
         }
         let files = protox::compile([file], ["proto"])?;
-        if feature == "CARGO_FEATURE_CRI" {
+        if file == "proto/cri.proto" {
             let out = PathBuf::from(env::var("OUT_DIR")?).join("servers");
             fs::create_dir_all(&out)?;
             // Every message is the one that is generated below, but those.

@@ -27,7 +27,8 @@ pub(crate) enum CriError {
     /// Took too long.
     #[error("{0}")]
     TimedOut(String),
-    /// A pull did not reach its registry. The kubelet knows this by the first word, and only where the code is `Unknown`.
+    /// A pull did not reach its registry. The kubelet knows this by the first word, and only where
+    /// the code is `Unknown`.
     #[error("RegistryUnavailable")]
     RegistryUnavailable(#[source] StoreError),
     /// The image store's answer.
@@ -68,7 +69,8 @@ impl CriError {
         Self::Internal { what: what.into(), source: source.into() }
     }
 
-    /// Whether it is the agent's own answer. What failed on the way to the agent, or took too long, says nothing of what it did.
+    /// Whether it is the agent's own answer. What failed on the way to the agent, or took too long,
+    /// says nothing of what it did.
     pub(crate) fn is_agents_word(&self) -> bool {
         match self {
             // The transport keeps what it met as the source.
@@ -132,7 +134,7 @@ fn store_code(error: &StoreError) -> Code {
         }
         StoreError::NotFound { .. } => Code::NotFound,
         StoreError::Unauthorized { .. } => Code::Unauthenticated,
-        StoreError::Unavailable { .. } => Code::Unavailable,
+        StoreError::Unavailable { .. } | StoreError::Stopped { .. } => Code::Unavailable,
         StoreError::DigestMismatch { .. } => Code::DataLoss,
         StoreError::Unsupported { .. } => Code::FailedPrecondition,
         StoreError::TooLarge { .. } | StoreError::NoSpace { .. } => Code::ResourceExhausted,
@@ -152,7 +154,8 @@ fn sandbox_code(error: &SandboxError) -> Code {
     }
 }
 
-/// A guest chooses these, so only what the kubelet can use passes; a code such as NotFound would tell it that the object is gone.
+/// A guest chooses these, so only what the kubelet can use passes; a code such as NotFound would
+/// tell it that the object is gone.
 fn agent_code(code: Code) -> Code {
     match code {
         Code::InvalidArgument | Code::FailedPrecondition | Code::ResourceExhausted | Code::DeadlineExceeded => code,

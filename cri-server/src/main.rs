@@ -54,7 +54,8 @@ enum Command {
         #[command(flatten)]
         from: From,
     },
-    /// Says whether this node can run vm and host pods, and what to do if not; status 0 when it can.
+    /// Says whether this node can run vm and host pods, and what to do if not; status 0 when it
+    /// can.
     Check {
         #[command(flatten)]
         from: From,
@@ -67,7 +68,8 @@ enum Command {
         #[command(flatten)]
         from: From,
     },
-    /// Lists the pods of this node: handler, state, restarts, memory and CPU on the node, size of the guest.
+    /// Lists the pods of this node: handler, state, restarts, memory and CPU on the node, size of
+    /// the guest.
     Pods {
         #[command(flatten)]
         from: From,
@@ -75,13 +77,15 @@ enum Command {
         #[arg(short, long, value_enum, default_value = "table")]
         output: Format,
     },
-    /// Lists the images of the store.
+    /// Lists the images of the store, or pulls and removes some.
     Images {
         #[command(flatten)]
         from: From,
         /// How the list is printed.
         #[arg(short, long, value_enum, default_value = "table")]
         output: Format,
+        #[command(subcommand)]
+        work: Option<commands::images::Work>,
     },
     /// Prints the last 32 KiB that the kernel of a vm pod's guest has said on its serial console.
     Console {
@@ -105,8 +109,8 @@ enum Command {
 
 #[derive(Subcommand)]
 enum Debug {
-    /// Writes one archive with versions, configuration, lists, the daemon's journal and the state of the node; no secrets, and nothing
-    /// that pods were given or have said.
+    /// Writes one archive with versions, configuration, lists, the daemon's journal and the state
+    /// of the node; no secrets, and nothing that pods were given or have said.
     Bundle {
         #[command(flatten)]
         from: From,
@@ -119,7 +123,7 @@ enum Debug {
 #[derive(clap::Args)]
 struct From {
     /// Configuration file; files of `conf.d` beside it are added in the order of their names.
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", global = true)]
     config: Option<PathBuf>,
 }
 
@@ -129,7 +133,7 @@ fn main() -> ExitCode {
         Command::Check { from, kind } => commands::check::run(from.config.as_deref(), kind.as_deref()),
         Command::Config { from } => commands::config::run(from.config.as_deref()),
         Command::Pods { from, output } => commands::pods::run(from.config.as_deref(), output),
-        Command::Images { from, output } => commands::images::run(from.config.as_deref(), output),
+        Command::Images { from, output, work } => commands::images::run(from.config.as_deref(), output, work),
         Command::Console { from, pod } => commands::console::run(from.config.as_deref(), &pod),
         Command::Debug { work: Debug::Bundle { from, out } } => commands::bundle::run(from.config.as_deref(), out),
         Command::Completion { shell } => {
@@ -143,6 +147,27 @@ fn main() -> ExitCode {
         Err(error) => {
             eprintln!("cofferdam: {}", error::chain(error.as_ref()));
             ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_are_listed_unless_something_else_is_to_be_done() {
+        let parsed = |words: &str| Arguments::try_parse_from(words.split(' ')).map(|arguments| arguments.command);
+        Arguments::command().debug_assert();
+        assert!(matches!(parsed("cofferdam images -o json"), Ok(Command::Images { work: None, .. })));
+        let Ok(Command::Images { from, work: Some(commands::images::Work::Pull { reference }), .. }) =
+            parsed("cofferdam images pull --config /etc/a.toml registry.example/a:1")
+        else {
+            panic!("no pull");
+        };
+        assert_eq!((from.config, &*reference), (Some("/etc/a.toml".into()), "registry.example/a:1"));
+        for bad in ["cofferdam images pull", "cofferdam images prune x", "cofferdam images pul x"] {
+            assert!(parsed(bad).is_err(), "{bad}");
         }
     }
 }

@@ -6,7 +6,7 @@
 #   VM=name KUBECONFIG=file e2e/conformance/run.sh vm|host|containerd PROGRAMS [FOCUS]
 #
 # PROGRAMS is the folder that e2e/node/build-conformance.sh made. FOCUS, a regular expression, runs
-# only the specs whose names match, and judges nothing but failures. PROCS (3) specs run at a time.
+# only the specs whose names match, and judges nothing but failures. PROCS (2) specs run at a time.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 handler=$1 programs=$2 focus=${3:-}
@@ -54,7 +54,7 @@ status=0
 # Ginkgo runs a program in the folder where it lies, and this one makes folders there.
 mkdir "$out/work"
 ln -s "$programs/e2e_node.test" "$out/work/"
-in_cgroup2 "$programs/ginkgo" --procs="${PROCS:-3}" --no-color -v --seed=1 --timeout=10h --flake-attempts=2 \
+in_cgroup2 "$programs/ginkgo" --procs="${PROCS:-2}" --no-color -v --seed=1 --timeout=10h --flake-attempts=2 \
     --label-filter=NodeConformance ${focus:+--focus="$focus"} --skip="$left_out" \
     --output-dir="$out" --junit-report=junit.xml --json-report=report.json "$out/work/e2e_node.test" -- "${options[@]}" 2>&1 |
     tee "$out/run.log" | awk -v prefix="[conformance $handler] " -v start="$(date +%s)" '

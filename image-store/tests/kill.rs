@@ -4,6 +4,7 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,7 @@ use self::support::{Registry, root, scratch};
 
 const IMAGES: usize = 4;
 const FILES: usize = 60;
+const KILLS: usize = 200;
 
 fn image(number: usize) -> Image {
     let layer = |name: &str| {
@@ -74,8 +76,12 @@ async fn what_a_killed_daemon_leaves_is_whole() {
     }
     let config = registry.config(dir.path());
     let store_dir = config.root.clone();
-    let (mut with_images, mut with_leases) = (0, 0);
-    for round in 0u64..10 {
+    let (mut with_images, mut with_leases, mut with_rests) = (0, 0, 0);
+    let seed = u64::from(std::process::id());
+    let mut random = seed;
+    for round in 0..KILLS {
+        let context = || format!("kill {round} of seed {seed}");
+        registry.log();
         let child = Command::new(std::env::current_exe().unwrap())
             .args(["child", "--exact", "--nocapture"])
             .env("COFFERDAM_TEST_CHURN", format!("{}|{}", store_dir.display(), registry.address))
@@ -83,44 +89,60 @@ async fn what_a_killed_daemon_leaves_is_whole() {
             .spawn()
             .unwrap();
         let child = Killed(child);
-        // Spread over everything that the child does: after so many requests, and then a little later.
-        let mut seen = 0;
         let begun = Instant::now();
-        while seen < 1 + round as usize * 5 {
-            assert!(begun.elapsed() < Duration::from_secs(60), "round {round}: only {seen} requests");
-            seen += registry.log().len();
+        while registry.log().is_empty() {
+            assert!(begun.elapsed() < Duration::from_secs(60), "{}: no request", context());
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        tokio::time::sleep(Duration::from_millis(round * 7 % 29)).await;
+        random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        tokio::time::sleep(Duration::from_micros((random >> 33) % 250_000)).await;
         drop(child);
 
+        // What the next daemon finds beside whole trees is gone when it is open.
         let store = Store::open(config.clone()).unwrap();
+        let rests = fs::read_dir(store_dir.join("tmp")).unwrap();
+        let rests: Vec<_> = rests.map(|entry| entry.unwrap().path().join("fs")).collect();
+        with_rests += usize::from(!rests.is_empty());
+        rests.iter().for_each(|tree| assert_whole(tree, &context()));
+        for layer in fs::read_dir(store_dir.join("layers")).unwrap() {
+            assert_whole(&layer.unwrap().path().join("fs"), &context());
+        }
         let images = store.list().unwrap();
         with_images += usize::from(!images.is_empty());
         with_leases += usize::from(!store.leases().is_empty());
-        let names = |sub: &str| -> Vec<_> {
-            fs::read_dir(store_dir.join(sub)).unwrap().map(|e| e.unwrap().file_name()).collect()
-        };
-        assert!(names("tmp").is_empty(), "round {round}");
         for found in &images {
             let layers = store.lease(&found.id, "check").unwrap();
-            assert_eq!(layers.dirs.len(), 3, "round {round}");
-            for dir in &layers.dirs {
-                let inner = fs::read_dir(dir).unwrap().next().unwrap().unwrap();
-                assert_eq!(fs::read_dir(inner.path()).unwrap().count(), FILES, "round {round}: {dir:?}");
-            }
+            assert_eq!(layers.dirs.len(), 3, "{}", context());
+            layers.dirs.iter().for_each(|dir| assert_whole(dir, &context()));
         }
         store.release("check");
+        if round % 5 > 0 {
+            continue;
+        }
         for holder in store.leases() {
             store.release(&holder);
         }
         for found in images {
             store.remove(&found.id).await.unwrap();
         }
+        store.forget_unfinished().await;
         drop(store);
-        assert!(names("layers").is_empty() && names("tmp").is_empty(), "round {round}");
+        for sub in ["layers", "tmp"] {
+            assert_eq!(fs::read_dir(store_dir.join(sub)).unwrap().count(), 0, "{}: {sub}", context());
+        }
     }
-    assert!(with_images > 1 && with_leases > 1, "killed too early to show anything: {with_images}, {with_leases}");
+    let seen = (with_images, with_leases, with_rests);
+    assert!(with_images > 1 && with_leases > 1 && with_rests > 0, "killed too early to show anything: {seen:?}");
+}
+
+/// A layer's one directory has all of its files.
+fn assert_whole(tree: &Path, context: &str) {
+    let inner = fs::read_dir(tree).unwrap().next().unwrap_or_else(|| panic!("{context}: {tree:?} is empty")).unwrap();
+    for i in 0..FILES {
+        let path = inner.path().join(i.to_string());
+        let wanted = format!("{} {i}", inner.file_name().to_str().unwrap()).repeat(50);
+        assert_eq!(fs::read_to_string(&path).ok(), Some(wanted), "{context}: {path:?}");
+    }
 }
 
 /// A layer that was not yet synced when the machine went down may be there in part.

@@ -59,6 +59,7 @@ async fn pulls_layers_of_every_packing() {
         assert_eq!(found.repo_digests, [format!("{}/some/image@{digest}", registry.address)]);
         let sizes: usize = image.layers.iter().map(|l| l.bytes.len()).sum();
         assert_eq!(found.size, (sizes + image.config().len()) as u64);
+        assert!(found.disk_bytes >= 4096 * 5, "each file and directory takes a block: {}", found.disk_bytes);
         assert_eq!(found.config.cmd, ["/bin/true"]);
         let layers = store.lease(&id, "test").unwrap();
         assert_eq!(layers.dirs.len(), 3);
@@ -209,21 +210,10 @@ async fn mirrors_come_first_and_see_no_credentials() {
     let store = Store::open(config.clone()).unwrap();
     assert!(matches!(store.pull(&reference, auth()).await, Err(StoreError::Unavailable { .. })));
     drop(store);
-    for bad in ["127.0.0.1:5000", "ftp://x", "http://", "http://u:p@host", "http://h?x"] {
+    for bad in ["127.0.0.1:5000", "ftp://x", "http://", "http://h?x"] {
         config.registries.entry("x".into()).or_default().mirrors = vec![bad.into()];
         assert!(matches!(Store::open(config.clone()), Err(StoreError::Config(_))), "{bad}");
     }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn plain_http_is_only_for_who_asked_for_it() {
-    let (dir, registry) = (scratch(), Registry::start().await);
-    let reference = registry.add("a/b:c", &image("", &["a"]));
-    let mut config = registry.config(dir.path());
-    config.registries.clear();
-    let store = Store::open(config).unwrap();
-    assert!(matches!(store.pull(&reference, None).await, Err(StoreError::Unavailable { .. })));
-    assert!(registry.log().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -234,14 +224,15 @@ async fn layers_are_shared_and_sent_once() {
     let (dir, registry) = (scratch(), Registry::start().await);
     let one = registry.add("a/one:1", &image("one", &["base", "one"]));
     let two = registry.add("a/two:1", &image("two", &["base", "two"]));
-    // The same bytes on top of something else are another layer to stack, and another chain.
+    // The same bytes on top of something else are another layer to stack, and another chain, but
+    // are not sent again.
     let three = registry.add("a/three:1", &image("three", &["one", "base"]));
     let store = Store::open(registry.config(dir.path())).unwrap();
     let (a, b, c) = tokio::join!(store.pull(&one, None), store.pull(&two, None), store.pull(&three, None));
     let (one_id, two_id, _) = (a.unwrap(), b.unwrap(), c.unwrap());
     let base = small("base").digest().to_string();
     let sent = registry.log().iter().filter(|line| line.contains(&base)).count();
-    assert_eq!(sent, 2, "once for the first two, once for the third");
+    assert_eq!(sent, 1);
     assert_eq!(count(dir.path(), "layers"), 5);
     assert_eq!(store.lease(&one_id, "x").unwrap().dirs[1], store.lease(&two_id, "y").unwrap().dirs[1]);
     // An image that is there: the registry is asked, the layers are not sent.
@@ -288,7 +279,15 @@ async fn a_pull_that_nobody_waits_for_ends_and_leaves_nothing() {
     assert_eq!(store.progress().len(), 1);
     drop(one);
     assert!(store.progress().is_empty());
-    until("all is gone", || count(dir.path(), "tmp") + count(dir.path(), "layers") == 0).await;
+    // What it had stays for the next pull, until it is asked back.
+    for _ in 0..2000 {
+        store.forget_unfinished().await;
+        if count(dir.path(), "tmp") + count(dir.path(), "layers") == 0 {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    assert_eq!(count(dir.path(), "tmp") + count(dir.path(), "layers"), 0);
     store.pull(&reference, None).await.unwrap();
 }
 

@@ -3,6 +3,7 @@
 //! - [`cri`]: CRI v1, as the kubelet speaks it (feature `cri`).
 //! - [`legal`]: what a runtime may tell the kubelet, for tests.
 //! - [`agent`]: the daemon to the agent, gRPC (feature `agent`).
+//! - [`images`]: `cofferdam images` to the daemon, gRPC, what CRI has no call for (feature `cri`).
 //! - [`monitor`]: the daemon to the monitor, JSON over a unix seqpacket socket.
 //! - [`sink`]: the daemon to whatever writes container logs on the node.
 //! - [`unshared`]: file systems that no guest gets, for the daemon and the monitor.
@@ -16,6 +17,8 @@
 pub mod agent;
 #[cfg(feature = "cri")]
 pub mod cri;
+#[cfg(feature = "cri")]
+pub mod images;
 #[cfg(feature = "cri")]
 pub mod legal;
 pub mod logline;

@@ -113,8 +113,8 @@ impl Pod {
     /// that it has for the pod's agent. [`Pod::unplug`] undoes it, also when it failed.
     ///
     /// # Errors
-    /// [`SandboxError::Refused`] when the guest has no place for it, or its programs are too old for
-    /// it.
+    /// [`SandboxError::Refused`] when the guest has no place for it, or its programs are too old
+    /// for it.
     pub async fn plug(&self, device: BlockDevice) -> Result<String, SandboxError> {
         self.must_know_disks().await?;
         let disks = self.status().await?.disks;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use cofferdam_proto::cri::image_service_client::ImageServiceClient;
 use cofferdam_proto::cri::runtime_service_client::RuntimeServiceClient;
+use cofferdam_proto::images::image_admin_client::ImageAdminClient;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
@@ -22,6 +23,10 @@ pub(super) struct Daemon {
     pub(super) config: Config,
     pub(super) runtime: RuntimeServiceClient<Channel>,
     pub(super) images: ImageServiceClient<Channel>,
+    /// For calls that take as long as they take, as those of `admin`.
+    pub(super) patient: ImageServiceClient<Channel>,
+    /// What CRI has no call for.
+    pub(super) admin: ImageAdminClient<Channel>,
 }
 
 /// Runs `work` with a connection to the daemon that the configuration at `path` names.
@@ -34,22 +39,26 @@ pub(super) fn with_daemon<W: Future<Output = Outcome>>(path: Option<&Path>, work
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let socket = config.socket.clone();
-        let endpoint = Endpoint::from_static("http://cofferdam").timeout(LIMIT);
+        let endpoint = Endpoint::from_static("http://cofferdam");
         let connector = tower::service_fn(move |_| {
             let socket = socket.clone();
             async move { UnixStream::connect(socket).await.map(TokioIo::new) }
         });
-        let channel = endpoint.connect_with_connector(connector).await.map_err(|error| {
+        let limited = endpoint.clone().timeout(LIMIT);
+        let channel = limited.connect_with_connector(connector.clone()).await.map_err(|error| {
             let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
             format!(
                 "cannot connect to the daemon at {}: {cause}; is cofferdam.service running, and are you root?",
                 config.socket.display()
             )
         })?;
+        let patient = endpoint.connect_with_connector_lazy(connector);
         let daemon = Daemon {
             config,
             runtime: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE),
             images: ImageServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE),
+            patient: ImageServiceClient::new(patient.clone()),
+            admin: ImageAdminClient::new(patient),
         };
         work(daemon).await
     })

@@ -8,6 +8,6 @@ use crate::config::load;
 
 pub(crate) fn run(path: Option<&Path>) -> Outcome {
     let (settings, _) = load(path)?;
-    print!("{}", toml::to_string(&settings)?);
+    print!("{}", toml::to_string(&settings.without_secrets())?);
     Ok(ExitCode::SUCCESS)
 }

@@ -1,6 +1,11 @@
 //! `cofferdam images`: what the store has.
 
-use std::path::Path;
+mod import;
+mod prune;
+mod pull;
+mod verify;
+
+use std::path::{Path, PathBuf};
 
 use cofferdam_proto::cri::{Image, ListImagesRequest};
 use serde_json::{Value, json};
@@ -9,8 +14,45 @@ use super::client::with_daemon;
 use super::table::{Table, bytes, plain};
 use super::{Format, Outcome, print};
 
-pub(crate) fn run(path: Option<&Path>, format: Format) -> Outcome {
+/// What is to be done with images; without one they are listed.
+#[derive(clap::Subcommand)]
+pub(crate) enum Work {
+    /// Pulls an image, and shows how far each of its layers is.
+    Pull {
+        /// As in a pod's `image`: `registry.example/name:tag`.
+        reference: String,
+    },
+    /// Brings images of archives into the store, without a registry.
+    ///
+    /// An archive is an OCI layout (a directory or a tar) or what `docker save` and `podman save`
+    /// write, also packed with gzip or zstd.
+    Import {
+        /// What the image is to be called, where an archive has only one; otherwise images have the
+        /// names that the archive gives them.
+        #[arg(long, value_name = "REFERENCE")]
+        name: Option<String>,
+        /// Archives; `-` is standard input.
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+    },
+    /// Looks whether each layer is still what was pulled; status 1 when one is not.
+    ///
+    /// Everything is read, at low priority. A layer whose digest was not taken before, which takes
+    /// a moment after a pull, is new: it counts as it is now.
+    Verify,
+    /// Removes the images that no container uses and that are not pinned.
+    Prune,
+}
+
+pub(crate) fn run(path: Option<&Path>, format: Format, work: Option<Work>) -> Outcome {
     with_daemon(path, |mut daemon| async move {
+        match work {
+            Some(Work::Pull { reference }) => return pull::run(daemon, &reference).await,
+            Some(Work::Import { name, files }) => return import::run(daemon, name, files).await,
+            Some(Work::Verify) => return verify::run(daemon).await,
+            Some(Work::Prune) => return prune::run(daemon).await,
+            None => {}
+        }
         let mut images = daemon.images.list_images(ListImagesRequest::default()).await?.into_inner().images;
         images.sort_by_key(names);
         print(&match format {

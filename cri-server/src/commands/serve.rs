@@ -11,6 +11,7 @@ use std::time::Duration;
 use cofferdam_image_store::Store;
 use cofferdam_proto::cri::image_service_server::ImageServiceServer;
 use cofferdam_proto::cri::runtime_service_server::RuntimeServiceServer;
+use cofferdam_proto::images::image_admin_server::ImageAdminServer;
 use cofferdam_sandbox::Runtime;
 use sd_notify::NotifyState;
 use tokio::net::UnixListener;
@@ -21,7 +22,7 @@ use super::Outcome;
 use crate::config::{Config, HANDLERS, load};
 use crate::deadline::KeepDeadlines;
 use crate::error::{CriError, message};
-use crate::image_service::Images;
+use crate::image_service::{ImageAdmin, Images};
 use crate::journal;
 use crate::node::{Node, health, restore};
 use crate::panics::{self, CatchPanics};
@@ -93,6 +94,7 @@ async fn serve(config: Config, traces: Option<Traces>) -> Result<(), Box<dyn std
                 .max_decoding_message_size(MAX_MESSAGE)
                 .max_encoding_message_size(MAX_MESSAGE),
         )
+        .add_service(ImageAdminServer::new(ImageAdmin(node.clone())))
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async {
             let _ = stopped.await;
         });
@@ -135,7 +137,8 @@ fn private_folder(path: &Path) -> io::Result<()> {
     fs::set_permissions(path, fs::Permissions::from_mode(0o700))
 }
 
-/// Listens on a socket that only root reaches. The records' lock has made sure that no other daemon of this state lives.
+/// Listens on a socket that only root reaches. The records' lock has made sure that no other daemon
+/// of this state lives.
 #[expect(clippy::disallowed_methods, reason = "before the daemon serves anybody")]
 fn listen(path: &Path) -> io::Result<UnixListener> {
     match fs::remove_file(path) {

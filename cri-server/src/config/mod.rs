@@ -54,7 +54,8 @@ pub(crate) struct Config {
     pub(crate) vm_size: VmSize,
     /// What a microVM can grow to.
     pub(crate) vm_max: VmSize,
-    /// What a container without a limit counts as, in percent of the node's memory and of its processors.
+    /// What a container without a limit counts as, in percent of the node's memory and of its
+    /// processors.
     pub(crate) unlimited_memory_percent: u8,
     /// But no more memory than so much.
     pub(crate) unlimited_memory_max_mib: u32,
@@ -70,6 +71,16 @@ pub(crate) struct Config {
     pub(crate) tracing: Option<TracingConfig>,
     /// Layers of one image that are fetched at the same time.
     pub(crate) max_parallel_layers: usize,
+    /// A folder in the form of containerd's `certs.d`.
+    pub(crate) certs_dir: Option<PathBuf>,
+    /// A `config.json` of Docker with the node's credentials.
+    pub(crate) docker_config: Option<PathBuf>,
+    /// Images that the kubelet is to keep.
+    pub(crate) pinned: Vec<String>,
+    /// How long a pull may go on without a byte of a layer.
+    pub(crate) no_progress: Duration,
+    /// Layers of all images that are decompressed at the same time; 0 leaves it to the store.
+    pub(crate) max_unpacking_layers: usize,
     /// Registries that need settings.
     pub(crate) registries: BTreeMap<String, RegistryConfig>,
 }
@@ -100,7 +111,14 @@ impl Config {
     pub(crate) fn store(&self) -> cofferdam_image_store::Config {
         let mut config = cofferdam_image_store::Config::new(self.state_dir.join("images"));
         config.registries = self.registries.clone();
+        config.certs_dir = self.certs_dir.clone();
+        config.docker_config = self.docker_config.clone();
+        config.pinned = self.pinned.clone();
+        config.timeouts.progress = self.no_progress;
         config.max_parallel_layers = self.max_parallel_layers;
+        if self.max_unpacking_layers > 0 {
+            config.max_unpacking_layers = self.max_unpacking_layers;
+        }
         config
     }
 }
@@ -114,7 +132,8 @@ pub(crate) enum CgroupDriver {
     Systemd,
 }
 
-/// Where a pod's cgroup is: an absolute path below the root, `/kubepods/burstable/pod…`, or a slice, `kubepods-burstable-pod….slice`.
+/// Where a pod's cgroup is: an absolute path below the root, `/kubepods/burstable/pod…`, or a
+/// slice, `kubepods-burstable-pod….slice`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct CgroupParent(String);
 
@@ -127,7 +146,8 @@ impl CgroupParent {
         }
     }
 
-    /// A slice: its name, or its path (`/kubepods.slice/kubepods-burstable.slice`) as the kubelet says it, which its name tells as well.
+    /// A slice: its name, or its path (`/kubepods.slice/kubepods-burstable.slice`) as the kubelet
+    /// says it, which its name tells as well.
     fn slice(text: &str) -> Result<Self, &'static str> {
         let path = text.strip_prefix('/').unwrap_or(text);
         let (above, name) = path.rsplit_once('/').map_or((None, path), |(above, name)| (Some(above), name));

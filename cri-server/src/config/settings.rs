@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use cofferdam_image_store::RegistryConfig;
+use cofferdam_image_store::{Reference, RegistryConfig};
 use cofferdam_proto::monitor::MAX_VCPUS;
 use cofferdam_sandbox::{CniConfig, VmConfig, VmSize};
 use serde::{Deserialize, Serialize};
@@ -51,7 +51,8 @@ pub(super) struct Vm {
     memory_max_mib: u32,
     unlimited_memory_percent: u8,
     unlimited_memory_max_mib: u32,
-    /// Empty, as the three other paths: the file of that name in the folder of this build ([`super::product`]).
+    /// Empty, as the three other paths: the file of that name in the folder of this build
+    /// ([`super::product`]).
     monitor: PathBuf,
     kernel: PathBuf,
     kernel_args: String,
@@ -92,6 +93,14 @@ pub(super) struct Metrics {
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Images {
     max_parallel_layers: usize,
+    /// Empty: none.
+    certs_dir: PathBuf,
+    /// Empty: none.
+    docker_config: PathBuf,
+    no_progress_seconds: u64,
+    pinned: Vec<String>,
+    /// 0: two for each processor.
+    max_unpacking_layers: usize,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -101,6 +110,7 @@ pub(super) struct Registry {
     mirrors_only: bool,
     plain_http: bool,
     ca_files: Vec<PathBuf>,
+    insecure_redirects: bool,
 }
 
 impl Default for Settings {
@@ -169,18 +179,27 @@ impl Default for Streaming {
 
 impl Default for Images {
     fn default() -> Self {
-        Self { max_parallel_layers: 3 }
+        Self {
+            max_parallel_layers: 3,
+            max_unpacking_layers: 0,
+            certs_dir: "/etc/cofferdam/certs.d".into(),
+            docker_config: PathBuf::new(),
+            no_progress_seconds: 300,
+            pinned: Vec::new(),
+        }
     }
 }
 
-/// What guests can grow to on a large node unless the configuration says more: each vCPU that can come costs the guest a little memory.
+/// What guests can grow to on a large node unless the configuration says more: each vCPU that can
+/// come costs the guest a little memory.
 const VCPUS_MAX: u8 = 8;
 
 /// A key and what is wrong with its value.
 pub(super) type Wrong = (&'static str, String);
 
 impl Settings {
-    /// With what is computed from other keys, or from where the product is (its folder `lib`), filled in.
+    /// With what is computed from other keys, or from where the product is (its folder `lib`),
+    /// filled in.
     pub(super) fn complete(mut self, lib: &Path) -> Self {
         for (path, name) in [
             (&mut self.vm.monitor, "cofferdam-vmm"),
@@ -224,11 +243,23 @@ impl Settings {
         in_range("vm.boot_timeout_seconds", self.vm.boot_timeout_seconds, 1, 3600)?;
         in_range("cni.plugin_timeout_seconds", self.cni.plugin_timeout_seconds, 1, 3600)?;
         in_range("images.max_parallel_layers", self.images.max_parallel_layers as u64, 1, 64)?;
+        in_range("images.no_progress_seconds", self.images.no_progress_seconds, 1, 86_400)?;
+        in_range("images.max_unpacking_layers", self.images.max_unpacking_layers as u64, 0, 256)?;
         if self.vm.kernel_args.len() > 1024 || self.vm.kernel_args.bytes().any(|b| !(0x20..0x7f).contains(&b)) {
             return Err((
                 "vm.kernel_args",
                 "is longer than 1024 characters or has one that is not printable ASCII".into(),
             ));
+        }
+        for pattern in &self.images.pinned {
+            let valid = match pattern.strip_suffix('*') {
+                Some(beginning) => !beginning.contains('*'),
+                None => pattern.parse::<Reference>().is_ok(),
+            };
+            if !valid {
+                let reason = format!("has {pattern:?}, neither a reference nor the beginning of one with a * behind");
+                return Err(("images.pinned", reason));
+            }
         }
         for (key, path) in self.paths() {
             if !path.is_absolute() || path.components().any(|c| c == std::path::Component::ParentDir) {
@@ -278,6 +309,11 @@ impl Settings {
             metrics,
             tracing: self.tracing.check()?,
             max_parallel_layers: self.images.max_parallel_layers,
+            certs_dir: Some(self.images.certs_dir.clone()).filter(|path| !path.as_os_str().is_empty()),
+            docker_config: Some(self.images.docker_config.clone()).filter(|path| !path.as_os_str().is_empty()),
+            pinned: self.images.pinned.clone(),
+            no_progress: seconds(self.images.no_progress_seconds),
+            max_unpacking_layers: self.images.max_unpacking_layers,
             registries: self.registries.iter().map(|(host, r)| (host.clone(), r.parts())).collect(),
         })
     }
@@ -294,6 +330,11 @@ impl Settings {
             ("host.agent", &self.host.agent),
             ("cni.conf_dir", &self.cni.conf_dir),
         ];
+        let optional =
+            [("images.certs_dir", &self.images.certs_dir), ("images.docker_config", &self.images.docker_config)];
+        paths.extend(
+            optional.map(|(key, path)| (key, path.as_path())).iter().filter(|(_, p)| !p.as_os_str().is_empty()),
+        );
         paths.extend(self.cni.bin_dirs.iter().map(|p| ("cni.bin_dirs", p.as_path())));
         paths
             .extend(self.registries.values().flat_map(|r| &r.ca_files).map(|p| ("registries.*.ca_files", p.as_path())));
@@ -314,6 +355,16 @@ impl Vm {
     }
 }
 
+impl Settings {
+    /// The settings as they may be shown to anybody who helps: without passwords.
+    pub(crate) fn without_secrets(mut self) -> Self {
+        for mirror in self.registries.values_mut().flat_map(|registry| &mut registry.mirrors) {
+            *mirror = cofferdam_image_store::without_login(mirror);
+        }
+        self
+    }
+}
+
 impl Registry {
     fn parts(&self) -> RegistryConfig {
         RegistryConfig {
@@ -321,6 +372,7 @@ impl Registry {
             mirrors_only: self.mirrors_only,
             plain_http: self.plain_http,
             ca_files: self.ca_files.clone(),
+            insecure_redirects: self.insecure_redirects,
         }
     }
 }

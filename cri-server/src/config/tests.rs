@@ -36,6 +36,30 @@ fn later_files_win_key_by_key() {
 }
 
 #[test]
+fn registries_have_a_folder_and_no_credentials_unless_told() {
+    let store = |text: &str| merge(&[file("a", text)]).unwrap().1.store();
+    let usual = store("");
+    assert_eq!(usual.certs_dir.as_deref(), Some(Path::new("/etc/cofferdam/certs.d")));
+    assert_eq!((usual.docker_config, usual.timeouts.progress.as_secs()), (None, 300));
+    let other = store(
+        "[images]\ncerts_dir = \"\"\ndocker_config = \"/root/.docker/config.json\"\nno_progress_seconds = 60\n\
+         pinned = [\"registry.k8s.io/*\", \"busybox\"]\n\
+         [registries.\"r\"]\ninsecure_redirects = true\n",
+    );
+    assert_eq!((other.certs_dir, other.timeouts.progress.as_secs()), (None, 60));
+    assert_eq!(other.docker_config.as_deref(), Some(Path::new("/root/.docker/config.json")));
+    assert!(other.registries["r"].insecure_redirects && usual.pinned.is_empty());
+    assert_eq!(other.pinned, ["registry.k8s.io/*", "busybox"]);
+}
+
+#[test]
+fn what_is_shown_has_no_passwords() {
+    let text = "[registries.\"r\"]\nmirrors = [\"https://user:hidden@m/x\", \"https://n\"]\n";
+    let shown = toml::to_string(&merge(&[file("a", text)]).unwrap().0.without_secrets()).unwrap();
+    assert!(shown.contains("https://***@m/x") && shown.contains("https://n") && !shown.contains("hidden"), "{shown}");
+}
+
+#[test]
 fn guests_grow_to_the_node_at_most() {
     let most = |text: &str| merge(&[file("a", text)]).unwrap().1.vm_max;
     assert_eq!(most(""), VmSize { vcpus: node_cpus().min(8), memory_mib: 8192 });
@@ -79,6 +103,11 @@ fn bad_values_name_the_key_and_the_file() {
         ("[tracing]\nendpoint = \"collector:4317\"\n", "tracing.endpoint"),
         ("[tracing]\nsample_percent = 101\n", "tracing.sample_percent"),
         ("[images]\nmax_parallel_layers = 0\n", "images.max_parallel_layers"),
+        ("[images]\nno_progress_seconds = 0\n", "images.no_progress_seconds"),
+        ("[images]\ncerts_dir = \"certs.d\"\n", "images.certs_dir"),
+        ("[images]\ndocker_config = \"/a/../b\"\n", "images.docker_config"),
+        ("[images]\npinned = [\"a:1\", \"b**\"]\n", "images.pinned"),
+        ("[images]\nmax_unpacking_layers = 257\n", "images.max_unpacking_layers"),
         ("[cni]\nbin_dirs = [\"x\"]\n", "cni.bin_dirs"),
     ] {
         let error = refused(text);

@@ -1,13 +1,15 @@
 //! CRI's image service.
 
+mod admin;
 mod pull_image;
 
 use std::sync::Arc;
 
-use cofferdam_image_store::Image;
+use cofferdam_image_store::{Image, Reference};
 use cofferdam_proto::cri;
 use cofferdam_proto::cri::image_service_server::ImageService;
 use futures::stream::BoxStream;
+use serde_json::json;
 use tonic::{Request, Response, Status, async_trait};
 
 use crate::error::CriError;
@@ -15,6 +17,8 @@ use crate::ids::now_nanos;
 use crate::node::Node;
 use crate::runtime_service::streamed;
 use crate::translate::user;
+
+pub(crate) use self::admin::ImageAdmin;
 
 /// Serves the image service.
 pub(crate) struct Images(pub(crate) Arc<Node>);
@@ -60,11 +64,24 @@ fn show(image: Image) -> cri::Image {
         id: image.id,
         repo_tags: image.repo_tags,
         repo_digests: image.repo_digests,
-        size: image.size,
+        // What the kubelet gets back by removing it: it counts this against what it wants to free.
+        size: image.disk_bytes.max(image.size),
         uid: uid.map(|value| cri::Int64Value { value }),
         username,
         pinned: image.pinned,
     }
+}
+
+/// How far a running pull of `wanted` is: the layers, as JSON.
+fn pulling(node: &Node, wanted: &str) -> Option<String> {
+    let reference = wanted.parse::<Reference>().ok()?.to_string();
+    let pull = node.store.progress().into_iter().find(|pull| pull.reference == reference)?;
+    let layers = pull.layers.iter().map(|layer| {
+        json!({
+            "digest": layer.digest, "bytes_done": layer.bytes_done, "bytes_total": layer.bytes_total, "done": layer.done,
+        })
+    });
+    Some(layers.collect::<serde_json::Value>().to_string())
 }
 
 fn no_profiles() -> Status {
@@ -87,8 +104,13 @@ impl ImageService for Images {
     async fn image_status(&self, request: Request<cri::ImageStatusRequest>) -> Answer<cri::ImageStatusResponse> {
         let request = request.into_inner();
         let wanted = reference(request.image.as_ref())?;
-        let image = self.ask(move |node| Ok(node.store.status(&wanted)?)).await?;
         let mut response = cri::ImageStatusResponse::default();
+        if request.verbose
+            && let Some(layers) = pulling(&self.0, &wanted)
+        {
+            response.info.insert("pull".into(), layers);
+        }
+        let image = self.ask(move |node| Ok(node.store.status(&wanted)?)).await?;
         if let Some(image) = image {
             if request.verbose {
                 let config = serde_json::to_string(&image.config).unwrap_or_default();

@@ -2,10 +2,12 @@
 //!
 //! Locks, in the order in which they are taken:
 //!
-//! 1. a pod's `work` (async): held by whatever changes the pod or its containers, across calls to sandbox, store and agent;
+//! 1. a pod's `work` (async): held by whatever changes the pod or its containers, across calls to
+//!    sandbox, store and agent;
 //! 2. the maps and records (blocking, held for a few lines, never across an await).
 //!
-//! List and status calls take only the second kind, so nothing that hangs in a guest or a plugin can block them.
+//! List and status calls take only the second kind, so nothing that hangs in a guest or a plugin
+//! can block them.
 
 pub(crate) mod agent;
 pub(crate) mod container;
@@ -139,7 +141,8 @@ impl Node {
         self.containers.write().unwrap_or_else(PoisonError::into_inner).remove(id);
     }
 
-    /// Tries whether this node can run pods of `kind`, and remembers the answer for [`Node::unusable`].
+    /// Tries whether this node can run pods of `kind`, and remembers the answer for
+    /// [`Node::unusable`].
     pub(crate) async fn probe(&self, kind: Kind) -> Result<(), CriError> {
         let runtime = self.runtime.clone();
         let answer = tokio::task::spawn_blocking(move || runtime.probe(kind))

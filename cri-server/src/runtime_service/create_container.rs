@@ -93,7 +93,8 @@ async fn create(
             return Err(error);
         }
     };
-    // From here on the watcher and a removal of the pod find it; list calls leave it out while it is being made.
+    // From here on the watcher and a removal of the pod find it; list calls leave it out while it
+    // is being made.
     node.add_container(container.clone());
     let _quota = pod.without_quota(node, &sandbox).await;
     match build(node, &container, &sandbox, plan, asked, began).await {
@@ -113,7 +114,8 @@ async fn create(
     }
 }
 
-/// Has a microVM's monitor rated as its containers are: what the kubelet says of them tells more than the name of the pod's cgroup did.
+/// Has a microVM's monitor rated as its containers are: what the kubelet says of them tells more
+/// than the name of the pod's cgroup did.
 async fn rate(node: &Node, pod: &Pod, sandbox: &Sandbox) {
     let live = node.containers_of(&pod.id).into_iter().filter(|c| c.with(|r| r.is_live()));
     let scores = live.map(|c| c.with(|r| r.resources.as_ref().map_or(0, |r| r.oom_score_adj)));
@@ -123,7 +125,8 @@ async fn rate(node: &Node, pod: &Pod, sandbox: &Sandbox) {
     }
 }
 
-/// Says what an agent of an older version leaves out of `request`. The container is made all the same, as it was before the upgrade.
+/// Says what an agent of an older version leaves out of `request`. The container is made all the
+/// same, as it was before the upgrade.
 async fn warn_of_older_agent(container: &Container, sandbox: &Sandbox, request: &CreateContainerRequest) {
     if !request.image_volumes.is_empty() && matches!(sandbox.agent_api().await, Ok(api) if api < IMAGE_VOLUMES_SINCE) {
         let (pod, container) = (&container.pod.id, &container.id);

@@ -135,7 +135,8 @@ async fn accept(listener: TcpListener, sessions: Sessions, leaving: Leaving) {
                 async move { Ok::<_, Infallible>(answer) }
             });
             let mut http = hyper::server::conn::http1::Builder::new();
-            // Not keep_alive(false): it puts `Connection: close` into the answer to an upgrade, which clients refuse.
+            // Not keep_alive(false): it puts `Connection: close` into the answer to an upgrade,
+            // which clients refuse.
             http.timer(hyper_util::rt::TokioTimer::new()).header_read_timeout(REQUEST_TIME);
             if let Err(error) = http.serve_connection(TokioIo::new(stream), service).with_upgrades().await {
                 tracing::debug!(%error, "streaming connection failed");

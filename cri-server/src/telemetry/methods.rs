@@ -6,7 +6,7 @@ use tonic::Code;
 pub(super) const UNKNOWN: &str = "unknown";
 
 /// Every method, by the path of its service.
-const SERVICES: [(&str, &[&str]); 2] = [
+const SERVICES: [(&str, &[&str]); 3] = [
     (
         "/runtime.v1.RuntimeService/",
         &[
@@ -63,6 +63,7 @@ const SERVICES: [(&str, &[&str]); 2] = [
             "StreamImages",
         ],
     ),
+    ("/cofferdam.v1.ImageAdmin/", &["ImportImages", "VerifyLayers"]),
 ];
 
 /// The method of a request's path, from the list.
@@ -105,9 +106,11 @@ mod tests {
     #[test]
     fn every_method_of_the_protocol_is_known_and_nothing_else() {
         let (mut service, mut count) = (String::new(), 0);
-        for line in include_str!("../../../proto/proto/cri.proto").lines() {
+        let cri = include_str!("../../../proto/proto/cri.proto").lines().map(|line| ("runtime.v1", line));
+        let images = include_str!("../../../proto/proto/images.proto").lines().map(|line| ("cofferdam.v1", line));
+        for (package, line) in cri.chain(images) {
             if let Some(name) = line.strip_prefix("service ").and_then(|rest| rest.split_whitespace().next()) {
-                service = format!("/runtime.v1.{name}/");
+                service = format!("/{package}.{name}/");
             }
             if let Some(name) = line.trim_start().strip_prefix("rpc ").and_then(|rest| rest.split('(').next()) {
                 assert_eq!(method(&format!("{service}{name}")), name);

@@ -1,4 +1,5 @@
-//! CreateContainer's configuration and the image's, checked whole and turned into what the agent is asked.
+//! CreateContainer's configuration and the image's, checked whole and turned into what the agent is
+//! asked.
 
 use cofferdam_image_store::{Image, Reference};
 use cofferdam_proto::agent::namespaces::Pid;
@@ -79,7 +80,7 @@ pub(crate) fn plan(
         stdin: asked.stdin,
         stdin_once: asked.stdin_once,
         stop_signal,
-        image_volumes: image.config.volumes.clone(),
+        image_volumes: image_volumes(image)?,
         ..Default::default()
     };
     edits.apply(&mut request);
@@ -118,7 +119,8 @@ pub(crate) fn plan(
     Ok(ContainerPlan { record, request, volumes, disks })
 }
 
-/// `repository@digest`: of the repository that the pod's author named, if the image came from there.
+/// `repository@digest`: of the repository that the pod's author named, if the image came from
+/// there.
 fn image_digest(spec: &ImageSpec, image: &Image) -> String {
     let named = if spec.user_specified_image.is_empty() { &spec.image } else { &spec.user_specified_image };
     let repository = named.parse().map(|reference: Reference| reference.name() + "@").ok();
@@ -126,8 +128,9 @@ fn image_digest(spec: &ImageSpec, image: &Image) -> String {
     image.repo_digests.iter().find(of_it).or(image.repo_digests.first()).cloned().unwrap_or_default()
 }
 
-/// The image as people know it, for the status. The kubelet creates containers by the image's id: its author's name for it is shown then,
-/// whole where the image has it, or else the image's first tag.
+/// The image as people know it, for the status. The kubelet creates containers by the image's id:
+/// its author's name for it is shown then, whole where the image has it, or else the image's first
+/// tag.
 fn image_name(spec: &ImageSpec, image: &Image) -> String {
     let named = if spec.user_specified_image.is_empty() { &spec.image } else { &spec.user_specified_image };
     if let Some(whole) = named.parse().ok().map(|reference: Reference| reference.to_string())
@@ -156,7 +159,8 @@ fn process(
     if !cwd.starts_with('/') {
         return Err(CriError::invalid(format!("working_dir {cwd:?} is not absolute")));
     }
-    // The kubelet's values lie within -1000 and 1000; others would make the kernel refuse the start.
+    // The kubelet's values lie within -1000 and 1000; others would make the kernel refuse the
+    // start.
     let oom = limits.oom_score_adj.clamp(-1000, 1000);
     Ok(Process {
         args: args(asked, image)?,
@@ -173,7 +177,17 @@ fn process(
     })
 }
 
-/// CRI's `command` takes the place of the image's entrypoint and arguments; `args` that of its arguments alone.
+/// Where the image wants volumes. A relative path begins at the root, as in other runtimes.
+fn image_volumes(image: &Image) -> Result<Vec<String>, CriError> {
+    let absolute = image.config.volumes.iter().map(|path| {
+        text::line("a volume of the image", path, 4096)?;
+        Ok(if path.starts_with('/') { path.clone() } else { format!("/{path}") })
+    });
+    absolute.collect()
+}
+
+/// CRI's `command` takes the place of the image's entrypoint and arguments; `args` that of its
+/// arguments alone.
 fn args(asked: &ContainerConfig, image: &Image) -> Result<Vec<String>, CriError> {
     let config = &image.config;
     let (first, rest) = match (asked.command.is_empty(), asked.args.is_empty()) {
@@ -202,8 +216,8 @@ fn check_strings(what: &str, list: &[String]) -> Result<(), CriError> {
     }
 }
 
-/// The image's variables, in its order, then the container's own; a later one takes the place of an earlier one of its name.
-/// Values are bytes: a Secret's need not be text.
+/// The image's variables, in its order, then the container's own; a later one takes the place of an
+/// earlier one of its name. Values are bytes: a Secret's need not be text.
 fn env(pod: &PodRecord, asked: &ContainerConfig, image: &Image) -> Result<Vec<Vec<u8>>, CriError> {
     let mut env: Vec<(&str, &[u8])> = vec![("PATH", DEFAULT_PATH.as_bytes())];
     if !pod.hostname.is_empty() {
@@ -213,6 +227,13 @@ fn env(pod: &PodRecord, asked: &ContainerConfig, image: &Image) -> Result<Vec<Ve
         env.push(("TERM", b"xterm"));
     }
     let image = image.config.env.iter().map(|e| e.split_once('=').unwrap_or((e, "")));
+    for (key, value) in image.clone() {
+        text::line("the name of the image's environment variable", key, MAX_STRING)?;
+        // Programs copy it into files that are read by lines, as /etc/passwd is.
+        if key == "HOME" {
+            text::line("the image's HOME", value, 4096)?;
+        }
+    }
     let image = image.map(|(key, value)| ("the image's", key, value.as_bytes()));
     let own = asked.envs.iter().map(|e| ("the container's", e.key.as_str(), e.value.as_slice()));
     for (whose, key, value) in image.chain(own) {

@@ -1,8 +1,8 @@
-//! What a layer takes from the layers below it: the targets of hard links that only they have, and the attributes of
-//! directories that the layer's entries are in without being listed.
+//! What a layer takes from the layers below it: links in the paths of its entries, the targets of
+//! hard links that only they have, and the attributes of directories that the layer's entries are
+//! in without being listed.
 //!
-//! Lower layers are read the way overlayfs stacks them (whiteouts, opaque directories), and no symbolic link is
-//! followed in any of them.
+//! Lower layers are read the way overlayfs stacks them ([`super::stack`]).
 
 use std::fs::File;
 use std::io;
@@ -11,52 +11,70 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{self as rfs, AtFlags, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
+use super::attributes::keeps_xattr;
+use super::name::cut;
 use super::reader::lossy;
-use super::root::{failed, is_whiteout, keeps_xattr, open_beneath, path};
+use super::relocate::View;
+use super::root::{failed, is_whiteout, open_beneath, path};
+use super::stack::{Inside, find, find_dir, inside, is_opaque, kind, merged, stat_at};
 use super::{ExtractError, Extracted};
 
+/// Directories in a path that goes through links of lower layers: the extractor's own limit.
+const MAX_DEPTH: usize = 256;
+
 /// Finishes a layer that was extracted into `layer`; `lowers` are the layers below, topmost first.
-pub(crate) fn complete(
-    layer: BorrowedFd<'_>,
-    lowers: &[OwnedFd],
-    extracted: &mut Extracted,
-) -> Result<(), ExtractError> {
+///
+/// # Errors
+/// A hard link's target is in no layer, or a path through links of the layers below is beyond the
+/// bounds.
+pub fn complete(layer: BorrowedFd<'_>, lowers: &[OwnedFd], extracted: &mut Extracted) -> Result<(), ExtractError> {
+    let mut view = View::new(layer, lowers, MAX_DEPTH);
+    view.settle(extracted)?;
     for (name, target) in std::mem::take(&mut extracted.missing_targets) {
+        let (dir, last) = cut(&target);
+        let target = super::name::join(&view.real(&name, dir)?, last);
         late_link(layer, lowers, &name, &target, extracted)?;
     }
-    // Children first: setting a child's attributes does not touch its parent's times, making it did.
+    // Children first: setting a child's attributes does not touch its parent's times, making it
+    // did.
     for dir in extracted.implied.iter().rev() {
-        if let Some(lower) = find_dir(lowers, dir) {
-            adopt(layer, dir, &lower)?;
-        } else if find(lowers, dir).is_some_and(|(_, stat)| kind(&stat) == FileType::Symlink) {
-            // Other runtimes write through the link; here no link is ever followed while unpacking.
-            tracing::warn!(dir = lossy(dir), "a directory of this layer replaces a symbolic link of the layers below");
+        adopt(layer, lowers, dir)?;
+    }
+    drop_ghosts(layer, lowers, extracted).map_err(failed(b"a whiteout", "looking for what it hides"))
+}
+
+/// Takes away the whiteouts that hide nothing: overlayfs shows a whiteout in the listing of a
+/// directory that it does not merge with one below.
+fn drop_ghosts(layer: BorrowedFd<'_>, lowers: &[OwnedFd], extracted: &mut Extracted) -> Result<(), Errno> {
+    let mut whiteouts = std::mem::take(&mut extracted.whiteouts);
+    whiteouts.sort();
+    for of_one_dir in whiteouts.chunk_by(|a, b| cut(a).0 == cut(b).0) {
+        let dir = cut(&of_one_dir[0]).0;
+        let Inside::Dir { fd, opaque } = inside(layer, dir)? else {
+            continue; // A later entry replaced the directory.
+        };
+        let below = if opaque { Vec::new() } else { merged(lowers, dir)? };
+        let before = rfs::fstat(&fd)?;
+        for name in of_one_dir.iter().map(|whiteout| cut(whiteout).1) {
+            let mut found = None;
+            for lower in &below {
+                found = stat_at(lower.as_fd(), name)?.map(|_| !is_whiteout(lower.as_fd(), name));
+                if found.is_some() {
+                    break;
+                }
+            }
+            if found != Some(true) && is_whiteout(fd.as_fd(), name) {
+                rfs::unlinkat(&fd, path(name), AtFlags::empty())?;
+                extracted.inodes = extracted.inodes.saturating_sub(1);
+            }
         }
+        rfs::futimens(&fd, &times(&before))?;
     }
     Ok(())
 }
 
-fn cut(name: &[u8]) -> (&[u8], &[u8]) {
-    match name.iter().rposition(|b| *b == b'/') {
-        Some(at) => (&name[..at], &name[at + 1..]),
-        None => (b"", name),
-    }
-}
-
-fn stat_at(at: BorrowedFd<'_>, name: &[u8]) -> Result<Option<Stat>, Errno> {
-    match rfs::statat(at, path(name), AtFlags::SYMLINK_NOFOLLOW) {
-        Ok(stat) => Ok(Some(stat)),
-        Err(Errno::NOENT) => Ok(None),
-        Err(errno) => Err(errno),
-    }
-}
-
-fn kind(stat: &Stat) -> FileType {
-    FileType::from_raw_mode(stat.st_mode)
-}
-
-/// A hard link whose target was not in the layer when its entry came: copies the target up, as overlayfs does when a
-/// file of a lower layer is linked, and links it.
+/// A hard link whose target was not in the layer when its entry came: copies the target up, as
+/// overlayfs does when a file of a lower layer is linked, and links it.
 fn late_link(
     layer: BorrowedFd<'_>,
     lowers: &[OwnedFd],
@@ -74,6 +92,9 @@ fn late_link(
     if stat_at(into.as_fd(), last).map_err(failed(name, "looking at it"))?.is_some() {
         return Ok(()); // A later entry of the same name wins.
     }
+    if name == target {
+        return Err(missing()); // A link to itself, by way of a link below.
+    }
     let (target_dir, target_last) = cut(target);
     let from = target_parent(layer, lowers, target_dir, extracted).map_err(failed(name, "opening its target"))?;
     let (from, opaque) = from.ok_or_else(missing)?;
@@ -85,7 +106,8 @@ fn late_link(
         Some(_) => {}
         None if opaque => return Err(missing()),
         None => {
-            let (lower, stat) = find(lowers, target).ok_or_else(missing)?;
+            let found = find(lowers, target).map_err(failed(name, "looking for its target"))?;
+            let (lower, stat) = found.ok_or_else(missing)?;
             if kind(&stat) == FileType::Directory {
                 return Err(ExtractError::malformed(&lossy(name), "hard link to a directory"));
             }
@@ -99,8 +121,8 @@ fn late_link(
         .map_err(|source| ExtractError::Io { entry: lossy(name), operation: "making a hard link", source })
 }
 
-/// The directory that a target is to be in, made as far as only lower layers have it, and whether the layer itself
-/// hides what they have in it.
+/// The directory that a target is to be in, made as far as only lower layers have it, and whether
+/// the layer itself hides what they have in it.
 fn target_parent(
     layer: BorrowedFd<'_>,
     lowers: &[OwnedFd],
@@ -117,7 +139,7 @@ fn target_parent(
         end += component.len();
         match stat_at(parent.as_fd(), component)? {
             None => {
-                if opaque || find_dir(lowers, &dir[..end]).is_none() {
+                if opaque || find_dir(lowers, &dir[..end])?.is_none() {
                     return Ok(None);
                 }
                 keeping_times(parent.as_fd(), || {
@@ -139,7 +161,7 @@ fn target_parent(
 }
 
 /// Does something in a directory whose times are already what they should be.
-fn keeping_times(dir: BorrowedFd<'_>, work: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+pub(crate) fn keeping_times(dir: BorrowedFd<'_>, work: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
     let before = rfs::fstat(dir)?;
     work()?;
     Ok(rfs::futimens(dir, &times(&before))?)
@@ -152,63 +174,20 @@ fn times(stat: &Stat) -> Timestamps {
     }
 }
 
-/// The directory that has `name` in the stack of lower layers, and what it is there.
-fn find(lowers: &[OwnedFd], name: &[u8]) -> Option<(OwnedFd, Stat)> {
-    let (dir, last) = cut(name);
-    let components: Vec<&[u8]> = dir.split(|b| *b == b'/').filter(|c| !c.is_empty()).collect();
-    for lower in lowers {
-        let mut parent = open_beneath(lower.as_fd(), b"", OFlags::RDONLY).ok()?;
-        let mut opaque = false;
-        let mut inside = true;
-        for component in &components {
-            match stat_at(parent.as_fd(), component).ok()? {
-                None => {
-                    inside = false;
-                    break;
-                }
-                Some(stat) if kind(&stat) == FileType::Directory => {
-                    parent = open_beneath(parent.as_fd(), component, OFlags::RDONLY).ok()?;
-                    opaque |= is_opaque(parent.as_fd());
-                }
-                // A whiteout, or something that hides a directory below it.
-                Some(_) => return None,
-            }
-        }
-        if inside && let Some(stat) = stat_at(parent.as_fd(), last).ok()? {
-            return (!is_whiteout(parent.as_fd(), last)).then_some((parent, stat));
-        }
-        if opaque {
-            return None;
-        }
-    }
-    None
-}
-
-fn find_dir(lowers: &[OwnedFd], dir: &[u8]) -> Option<OwnedFd> {
-    if dir.is_empty() {
-        return open_beneath(lowers.first()?.as_fd(), b"", OFlags::RDONLY).ok();
-    }
-    let (parent, stat) = find(lowers, dir)?;
-    if kind(&stat) != FileType::Directory {
-        return None;
-    }
-    open_beneath(parent.as_fd(), cut(dir).1, OFlags::RDONLY).ok()
-}
-
-fn is_opaque(dir: BorrowedFd<'_>) -> bool {
-    let mut value = [0; 8];
-    matches!(rfs::fgetxattr(dir, c"user.overlay.opaque", &mut value), Ok(1) if value[0] == b'y')
-}
-
-/// Gives an implied directory what it has below.
-fn adopt(layer: BorrowedFd<'_>, dir: &[u8], lower: &OwnedFd) -> Result<(), ExtractError> {
-    let to = open_beneath(layer, dir, OFlags::RDONLY).map_err(failed(dir, "opening the directory"))?;
+/// Gives an implied directory what it has below, unless the same layer deleted that with its
+/// parent.
+fn adopt(layer: BorrowedFd<'_>, lowers: &[OwnedFd], dir: &[u8]) -> Result<(), ExtractError> {
     let work = || -> io::Result<()> {
-        if is_opaque(to.as_fd()) {
-            return Ok(()); // New: what is below was deleted by the same layer.
-        }
-        let stat = rfs::fstat(lower)?;
-        attributes(lower.as_fd(), to.as_fd(), &stat)
+        let (parent, name) = cut(dir);
+        let to = match inside(layer, parent)? {
+            Inside::Dir { fd, .. } if dir.is_empty() => fd,
+            Inside::Dir { fd, opaque: false } => open_beneath(fd.as_fd(), name, OFlags::RDONLY)?,
+            _ => return Ok(()),
+        };
+        let Some(lower) = find_dir(lowers, dir)? else {
+            return Ok(());
+        };
+        attributes(lower.as_fd(), to.as_fd(), &rfs::fstat(&lower)?)
     };
     work().map_err(|source| ExtractError::Io {
         entry: lossy(dir),
@@ -217,26 +196,38 @@ fn adopt(layer: BorrowedFd<'_>, dir: &[u8], lower: &OwnedFd) -> Result<(), Extra
     })
 }
 
-/// Owner, mode, extended attributes, times, from one descriptor to another.
-fn attributes(from: BorrowedFd<'_>, to: BorrowedFd<'_>, stat: &Stat) -> io::Result<()> {
+/// Owner, mode, extended attributes, times, from one descriptor to another, as an image has them.
+pub(crate) fn attributes(from: BorrowedFd<'_>, to: BorrowedFd<'_>, stat: &Stat) -> io::Result<()> {
+    attributes_but(from, to, stat, keeps_xattr)
+}
+
+/// Owner, mode, times and the extended attributes that `keep` wants, from one descriptor to
+/// another.
+pub(crate) fn attributes_but(
+    from: BorrowedFd<'_>,
+    to: BorrowedFd<'_>,
+    stat: &Stat,
+    keep: impl Fn(&[u8]) -> bool,
+) -> io::Result<()> {
     rfs::fchown(to, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)))?;
-    rfs::fchmod(to, Mode::from_raw_mode(stat.st_mode & 0o7777))?;
     let mut names = vec![0; 64 << 10];
     let length = match rfs::flistxattr(from, &mut names) {
         Ok(length) => length,
         Err(Errno::NOTSUP) => 0,
         Err(errno) => return Err(errno.into()),
     };
-    for name in names[..length].split(|b| *b == 0).filter(|name| keeps_xattr(name)) {
+    for name in names[..length].split(|b| *b == 0).filter(|name| !name.is_empty() && keep(name)) {
         let mut value = vec![0; 64 << 10];
         let length = rfs::fgetxattr(from, path(name), &mut value)?;
         rfs::fsetxattr(to, path(name), &value[..length], XattrFlags::empty())?;
     }
+    rfs::fchmod(to, Mode::from_raw_mode(stat.st_mode & 0o7777))?;
     Ok(rfs::futimens(to, &times(stat))?)
 }
 
-/// Copies a file, symbolic link, fifo or device node into another directory under the name that it has there.
-fn copy_up(from: BorrowedFd<'_>, stat: &Stat, to: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
+/// Copies a file, symbolic link, fifo or device node into another directory under the name that it
+/// has there.
+pub(crate) fn copy_up(from: BorrowedFd<'_>, stat: &Stat, to: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
     let name = path(name);
     match kind(stat) {
         FileType::RegularFile => {

@@ -1,29 +1,43 @@
 //! A layer's tar stream, turned into a directory in overlayfs form.
 //!
-//! Nothing here follows a symbolic link: every parent directory is opened from the root's descriptor with
-//! `openat2(RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)`, and every last component is handled by `*at` calls that do
-//! not follow. The directory is private (below a 0700 directory) until it is complete.
+//! The kernel follows no symbolic link here: every parent directory is opened from the root's
+//! descriptor with `openat2(RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)`, and every last component is
+//! handled by `*at` calls that do not follow. Where the path of an entry goes through a link of the
+//! layer, [`follow`] works out first where that leads inside the root; links of lower layers are
+//! followed when the layer is completed ([`relocate`]). The directory is private (below a 0700
+//! directory) until it is complete.
 
+mod attributes;
+mod follow;
 mod header;
 mod lower;
+mod name;
 mod pax;
 mod reader;
+mod relocate;
 mod root;
 mod sparse;
+mod stack;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 
-pub(crate) use self::lower::complete;
-use self::reader::{Entry, Kind, TarReader, lossy};
-use self::root::{Attributes, Root};
+use serde::{Deserialize, Serialize};
+
+use self::attributes::{Attributes, DEFAULT_ACL};
+use self::follow::Bounds;
+pub use self::lower::complete;
+pub(crate) use self::lower::{attributes_but, copy_up};
+use self::name::{join, split};
+use self::reader::{Entry, lossy};
+pub(crate) use self::reader::{Kind, TarReader};
+use self::root::{Linked, Root};
 use crate::config::Limits;
 
-/// Names that the extractor remembers (directories' times, implied parents), in bytes: far beyond real
-/// layers, and a bound on memory.
+/// Names that the extractor remembers (directories' times, implied parents), in bytes: far beyond
+/// real layers, and a bound on memory.
 const MAX_REMEMBERED: usize = 64 << 20;
-const MAX_COMPONENT: usize = 255;
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 const AUFS: &[u8] = b".wh..wh.";
@@ -73,26 +87,35 @@ impl ExtractError {
 }
 
 /// What a layer became.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Extracted {
     /// Bytes on disk, in whole blocks.
     pub bytes: u64,
     /// Inodes.
     pub inodes: u64,
-    /// Directories that the layer did not list but that its entries are in, parents first; the root is empty. Their
-    /// owner and mode are to be taken from the layers below.
+    /// Directories that the layer did not list but that its entries are in, parents first; the root
+    /// is empty. Their owner and mode are to be taken from the layers below.
     pub implied: Vec<Vec<u8>>,
     /// Hard links whose target is not in this layer: (name, target).
     pub missing_targets: Vec<(Vec<u8>, Vec<u8>)>,
-    /// The root is opaque: nothing of the layers below shows. Overlayfs has no mark for that; stack this layer as
-    /// the lowest.
+    /// Whiteouts that were made. Those that hide nothing of the layers below are to be taken away.
+    pub whiteouts: Vec<Vec<u8>>,
+    /// The root is opaque: nothing of the layers below shows. Overlayfs has no mark for that; stack
+    /// this layer as the lowest.
     pub hides_below: bool,
+    /// It has whiteouts or opaque marks, so that it is another tree at the bottom than above other
+    /// layers.
+    pub marks: bool,
+    /// Directories of it were moved through symbolic links of the layers below, so that it is
+    /// another tree above other layers.
+    pub relocated: bool,
 }
 
-/// Extracts the tar stream into the directory `root`, and gives back the stream to be read to its end.
+/// Extracts the tar stream into the directory `root`, and gives back the stream to be read to its
+/// end.
 ///
-/// `lowest`: there is no layer below, so that whiteouts and opaque marks mean nothing and are left out (a
-/// whiteout in a directory that overlayfs does not merge would show up in its listing).
+/// `lowest`: there is no layer below, so that whiteouts and opaque marks mean nothing and are left
+/// out (a whiteout in a directory that overlayfs does not merge would show up in its listing).
 pub fn extract<R: Read>(
     stream: R,
     root: OwnedFd,
@@ -101,12 +124,13 @@ pub fn extract<R: Read>(
 ) -> Result<(Extracted, R), ExtractError> {
     let mut tar = TarReader::new(stream, limits);
     let mut extractor = Extractor {
-        root: Root::new(root),
+        root: Root::new(root, Bounds::new(limits.path_depth)),
         limits,
         lowest,
         sum: 0,
         remembered: 0,
         dir_times: BTreeMap::new(),
+        dir_acls: BTreeMap::new(),
         implied: BTreeSet::from([Vec::new()]),
         done: Extracted::default(),
     };
@@ -114,40 +138,6 @@ pub fn extract<R: Read>(
         extractor.entry(&mut tar, entry)?;
     }
     Ok((extractor.finish()?, tar.into_inner()))
-}
-
-/// A directory's path and a name in it.
-type Place = (Vec<u8>, Vec<u8>);
-
-/// Splits an entry's name into its directory and last component; `None` is the root itself.
-fn split(name: &[u8], limits: &Limits) -> Result<Option<Place>, ExtractError> {
-    let refuse = |reason: &str| Err(ExtractError::malformed(&lossy(name), reason));
-    let mut components: Vec<&[u8]> = Vec::new();
-    for component in name.split(|b| *b == b'/') {
-        match component {
-            b"" | b"." => {}
-            b".." => return refuse("name climbs with .."),
-            long if long.len() > MAX_COMPONENT => return refuse("name has a component of more than 255 bytes"),
-            component => components.push(component),
-        }
-    }
-    if name.is_empty() {
-        return refuse("name is empty");
-    }
-    let Some(last) = components.pop() else {
-        return Ok(None);
-    };
-    if name[0] == b'/' {
-        return refuse("name is absolute");
-    }
-    if components.len() >= limits.path_depth {
-        return Err(ExtractError::too_large(&lossy(name), format!("{} directories deep", limits.path_depth)));
-    }
-    Ok(Some((components.join(&b'/'), last.to_vec())))
-}
-
-fn join(dir: &[u8], name: &[u8]) -> Vec<u8> {
-    if dir.is_empty() { name.to_vec() } else { [dir, b"/", name].concat() }
 }
 
 struct Extractor<'a> {
@@ -159,15 +149,18 @@ struct Extractor<'a> {
     remembered: usize,
     /// Set at the end, since every entry below a directory changes its time.
     dir_times: BTreeMap<Vec<u8>, (i64, u32)>,
+    /// Set at the end, since files that are made in a directory would inherit its list.
+    dir_acls: BTreeMap<Vec<u8>, Vec<u8>>,
     implied: BTreeSet<Vec<u8>>,
     done: Extracted,
 }
 
 impl Extractor<'_> {
     fn entry<R: Read>(&mut self, tar: &mut TarReader<'_, R>, entry: Entry) -> Result<(), ExtractError> {
-        let Some((dir, name)) = split(&entry.name, self.limits)? else {
+        let Some((dir, name)) = split(&entry.name, self.limits.path_depth)? else {
             return self.root_entry(&entry);
         };
+        let dir = self.root.locate(&entry.name, dir)?;
         if dir.split(|b| *b == b'/').any(|c| c.starts_with(AUFS)) || name.starts_with(AUFS) && name != OPAQUE {
             return Ok(()); // AUFS' own book-keeping in layers of old Docker versions.
         }
@@ -192,18 +185,23 @@ impl Extractor<'_> {
         }
     }
 
-    /// `./`: the layer's root directory.
+    /// `./`: the layer's root directory. Nothing else can take its place: such an entry is left
+    /// out, as in containerd.
     fn root_entry(&mut self, entry: &Entry) -> Result<(), ExtractError> {
         if entry.kind != Kind::Dir {
-            return Err(ExtractError::malformed(&lossy(&entry.name), "the root is not a directory"));
+            tracing::debug!(
+                entry = lossy(&entry.name),
+                "left out: an entry that names the layer's root and is no directory"
+            );
+            return Ok(());
         }
         self.root.dir_attributes(&entry.name, b"", &Attributes::of(entry))?;
         self.implied.remove(&[][..]);
-        self.dir_times.insert(Vec::new(), entry.mtime);
-        Ok(())
+        self.dir_end(Vec::new(), entry)
     }
 
     fn opaque(&mut self, entry: &Entry, dir: &[u8]) -> Result<(), ExtractError> {
+        self.done.marks = true;
         if self.lowest {
             return Ok(());
         }
@@ -219,12 +217,18 @@ impl Extractor<'_> {
         if matches!(hidden, b"" | b"." | b"..") {
             return Err(ExtractError::malformed(&lossy(&entry.name), "whiteout of no name"));
         }
+        self.done.marks = true;
         if self.lowest {
             return Ok(());
         }
         self.parents(entry, dir)?;
         if self.root.whiteout(&entry.name, dir, hidden)? {
             self.count(0)?;
+            self.remember(dir.len() + hidden.len())?;
+            self.done.whiteouts.push(join(dir, hidden));
+        } else {
+            // The layer deletes the directory below and has a new one, which takes over nothing.
+            self.implied.remove(&join(dir, hidden));
         }
         Ok(())
     }
@@ -236,7 +240,16 @@ impl Extractor<'_> {
         }
         self.root.dir_attributes(&entry.name, &path, &Attributes::of(entry))?;
         self.implied.remove(&path);
+        self.dir_end(path, entry)
+    }
+
+    /// Remembers what can be set on a directory only when everything is in it.
+    fn dir_end(&mut self, path: Vec<u8>, entry: &Entry) -> Result<(), ExtractError> {
         self.remember(path.len())?;
+        if let Some((_, acl)) = entry.xattrs.iter().find(|(name, _)| name == DEFAULT_ACL) {
+            self.remember(path.len() + acl.len())?;
+            self.dir_acls.insert(path.clone(), acl.clone());
+        }
         self.dir_times.insert(path, entry.mtime);
         Ok(())
     }
@@ -261,35 +274,33 @@ impl Extractor<'_> {
 
     fn hard_link(&mut self, entry: &Entry, dir: &[u8], name: &[u8]) -> Result<(), ExtractError> {
         let refuse = |reason: &str| Err(ExtractError::malformed(&lossy(&entry.name), reason));
-        // Some writers give the target from the root ("/bin/busybox"): within the layer all the same.
-        let target = entry.link.strip_prefix(b"/").unwrap_or(&entry.link);
-        let Some((target_dir, target_name)) = split(target, self.limits)
-            .map_err(|_| ExtractError::malformed(&lossy(&entry.name), "hard link's target leaves the layer"))?
+        // From the root, as the entry's own name: some writers begin it with a slash, others do
+        // not.
+        let Some((target_dir, target_name)) = split(&entry.link, self.limits.path_depth)
+            .map_err(|_| ExtractError::malformed(&lossy(&entry.name), "hard link's target is too long or too deep"))?
         else {
             return refuse("hard link to the root");
         };
-        let target = join(&target_dir, &target_name);
-        if target.split(|b| *b == b'/').any(|c| c.starts_with(WHITEOUT)) {
+        if target_dir.split(|b| *b == b'/').chain([&target_name[..]]).any(|c| c.starts_with(WHITEOUT)) {
             return refuse("hard link to a whiteout");
         }
-        if target == join(dir, name) {
-            return Ok(());
-        }
-        if !self.root.hard_link(&entry.name, dir, name, &target_dir, &target_name)? {
-            if self.lowest {
-                return refuse("hard link's target does not exist");
+        match self.root.hard_link(entry, dir, name, (target_dir, target_name))? {
+            Linked::Done => {}
+            Linked::Missing(target_dir, target) => {
+                self.remember(target_dir.len() + target.len() + dir.len() + name.len())?;
+                self.done.missing_targets.push((join(dir, name), join(&target_dir, &target)));
             }
-            self.remember(target.len() + dir.len() + name.len())?;
-            self.done.missing_targets.push((join(dir, name), target));
         }
         Ok(())
     }
 
     /// Opens the entry's directory, making what the layer did not list.
     fn parents(&mut self, entry: &Entry, dir: &[u8]) -> Result<(), ExtractError> {
-        for made in self.root.enter(&entry.name, dir)? {
+        for (made, replaced) in self.root.enter(&entry.name, dir)? {
             self.remember(made.len())?;
-            self.implied.insert(made);
+            if !replaced {
+                self.implied.insert(made);
+            }
             self.count(4096)?;
         }
         Ok(())
@@ -312,6 +323,9 @@ impl Extractor<'_> {
     fn finish(mut self) -> Result<Extracted, ExtractError> {
         // Sorted: parents come before their children.
         self.done.implied = self.implied.iter().filter(|p| self.root.is_dir(p)).cloned().collect();
+        for (path, acl) in &self.dir_acls {
+            self.root.dir_acl(path, acl)?;
+        }
         for (path, mtime) in &self.dir_times {
             self.root.dir_time(path, *mtime)?;
         }

@@ -8,8 +8,8 @@ pub(crate) struct Pax {
     pub(crate) path: Option<Vec<u8>>,
     pub(crate) link: Option<Vec<u8>>,
     pub(crate) size: Option<u64>,
-    pub(crate) uid: Option<u64>,
-    pub(crate) gid: Option<u64>,
+    pub(crate) uid: Option<i64>,
+    pub(crate) gid: Option<i64>,
     pub(crate) mtime: Option<(i64, u32)>,
     pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
     pub(crate) sparse: PaxSparse,
@@ -59,12 +59,15 @@ pub(crate) fn parse(data: &[u8], max_extents: usize) -> Result<Pax, &'static str
 
 fn apply(pax: &mut Pax, key: &[u8], value: &[u8], max_extents: usize) -> Result<(), &'static str> {
     let number = || decimal(value).ok_or("PAX number is not one");
+    if value.is_empty() && unset(pax, key) {
+        return Ok(());
+    }
     match key {
         b"path" => pax.path = Some(value.to_vec()),
         b"linkpath" => pax.link = Some(value.to_vec()),
         b"size" => pax.size = Some(number()?),
-        b"uid" => pax.uid = Some(number()?),
-        b"gid" => pax.gid = Some(number()?),
+        b"uid" => pax.uid = Some(signed(value).ok_or("PAX number is not one")?),
+        b"gid" => pax.gid = Some(signed(value).ok_or("PAX number is not one")?),
         b"mtime" => pax.mtime = Some(time(value).ok_or("PAX mtime is not a time")?),
         b"GNU.sparse.name" => pax.sparse.name = Some(value.to_vec()),
         b"GNU.sparse.realsize" | b"GNU.sparse.size" => pax.sparse.real_size = Some(number()?),
@@ -95,6 +98,26 @@ fn apply(pax: &mut Pax, key: &[u8], value: &[u8], max_extents: usize) -> Result<
     Ok(())
 }
 
+/// An empty value takes back what an earlier record of the same key said, so that the header's own
+/// field counts (POSIX pax, "pax Extended Header Keyword/Value Pairs"). False for keys where an
+/// empty value is a value.
+fn unset(pax: &mut Pax, key: &[u8]) -> bool {
+    match key {
+        b"path" => pax.path = None,
+        b"linkpath" => pax.link = None,
+        b"size" => pax.size = None,
+        b"uid" => pax.uid = None,
+        b"gid" => pax.gid = None,
+        b"mtime" => pax.mtime = None,
+        b"GNU.sparse.name" => pax.sparse.name = None,
+        b"GNU.sparse.realsize" | b"GNU.sparse.size" => pax.sparse.real_size = None,
+        b"GNU.sparse.major" => pax.sparse.map_in_data = false,
+        b"GNU.sparse.map" => pax.sparse.extents.clear(),
+        _ => return false,
+    }
+    true
+}
+
 fn map(value: &[u8], max_extents: usize) -> Result<Vec<Extent>, &'static str> {
     let mut extents = Vec::new();
     let mut numbers = value.split(|b| *b == b',');
@@ -116,6 +139,14 @@ pub(crate) fn decimal(digits: &[u8]) -> Option<u64> {
         return None;
     }
     std::str::from_utf8(digits).ok()?.parse().ok()
+}
+
+/// Ids of other systems may be negative (macOS's "nobody" is -2).
+fn signed(value: &[u8]) -> Option<i64> {
+    match value.strip_prefix(b"-") {
+        Some(digits) => i64::try_from(decimal(digits)?).ok().map(|n| -n),
+        None => i64::try_from(decimal(value)?).ok(),
+    }
 }
 
 /// `[-]seconds[.fraction]`.
@@ -159,6 +190,22 @@ mod tests {
         assert_eq!(pax.mtime, Some((-2, 500_000_000)));
         assert_eq!(pax.size, Some(1234));
         assert_eq!(pax.xattrs, [(b"user.a".to_vec(), b"\0=".to_vec())]);
+    }
+
+    #[test]
+    fn an_empty_value_takes_a_record_back() {
+        let said = ["path=a", "path=", "linkpath=", "mtime=", "mtime=1", "uid=", "gid=", "uid=-2", "size="];
+        let records: String = said
+            .into_iter()
+            .chain(["GNU.sparse.name=", "SCHILY.xattr.user.a="])
+            // One digit or two, and the blank and the line's end.
+            .map(|record| format!("{} {record}\n", record.len() + if record.len() < 7 { 3 } else { 4 }))
+            .collect();
+        let pax = parse(records.as_bytes(), 8).unwrap();
+        assert!(pax.path.is_none() && pax.link.is_none() && pax.size.is_none() && pax.gid.is_none());
+        assert!(!pax.sparse.is_sparse() && pax.sparse.name.is_none());
+        assert_eq!((pax.mtime, pax.uid), (Some((1, 0)), Some(-2)));
+        assert_eq!(pax.xattrs, [(b"user.a".to_vec(), Vec::new())], "an empty attribute is an attribute");
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! A tar stream as a sequence of entries, every one of them bounded.
 //!
-//! The headers are read here and not by the `tar` crate: it reads extended headers of any size into memory,
-//! turns device nodes into empty files and breaks PAX sparse files.
+//! The headers are read here and not by the `tar` crate: it reads extended headers of any size into
+//! memory, turns device nodes into empty files and breaks PAX sparse files.
 
-use std::io::{self, Read};
+use std::io::{self, Read, Seek};
 
 use super::ExtractError;
 use super::header::{self, BLOCK, RawHeader, number};
@@ -63,7 +63,8 @@ impl<'a, R: Read> TarReader<'a, R> {
         self.inner
     }
 
-    /// The next entry, or `None` at the end of the archive. What was not read of the last one is skipped.
+    /// The next entry, or `None` at the end of the archive. What was not read of the last one is
+    /// skipped.
     pub(crate) fn next(&mut self) -> Result<Option<Entry>, ExtractError> {
         let mut pax = Pax::default();
         let (mut long_name, mut long_link) = (None, None);
@@ -180,7 +181,7 @@ impl<'a, R: Read> TarReader<'a, R> {
         check_name(&link, "link target").map_err(|_| malformed(&name, "link target is too long or has a NUL"))?;
         let kind = match raw.kind {
             // Old writers mark directories by a slash only.
-            0 | b'0' | b'7' if name.ends_with(b"/") => Kind::Dir,
+            0 | b'0' | b'7' if name.ends_with(b"/") && pax_size.unwrap_or(size) == 0 => Kind::Dir,
             0 | b'0' | b'7' | b'S' => Kind::File,
             b'1' => Kind::HardLink,
             b'2' => Kind::Symlink,
@@ -190,17 +191,15 @@ impl<'a, R: Read> TarReader<'a, R> {
             b'6' => Kind::Fifo,
             other => return Err(malformed(&name, &format!("entry type {:?} is not known", char::from(other)))),
         };
-        // Only these have data; what others claim in `size` (hard links of old writers) is not there.
+        // Only these have data; what others claim in `size` (hard links of old writers) is not
+        // there.
         let data = if matches!(raw.kind, 0 | b'0' | b'7' | b'S') { pax_size.unwrap_or(size) } else { 0 };
         if data > self.limits.layer_unpacked_bytes {
             return Err(ExtractError::too_large(&lossy(&name), format!("{} bytes", self.limits.layer_unpacked_bytes)));
         }
         self.set_data(data);
-        let owner = |pax: Option<u64>, raw: i64, field: &str| {
-            let id = pax.or_else(|| u64::try_from(raw).ok());
-            id.and_then(|id| u32::try_from(id).ok())
-                .filter(|id| *id != u32::MAX)
-                .ok_or_else(|| malformed(&name, &format!("{field} is not a 32-bit id")))
+        let owner = |pax: Option<i64>, raw: i64, field: &str| {
+            owner(pax.unwrap_or(raw)).ok_or_else(|| malformed(&name, &format!("{field} is not a 32-bit id")))
         };
         let (uid, gid) = (owner(uid, raw.uid, "uid")?, owner(gid, raw.gid, "gid")?);
         let device = device(&name, &raw.major, &raw.minor)?;
@@ -279,6 +278,19 @@ impl<'a, R: Read> TarReader<'a, R> {
     }
 }
 
+impl<R: Seek> TarReader<'_, R> {
+    /// Where the rest of the current entry's data begins; goes on behind it without reading it.
+    /// Whether the stream goes as far is for the caller to see.
+    pub(crate) fn pass(&mut self) -> io::Result<u64> {
+        let start = self.inner.stream_position()?;
+        let length = self.left.saturating_add(std::mem::take(&mut self.padding));
+        self.left = 0;
+        let length = i64::try_from(length).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
+        self.inner.seek_relative(length)?;
+        Ok(start)
+    }
+}
+
 /// Decimal numbers, one a line, in whole blocks at the head of an entry's data.
 struct SparseMap<'r, 'a, R> {
     reader: &'r mut TarReader<'a, R>,
@@ -314,6 +326,13 @@ impl<R: Read> SparseMap<'_, '_, R> {
         self.at += 1;
         Ok(self.block[self.at - 1])
     }
+}
+
+/// A user's or group's id as chown(2) takes it: negative ones count from the top. The last one, -1,
+/// is no id.
+fn owner(id: i64) -> Option<u32> {
+    let id = u32::try_from(id).or_else(|_| i32::try_from(id).map(|id| id as u32)).ok();
+    id.filter(|id| *id != u32::MAX)
 }
 
 fn device(name: &[u8], major: &i64, minor: &i64) -> Result<(u32, u32), ExtractError> {

@@ -6,32 +6,28 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{
-    self as rfs, AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags,
-};
+use rustix::fs::{self as rfs, AtFlags, FileType, Mode, OFlags, ResolveFlags, XattrFlags};
 use rustix::io::Errno;
 
+use super::ExtractError;
+use super::attributes::{Attributes, DEFAULT_ACL, set_attributes, set_by_name, set_xattr, times};
+use super::follow::{Bounds, follow, look_in};
+use super::name::join;
 use super::reader::{Entry, Kind, TarReader, lossy};
-use super::{ExtractError, join};
 
 const BUFFER: usize = 128 << 10;
 
-/// Owner, mode and extended attributes.
-pub(crate) struct Attributes<'a> {
-    pub(crate) uid: u32,
-    pub(crate) gid: u32,
-    pub(crate) mode: u32,
-    pub(crate) xattrs: &'a [(Vec<u8>, Vec<u8>)],
-}
-
-impl<'a> Attributes<'a> {
-    pub(crate) fn of(entry: &'a Entry) -> Self {
-        Self { uid: entry.uid, gid: entry.gid, mode: entry.mode, xattrs: &entry.xattrs }
-    }
+/// What became of a hard link.
+pub(crate) enum Linked {
+    Done,
+    /// The target (its directory without links, and its name) does not exist in this layer. The
+    /// link's own name is free, and taken later unless another entry takes it first.
+    Missing(Vec<u8>, Vec<u8>),
 }
 
 pub(crate) struct Root {
     root: OwnedFd,
+    bounds: Bounds,
     /// The directory of the last entry: entries of one directory follow each other.
     cached: Option<(Vec<u8>, OwnedFd)>,
     buffer: Vec<u8>,
@@ -45,9 +41,7 @@ pub(crate) fn failed(entry: &[u8], operation: &'static str) -> impl FnOnce(Errno
     let entry = lossy(entry);
     move |errno| match errno {
         // The hostile cases, told in words.
-        Errno::LOOP | Errno::XDEV => {
-            ExtractError::malformed(&entry, "its path goes through a symbolic link of the layer")
-        }
+        Errno::LOOP | Errno::XDEV => ExtractError::malformed(&entry, "its path goes through a symbolic link"),
         Errno::NOTDIR => ExtractError::malformed(&entry, "its path goes through something that is not a directory"),
         Errno::NAMETOOLONG => ExtractError::malformed(&entry, "its path is too long"),
         other => ExtractError::Io { entry, operation, source: other.into() },
@@ -67,12 +61,31 @@ pub(crate) fn open_beneath(root: BorrowedFd<'_>, dir: &[u8], flags: OFlags) -> R
 }
 
 impl Root {
-    pub(crate) fn new(root: OwnedFd) -> Self {
-        Self { root, cached: None, buffer: vec![0; BUFFER] }
+    pub(crate) fn new(root: OwnedFd, bounds: Bounds) -> Self {
+        Self { root, bounds, cached: None, buffer: vec![0; BUFFER] }
     }
 
-    /// Makes `dir` the current directory; gives the directories that had to be made.
-    pub(crate) fn enter(&mut self, entry: &[u8], dir: &[u8]) -> Result<Vec<Vec<u8>>, ExtractError> {
+    /// The path of a directory without the links that are in it, followed inside the root.
+    pub(crate) fn locate(&mut self, entry: &[u8], dir: Vec<u8>) -> Result<Vec<u8>, ExtractError> {
+        if self.cached.as_ref().is_some_and(|(known, _)| *known == dir) {
+            return Ok(dir);
+        }
+        match open_beneath(self.root.as_fd(), &dir, OFlags::PATH) {
+            Ok(opened) => self.cached = Some((dir.clone(), opened)),
+            Err(Errno::LOOP) => {
+                let root = self.root.as_fd();
+                return follow(entry, &dir, &mut self.bounds, |at| look_in(root, at));
+            }
+            // No link comes before what does not exist. What else is wrong is told when it is
+            // entered.
+            Err(_) => {}
+        }
+        Ok(dir)
+    }
+
+    /// Makes `dir` the current directory; gives the directories that had to be made, and whether
+    /// each took the place of a whiteout.
+    pub(crate) fn enter(&mut self, entry: &[u8], dir: &[u8]) -> Result<Vec<(Vec<u8>, bool)>, ExtractError> {
         let mut made = Vec::new();
         if self.cached.as_ref().is_some_and(|(known, _)| known == dir) {
             return Ok(made);
@@ -87,7 +100,7 @@ impl Root {
         Ok(made)
     }
 
-    fn make_parents(&self, entry: &[u8], dir: &[u8], made: &mut Vec<Vec<u8>>) -> Result<OwnedFd, ExtractError> {
+    fn make_parents(&self, entry: &[u8], dir: &[u8], made: &mut Vec<(Vec<u8>, bool)>) -> Result<OwnedFd, ExtractError> {
         let mut parent =
             open_beneath(self.root.as_fd(), b"", OFlags::PATH).map_err(failed(entry, "opening the root"))?;
         let mut so_far = Vec::new();
@@ -99,13 +112,13 @@ impl Root {
                 whited_out = true;
             }
             match rfs::mkdirat(&parent, path(component), Mode::from_raw_mode(0o755)) {
-                Ok(()) => made.push(so_far.clone()),
+                Ok(()) => made.push((so_far.clone(), whited_out)),
                 Err(Errno::EXIST) => {}
                 Err(errno) => return Err(failed(entry, "making its directory")(errno)),
             }
             let opened = open_beneath(parent.as_fd(), component, OFlags::RDONLY)
                 .map_err(failed(entry, "opening its directory"))?;
-            if made.last() == Some(&so_far) {
+            if made.last().is_some_and(|(last, _)| *last == so_far) {
                 rfs::fchmod(&opened, Mode::from_raw_mode(0o755)).map_err(failed(entry, "setting a mode"))?;
             }
             if whited_out {
@@ -159,6 +172,15 @@ impl Root {
         set_attributes(entry, opened.as_fd(), to)
     }
 
+    /// Sets a directory's default access control list, unless a later entry replaced the directory.
+    pub(crate) fn dir_acl(&self, dir: &[u8], acl: &[u8]) -> Result<(), ExtractError> {
+        match open_beneath(self.root.as_fd(), dir, OFlags::RDONLY) {
+            Ok(opened) => set_xattr(dir, opened.as_fd(), DEFAULT_ACL, acl),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(()),
+            Err(errno) => Err(failed(dir, "opening the directory")(errno)),
+        }
+    }
+
     pub(crate) fn dir_time(&self, dir: &[u8], mtime: (i64, u32)) -> Result<(), ExtractError> {
         match open_beneath(self.root.as_fd(), dir, OFlags::RDONLY) {
             Ok(opened) => rfs::futimens(&opened, &times(mtime)).map_err(failed(dir, "setting the directory's time")),
@@ -178,7 +200,8 @@ impl Root {
         set_opaque(entry, opened.as_fd())
     }
 
-    /// A whiteout; true when it is new. Over an entry of the same layer only the lower layers are hidden.
+    /// A whiteout; true when it is new. Over an entry of the same layer only the lower layers are
+    /// hidden.
     pub(crate) fn whiteout(&mut self, entry: &[u8], _dir: &[u8], hidden: &[u8]) -> Result<bool, ExtractError> {
         if hidden.len() > 255 {
             return Err(ExtractError::malformed(&lossy(entry), "name is too long"));
@@ -259,43 +282,54 @@ impl Root {
         Ok(length.next_multiple_of(4096))
     }
 
-    /// False when the target does not exist in this layer; then the name is free, and taken later unless another
-    /// entry takes it first.
+    /// A hard link. As in other runtimes its header's owner, mode and time count for the file.
     pub(crate) fn hard_link(
         &mut self,
-        entry: &[u8],
-        _dir: &[u8],
+        entry: &Entry,
+        dir: &[u8],
         name: &[u8],
-        target_dir: &[u8],
-        target: &[u8],
-    ) -> Result<bool, ExtractError> {
-        let from = match open_beneath(self.root.as_fd(), target_dir, OFlags::PATH) {
-            Err(Errno::NOENT) => {
-                self.clear(entry, name)?;
-                return Ok(false);
+        (target_dir, target): (Vec<u8>, Vec<u8>),
+    ) -> Result<Linked, ExtractError> {
+        let refuse = |reason: &str| Err(ExtractError::malformed(&lossy(&entry.name), reason));
+        let root = self.root.as_fd();
+        let (target_dir, from) = match open_beneath(root, &target_dir, OFlags::PATH) {
+            Err(Errno::LOOP) => {
+                let real = follow(&entry.name, &target_dir, &mut self.bounds, |at| look_in(root, at))?;
+                let opened = open_beneath(root, &real, OFlags::PATH);
+                (real, opened)
             }
-            other => other.map_err(failed(entry, "opening the link's target"))?,
+            other => (target_dir, other),
         };
-        match rfs::statat(&from, path(target), AtFlags::SYMLINK_NOFOLLOW) {
+        let from = match from {
             Err(Errno::NOENT) => {
-                self.clear(entry, name)?;
-                return Ok(false);
+                self.clear(&entry.name, name)?;
+                return Ok(Linked::Missing(target_dir, target));
             }
-            Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {
-                return Err(ExtractError::malformed(&lossy(entry), "hard link to a directory"));
+            other => other.map_err(failed(&entry.name, "opening the link's target"))?,
+        };
+        let stat = match rfs::statat(&from, path(&target), AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => {
+                self.clear(&entry.name, name)?;
+                return Ok(Linked::Missing(target_dir, target));
             }
-            Ok(_) if is_whiteout(from.as_fd(), target) => {
-                return Err(ExtractError::malformed(&lossy(entry), "hard link to a whiteout"));
-            }
-            Ok(_) => {}
-            Err(errno) => return Err(failed(entry, "looking at the link's target")(errno)),
+            other => other.map_err(failed(&entry.name, "looking at the link's target"))?,
+        };
+        if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+            return refuse("hard link to a directory");
         }
-        self.clear(entry, name)?;
-        match rfs::linkat(&from, path(target), self.current(), path(name), AtFlags::empty()) {
-            Ok(()) => Ok(true),
-            Err(Errno::NOENT) => Ok(false),
-            Err(Errno::MLINK) => Err(ExtractError::malformed(&lossy(entry), "too many hard links to one file")),
-            Err(errno) => Err(failed(entry, "making a hard link")(errno)),
+        if is_whiteout(from.as_fd(), &target) {
+            return refuse("hard link to a whiteout");
+        }
+        if (&target_dir[..], &target[..]) == (dir, name) {
+            return Ok(Linked::Done);
+        }
+        self.clear(&entry.name, name)?;
+        match rfs::linkat(&from, path(&target), self.current(), path(name), AtFlags::empty()) {
+            Ok(()) => set_by_name(self.current(), name, entry, Some(&stat)).map(|()| Linked::Done),
+            // The target was below the directory that the link replaced.
+            Err(Errno::NOENT) => Ok(Linked::Missing(target_dir, target)),
+            Err(Errno::MLINK) => refuse("too many hard links to one file"),
+            Err(errno) => Err(failed(&entry.name, "making a hard link")(errno)),
         }
     }
 
@@ -315,21 +349,7 @@ impl Root {
             _ => node(FileType::Fifo, 0),
         };
         made.map_err(failed(&entry.name, "making it"))?;
-        rfs::chownat(
-            at,
-            path(name),
-            Some(Uid::from_raw(entry.uid)),
-            Some(Gid::from_raw(entry.gid)),
-            AtFlags::SYMLINK_NOFOLLOW,
-        )
-        .map_err(failed(&entry.name, "setting the owner"))?;
-        if entry.kind != Kind::Symlink {
-            // Follows, but nobody else can reach the node that was made a moment ago.
-            rfs::chmodat(at, path(name), Mode::from_raw_mode(entry.mode), AtFlags::empty())
-                .map_err(failed(&entry.name, "setting the mode"))?;
-        }
-        rfs::utimensat(at, path(name), &times(entry.mtime), AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(failed(&entry.name, "setting the time"))
+        set_by_name(at, name, entry, None)
     }
 }
 
@@ -337,47 +357,20 @@ fn io_failed(entry: &[u8], operation: &'static str, source: io::Error) -> Extrac
     ExtractError::Io { entry: lossy(entry), operation, source }
 }
 
-fn times((seconds, nanos): (i64, u32)) -> Timestamps {
-    let time = Timespec { tv_sec: seconds, tv_nsec: i64::from(nanos) };
-    Timestamps { last_access: time, last_modification: time }
-}
-
 pub(crate) fn is_whiteout(at: BorrowedFd<'_>, name: &[u8]) -> bool {
     rfs::statat(at, path(name), AtFlags::SYMLINK_NOFOLLOW)
         .is_ok_and(|s| FileType::from_raw_mode(s.st_mode) == FileType::CharacterDevice && s.st_rdev == 0)
 }
 
-fn set_opaque(entry: &[u8], dir: BorrowedFd<'_>) -> Result<(), ExtractError> {
+pub(crate) fn set_opaque(entry: &[u8], dir: BorrowedFd<'_>) -> Result<(), ExtractError> {
     rfs::fsetxattr(dir, c"user.overlay.opaque", b"y", XattrFlags::empty())
         .map_err(failed(entry, "marking its directory opaque (user.* attributes are needed)"))
 }
 
-/// The attributes of images that we keep: users' own, and file capabilities.
-pub(crate) fn keeps_xattr(name: &[u8]) -> bool {
-    name == b"security.capability"
-        || name.starts_with(b"user.") && !name.starts_with(b"user.overlay.") && name.len() <= 255
-}
-
-/// Owner before mode and capabilities: chown clears them.
-fn set_attributes(entry: &[u8], fd: BorrowedFd<'_>, to: &Attributes<'_>) -> Result<(), ExtractError> {
-    rfs::fchown(fd, Some(Uid::from_raw(to.uid)), Some(Gid::from_raw(to.gid)))
-        .map_err(failed(entry, "setting the owner"))?;
-    rfs::fchmod(fd, Mode::from_raw_mode(to.mode)).map_err(failed(entry, "setting the mode"))?;
-    for (name, value) in to.xattrs.iter().filter(|(name, _)| keeps_xattr(name)) {
-        match rfs::fsetxattr(fd, path(name), value, XattrFlags::empty()) {
-            Ok(()) | Err(Errno::NOTSUP) => {}
-            Err(Errno::INVAL | Errno::RANGE | Errno::TOOBIG) => {
-                return Err(ExtractError::malformed(&lossy(entry), "has an extended attribute that is not valid"));
-            }
-            Err(errno) => return Err(failed(entry, "setting an extended attribute")(errno)),
-        }
-    }
-    Ok(())
-}
-
 /// Removes a directory and all in it, following nothing. Depth is bounded by the limit on names.
-fn remove_tree(at: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
+pub(crate) fn remove_tree(at: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
     let path = PathBuf::from(format!("/proc/self/fd/{}", at.as_raw_fd())).join(path(name));
-    // The first component is our descriptor; the last one is not followed, nor is anything below it.
+    // The first component is our descriptor; the last one is not followed, nor is anything below
+    // it.
     std::fs::remove_dir_all(path).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))
 }

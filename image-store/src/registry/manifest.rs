@@ -1,10 +1,10 @@
 //! Manifests and indexes: OCI 1.x and Docker schema 2.
 
-use serde::Deserialize;
-
 use crate::config::{Limits, Platform};
 use crate::digest::Digest;
 use crate::error::{StoreError, StoreResult};
+use crate::json::{self, Item, Loose, go_struct};
+use crate::platform::Normal;
 
 pub(crate) const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 pub(crate) const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -14,7 +14,20 @@ pub(crate) const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.ma
 const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 
-/// How a layer's tar stream is packed, as its media type says. The bytes decide where it says nothing.
+/// Types that say nothing of images.
+const GENERIC: [&str; 8] = [
+    "",
+    "application/octet-stream",
+    "application/x-tar",
+    "application/tar",
+    "application/tar+gzip",
+    "application/gzip",
+    "application/x-gzip",
+    "application/zstd",
+];
+
+/// How a layer's tar stream is packed, as its media type says. The bytes decide where it says
+/// nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Compression {
     /// Docker's `.tar` may be anything.
@@ -36,51 +49,83 @@ pub(crate) struct Manifest {
     pub(crate) config: Descriptor,
     /// Lowest first.
     pub(crate) layers: Vec<(Descriptor, Compression)>,
+    /// The config's media type when it is none of an image. Old tools wrote any; the config itself
+    /// tells.
+    pub(crate) odd_config: Option<String>,
+}
+
+/// An entry of an index that may be for our platform.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Candidate {
+    pub(crate) descriptor: Descriptor,
+    /// The index says that it is. Otherwise the image's own config will tell.
+    pub(crate) sure: bool,
 }
 
 /// What a registry has under a tag or digest.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Document {
     Image(Manifest),
-    /// The entry for our platform.
-    Index(Descriptor),
+    /// The entries that may be for our platform, best first; never none.
+    Index(Vec<Candidate>),
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Raw {
-    schema_version: Option<u64>,
-    media_type: Option<String>,
-    config: Option<RawDescriptor>,
-    layers: Option<Vec<RawDescriptor>>,
-    manifests: Option<Vec<RawDescriptor>>,
-    fs_layers: Option<serde::de::IgnoredAny>,
+go_struct! {
+    struct Raw {
+        schema_version: Loose = "schemaVersion",
+        media_type: Loose = "mediaType",
+        config: Option<RawDescriptor> = "config",
+        layers: Option<Vec<Item<RawDescriptor>>> = "layers",
+        manifests: Option<Vec<Item<RawDescriptor>>> = "manifests",
+        fs_layers: Option<serde::de::IgnoredAny> = "fsLayers",
+    }
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct RawDescriptor {
-    #[serde(default)]
-    media_type: String,
-    digest: String,
-    size: i64,
-    platform: Option<RawPlatform>,
+go_struct! {
+    struct RawDescriptor {
+        media_type: Loose = "mediaType",
+        digest: Loose = "digest",
+        size: Loose = "size",
+        platform: Option<RawPlatform> = "platform",
+        artifact_type: Loose = "artifactType",
+        annotations: Annotations = "annotations",
+    }
 }
 
-#[derive(Deserialize)]
-struct RawPlatform {
-    #[serde(default)]
-    os: String,
-    #[serde(default)]
-    architecture: String,
-    variant: Option<String>,
+go_struct! {
+    struct RawPlatform {
+        os: Loose = "os",
+        architecture: Loose = "architecture",
+        variant: Loose = "variant",
+    }
+}
+
+go_struct! {
+    struct Annotations {
+        reference_type: Loose = "vnd.docker.reference.type",
+    }
 }
 
 impl RawDescriptor {
     fn check(&self, what: &str) -> StoreResult<Descriptor> {
-        let digest = self.digest.parse().map_err(|e| malformed(&format!("{what}: {e}")))?;
-        let size = u64::try_from(self.size).map_err(|_| malformed(&format!("{what} has a negative size")))?;
+        let digest = self.digest.text.parse().map_err(|e| malformed(&format!("{what}: {e}")))?;
+        let size = self.size.number.ok_or_else(|| malformed(&format!("{what} has no size")))?;
+        let size = u64::try_from(size).map_err(|_| malformed(&format!("{what} has a negative size")))?;
         Ok(Descriptor { digest, size })
+    }
+
+    /// The platform that an index names; `None` where it names none.
+    fn platform(&self) -> Option<Normal> {
+        let p = self.platform.as_ref()?;
+        let normal = Normal::new(&p.os.text, &p.architecture.text, &p.variant.text);
+        Some(normal).filter(|normal| !normal.architecture.is_empty())
+    }
+
+    /// Signatures, attestations and the like, which stand beside images in an index.
+    fn is_artifact(&self) -> bool {
+        let known = matches!(&*self.media_type.text, "" | OCI_INDEX | OCI_MANIFEST | DOCKER_LIST | DOCKER_MANIFEST);
+        let artifact = !matches!(&*self.artifact_type.text, "" | OCI_CONFIG | DOCKER_CONFIG);
+        !known || artifact || self.annotations.reference_type.text == "attestation-manifest"
     }
 }
 
@@ -91,14 +136,16 @@ pub(crate) fn parse(
     platform: &Platform,
     limits: &Limits,
 ) -> StoreResult<Document> {
-    let raw: Raw = serde_json::from_slice(bytes).map_err(|e| malformed(&e.to_string()))?;
-    let schema1 = raw.fs_layers.is_some() || raw.schema_version == Some(1);
+    let raw: Raw = json::read(bytes).map_err(|e| malformed(&e.to_string()))?;
+    let schema1 = raw.fs_layers.is_some() || raw.schema_version.number == Some(1);
     if schema1 {
         return Err(unsupported("Docker schema 1 is gone since 2024: push the image again"));
     }
-    let media_type = raw.media_type.as_deref().or(served_as).unwrap_or_default();
+    let own = Some(raw.media_type.text.as_str()).filter(|own| !own.is_empty());
+    let media_type = own.or(served_as).unwrap_or_default();
     match (raw.manifests, raw.layers, raw.config) {
-        // A document that can be read both ways means one thing to whoever signed it and another to us.
+        // A document that can be read both ways means one thing to whoever signed it and another to
+        // us.
         (Some(_), Some(_), _) | (Some(_), _, Some(_)) => Err(malformed("is an image and an index at once")),
         (Some(_), None, None) if matches!(media_type, OCI_MANIFEST | DOCKER_MANIFEST) => {
             Err(malformed("is an index and says that it is an image"))
@@ -112,76 +159,72 @@ pub(crate) fn parse(
     }
 }
 
-/// The entry of an index for a platform: the exact variant first, then the one without, then for arm64 `v8`, which
-/// is its baseline, then an entry that names no platform at all (its config will tell).
-fn choose(entries: &[RawDescriptor], platform: &Platform, limits: &Limits) -> StoreResult<Descriptor> {
+/// The entries of an index for a platform, in the order in which containerd tries them: by how well
+/// their platform suits, then those that name no platform, and of equals the first.
+fn choose(entries: &[Item<RawDescriptor>], platform: &Platform, limits: &Limits) -> StoreResult<Vec<Candidate>> {
     if entries.len() > limits.index_entries {
         return Err(StoreError::TooLarge {
             what: "image index".into(),
             limit: format!("{} entries", limits.index_entries),
         });
     }
-    let rank = |entry: &RawDescriptor| -> Option<u8> {
-        let Some(p) = &entry.platform else {
-            return Some(3);
-        };
-        if p.os != platform.os || p.architecture != platform.architecture {
-            return None;
-        }
-        let variant = p.variant.as_deref().filter(|v| !v.is_empty());
-        match (variant, platform.variant.as_deref()) {
-            (have, want) if have == want => Some(0),
-            (None, Some(_)) => Some(1),
-            (Some("v8"), None) if p.architecture == "arm64" => Some(2),
-            _ => None,
-        }
+    let rank = |entry: &RawDescriptor| match entry.platform() {
+        None => Some(usize::MAX),
+        Some(named) => named.rank(platform),
     };
-    let known =
-        |e: &&RawDescriptor| matches!(&*e.media_type, "" | OCI_INDEX | OCI_MANIFEST | DOCKER_LIST | DOCKER_MANIFEST);
-    let best = entries.iter().filter(known).filter_map(|e| rank(e).map(|r| (r, e))).min_by_key(|(r, _)| *r);
-    match best {
-        Some((_, entry)) => {
-            let found = entry.check("an index entry")?;
-            bounded(found.size, limits.manifest_bytes, "image manifest")?;
-            Ok(found)
-        }
-        None => {
-            let mut have: Vec<_> = entries
-                .iter()
-                .filter_map(|e| e.platform.as_ref())
-                .map(|p| printable(&format!("{}/{}", p.os, p.architecture)))
-                .collect();
-            have.sort();
-            have.dedup();
-            have.truncate(20);
-            Err(unsupported(&format!(
-                "it has no {}/{} image, only {}",
-                platform.os,
-                platform.architecture,
-                have.join(", ")
-            )))
-        }
+    let images = entries.iter().map(|entry| &entry.0).filter(|entry| !entry.is_artifact());
+    let mut ranked: Vec<_> = images.filter_map(|entry| rank(entry).map(|rank| (rank, entry))).collect();
+    ranked.sort_by_key(|(rank, _)| *rank);
+    let candidates = ranked.into_iter().map(|(rank, entry)| {
+        let descriptor = entry.check("an index entry")?;
+        bounded(descriptor.size, limits.manifest_bytes, "image manifest")?;
+        Ok(Candidate { descriptor, sure: rank < usize::MAX })
+    });
+    // A bad entry counts only if no better one is there.
+    let mut candidates: Vec<StoreResult<Candidate>> = candidates.collect();
+    if candidates.iter().any(Result::is_ok) {
+        candidates.retain(Result::is_ok);
     }
+    let found: Vec<_> = candidates.into_iter().collect::<StoreResult<_>>()?;
+    if found.is_empty() { Err(no_platform(entries, platform)) } else { Ok(found) }
 }
 
-fn image(config: &RawDescriptor, layers: &[RawDescriptor], limits: &Limits) -> StoreResult<Manifest> {
-    if !matches!(&*config.media_type, OCI_CONFIG | DOCKER_CONFIG | "") {
-        return Err(unsupported(&format!("its config is {:?}: not a container image", printable(&config.media_type))));
-    }
+fn no_platform(entries: &[Item<RawDescriptor>], platform: &Platform) -> StoreError {
+    let named = entries.iter().filter_map(|entry| entry.0.platform());
+    let mut have: Vec<_> = named.map(|p| printable(&format!("{}/{} {}", p.os, p.architecture, p.variant))).collect();
+    have.iter_mut().for_each(|text| *text = text.trim_end().replace(' ', "/"));
+    have.sort();
+    have.dedup();
+    have.truncate(20);
+    let have = if have.is_empty() { "artifacts".into() } else { have.join(", ") };
+    unsupported(&format!("it has no {}/{} image, only {have}", platform.os, platform.architecture))
+}
+
+fn image(config: &RawDescriptor, layers: &[Item<RawDescriptor>], limits: &Limits) -> StoreResult<Manifest> {
+    let config_type = config.media_type.text.as_str();
+    let odd_config = (!matches!(config_type, OCI_CONFIG | DOCKER_CONFIG | "")).then(|| printable(config_type));
     let config = config.check("the config")?;
     bounded(config.size, limits.config_bytes, "image config")?;
     if layers.len() > limits.layers {
         return Err(StoreError::TooLarge { what: "image".into(), limit: format!("{} layers", limits.layers) });
     }
     let mut sum = 0u64;
-    let layers = layers.iter().map(|layer| {
-        let compression = compression(&layer.media_type)?;
+    let layers = layers.iter().map(|Item(layer)| {
+        let compression = compression(&layer.media_type.text).map_err(|error| match &odd_config {
+            Some(config_type) => not_an_image(config_type),
+            None => error,
+        })?;
         let found = layer.check("a layer")?;
         sum = sum.saturating_add(found.size);
         bounded(sum, limits.image_bytes, "image")?;
         Ok((found, compression))
     });
-    Ok(Manifest { layers: layers.collect::<StoreResult<_>>()?, config })
+    Ok(Manifest { layers: layers.collect::<StoreResult<_>>()?, config, odd_config })
+}
+
+/// What is said of a manifest whose config is no image's.
+pub(crate) fn not_an_image(config_type: &str) -> StoreError {
+    unsupported(&format!("its config is {config_type:?}: not a container image"))
 }
 
 fn compression(media_type: &str) -> StoreResult<Compression> {
@@ -196,6 +239,8 @@ fn compression(media_type: &str) -> StoreResult<Compression> {
         Some("") => Ok(Compression::Sniff),
         Some("+gzip" | ".gzip") => Ok(Compression::Gzip),
         Some("+zstd" | ".zstd") => Ok(Compression::Zstd),
+        // Pushed by tools that know no media types; the layer's digest tells whether it is a tar.
+        None if GENERIC.contains(&media_type) => Ok(Compression::Sniff),
         _ => Err(unsupported(&format!("layers of type {:?} cannot be unpacked here", printable(media_type)))),
     }
 }

@@ -1,13 +1,36 @@
-//! The registry v2 client, on reqwest: every read has a bound, credentials belong to one pull, and a blob that was
-//! cut off goes on where it stopped. (oci-client reads manifests of any size, keeps the first credentials of a
-//! host for ever and never retries.)
+//! The registry v2 client, on reqwest: every read has a bound, credentials belong to one pull and
+//! one server, and a blob that was cut off goes on where it stopped. (oci-client reads manifests of
+//! any size, keeps the first credentials of a host for ever and never retries.)
+//!
+//! ```text
+//!  [registries] ─┐                    ┌► resolve ► document  manifests, configs, HEAD ─┐
+//!  hosts.toml   ─┴► place ► session ──┴► blob  layers, checked meanwhile ──────────────┴► request
+//! ```
+//!
+//! `request` is one request with its redirects, and with a login for each server on the way.
 
 mod blob;
+mod certs_dir;
 mod challenge;
-mod client;
 mod credentials;
+mod document;
+mod fault;
+mod hosts_file;
+mod login;
 mod manifest;
+mod message;
+mod node_login;
+mod parts;
+mod place;
+mod receiver;
+mod request;
+mod resolve;
+mod retry;
+mod session;
+mod tls;
 
-pub(crate) use self::client::{Registries, Session};
 pub use self::credentials::Auth;
-pub(crate) use self::manifest::{Compression, Descriptor, Manifest};
+pub(crate) use self::manifest::{Compression, Descriptor, Manifest, not_an_image, printable};
+pub use self::place::without_login;
+pub(crate) use self::receiver::Download;
+pub(crate) use self::session::{Registries, Session};

@@ -1,5 +1,5 @@
-//! The database: what must outlive the daemon. Everything is in memory too; it is read once, when the store is
-//! opened.
+//! The database: what must outlive the daemon. Everything is in memory too; it is read once, when
+//! the store is opened.
 //!
 //! ```text
 //! table    key                value (JSON)
@@ -9,12 +9,13 @@
 //! leases   <holder>           LeaseRecord
 //! ```
 //!
-//! A database of a newer version is not opened. A directory below `layers/` that no image or lease names is rubbish.
-//! A row that cannot be read is left out: an image is pulled again, and layers that nothing names go.
+//! A database of a newer version is not opened. A directory below `layers/` that no image or lease
+//! names is rubbish. A row that cannot be read is left out: an image is pulled again, and layers
+//! that nothing names go.
 //!
-//! Removals do not wait for a disk that is full, since it is removals that make room: what could not be removed from the
-//! database is owed, and goes with the next change. A daemon that ends before that finds images whose layers are gone,
-//! and forgets them.
+//! Removals do not wait for a disk that is full, since it is removals that make room: what could
+//! not be removed from the database is owed, and goes with the next change. A daemon that ends
+//! before that finds images whose layers are gone, and forgets them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -24,6 +25,7 @@ use redb::{ReadableTable, TableDefinition};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::staging::Record;
 use crate::digest::Digest;
 use crate::error::{StoreError, StoreResult};
 use crate::image::ImageConfig;
@@ -35,7 +37,8 @@ const META: Table = TableDefinition::new("meta");
 const IMAGES: Table = TableDefinition::new("images");
 const LAYERS: Table = TableDefinition::new("layers");
 const LEASES: Table = TableDefinition::new("leases");
-/// Bytes of the disk that the database, a few hundred KiB, holds for the time when the disk is full.
+/// Bytes of the disk that the database, a few hundred KiB, holds for the time when the disk is
+/// full.
 const ROOM: u64 = 4 << 20;
 
 /// An image.
@@ -56,8 +59,25 @@ pub(crate) struct LayerRecord {
     pub(crate) inodes: u64,
     /// Nothing of the layers below it shows.
     pub(crate) hides_below: bool,
+    /// Its content, which may be on top of other layers too. Absent in records of earlier versions.
+    #[serde(default)]
+    pub(crate) diff_id: Option<Digest>,
     /// Not known to be on the disk: good for as long as the machine has not been booted again.
     pub(crate) unsynced: Option<Unsynced>,
+}
+
+impl LayerRecord {
+    /// Of a layer that an earlier daemon of this boot left, and that the database does not know.
+    pub(crate) fn left(record: &Record) -> Self {
+        Self {
+            bytes: record.bytes,
+            inodes: record.inodes,
+            hides_below: record.extracted.hides_below,
+            diff_id: Some(record.diff_id),
+            // No layer of this run has this serial.
+            unsynced: Some(Unsynced { boot: record.boot.clone(), serial: u64::MAX }),
+        }
+    }
 }
 
 /// When a layer was unpacked.

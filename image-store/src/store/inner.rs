@@ -1,25 +1,32 @@
 //! The store's state: in memory for readers, in the database for the next start.
 //!
-//! Locks, in this order: `db` (held over a whole change, with its commit and with what it moves on the disk), then `state`
-//! (held for moments and never over a system call, so that readers never wait for a disk).
+//! Locks, in this order: `db` (held over a whole change, with its commit and with what it moves on
+//! the disk), then `state` (held for moments and never over a system call, so that readers never
+//! wait for a disk).
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, Permissions};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::thread::JoinHandle;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use cofferdam_ledger::Failing;
 use rustix::fs::FlockOperation;
 
-use super::db::{Change, Contents, Db, ImageRecord, LayerRecord, LeaseRecord, Unsynced};
-use super::unpack::{Staging, open_dir};
+use super::background::Background;
+use super::budget::Budget;
+use super::db::{Change, Db, ImageRecord, LayerRecord, LeaseRecord, Unsynced};
+use super::jobs::{Jobs, deadline};
+use super::recover::clean_up;
+use super::staging::{self, Record, Staging, open_dir};
 use crate::config::Config;
 use crate::digest::Digest;
 use crate::error::{StoreError, StoreResult};
+use crate::lock::lock;
+use crate::pinned::Pinned;
 use crate::progress::Meter;
 use crate::reference::Reference;
 use crate::registry::Registries;
@@ -27,14 +34,18 @@ use crate::registry::Registries;
 pub(crate) struct Inner {
     pub(crate) config: Config,
     pub(crate) registries: Registries,
-    db: Mutex<Db>,
+    pub(super) pinned: Pinned,
+    pub(super) db: Mutex<Db>,
     state: Mutex<State>,
-    /// Who makes a layer; others wait for it.
-    turns: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
-    serial: AtomicU64,
-    boot_id: String,
+    pub(crate) jobs: Arc<Jobs>,
+    serial: Arc<AtomicU64>,
+    pub(crate) boot_id: String,
     syncing: Mutex<()>,
-    background: Mutex<Vec<JoinHandle<()>>>,
+    /// Held while layers are sealed.
+    pub(super) sealing: Mutex<()>,
+    /// Long work in the background is to end.
+    ending: AtomicBool,
+    pub(crate) background: Arc<Background>,
     /// The store's directory, locked against other daemons.
     _owner: OwnedFd,
 }
@@ -45,7 +56,9 @@ pub(crate) struct State {
     pub(crate) layers: BTreeMap<Digest, LayerRecord>,
     pub(crate) leases: BTreeMap<String, LeaseRecord>,
     /// Layers that running pulls need.
-    pins: HashMap<Digest, usize>,
+    pub(super) pins: HashMap<Digest, usize>,
+    /// Layers that no image has yet, since when: the next pull may want them.
+    pub(super) kept: HashMap<Digest, SystemTime>,
     pub(crate) meters: Vec<Arc<Meter>>,
 }
 
@@ -53,10 +66,6 @@ pub(crate) struct State {
 pub(crate) struct Pins {
     inner: Arc<Inner>,
     chains: Vec<Digest>,
-}
-
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn made(path: &Path, mode: u32) -> StoreResult<()> {
@@ -68,6 +77,7 @@ fn made(path: &Path, mode: u32) -> StoreResult<()> {
 impl Inner {
     pub(crate) fn open(config: Config) -> StoreResult<Self> {
         let registries = Registries::new(&config)?;
+        let pinned = Pinned::new(&config.pinned)?;
         for (dir, mode) in [("", 0o700), ("layers", 0o700), ("tmp", 0o700), ("empty", 0o700), ("empty/fs", 0o755)] {
             made(&config.root.join(dir), mode)?;
         }
@@ -79,17 +89,26 @@ impl Inner {
             .map_err(|e| StoreError::io("reading the boot id", e))?
             .trim()
             .to_owned();
-        let state = clean_up(&config.root, &mut db, contents, &boot_id)?;
+        // Names of an earlier daemon's leavings are not used again.
+        let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos() as u64);
+        let serial = Arc::new(AtomicU64::new(started));
+        let background = Arc::new(Background::default());
+        let budget = Budget::new(config.max_unpacking_layers, config.timeouts.patience);
+        let jobs = Jobs::new(budget, background.clone(), config.root.join("tmp"), boot_id.clone(), serial.clone());
+        let state = clean_up(&config, &mut db, contents, &boot_id, &jobs)?;
         Ok(Self {
             config,
             registries,
+            pinned,
             db: Mutex::new(db),
             state: Mutex::new(state),
-            turns: Mutex::default(),
-            serial: AtomicU64::new(0),
+            jobs,
+            serial,
             boot_id,
             syncing: Mutex::default(),
-            background: Mutex::default(),
+            sealing: Mutex::default(),
+            ending: AtomicBool::default(),
+            background,
             _owner: owner,
         })
     }
@@ -99,23 +118,12 @@ impl Inner {
     }
 
     pub(crate) fn db_bytes(&self) -> u64 {
-        fs::metadata(self.config.root.join("images.redb")).map_or(0, |m| m.len())
+        // Its blocks and not its length: the ledger holds room on the disk beyond the end.
+        fs::metadata(self.config.root.join("images.redb")).map_or(0, |m| m.blocks().saturating_mul(512))
     }
 
     pub(crate) fn unsynced(&self) -> Unsynced {
         Unsynced { boot: self.boot_id.clone(), serial: self.serial.fetch_add(1, Relaxed) }
-    }
-
-    /// The lock under which one layer is made.
-    pub(crate) fn turn(&self, chain: &Digest) -> Arc<tokio::sync::Mutex<()>> {
-        let mut turns = lock(&self.turns);
-        if let Some(turn) = turns.get(chain).and_then(Weak::upgrade) {
-            return turn;
-        }
-        turns.retain(|_, turn| turn.strong_count() > 0);
-        let turn = Arc::new(tokio::sync::Mutex::new(()));
-        turns.insert(*chain, Arc::downgrade(&turn));
-        turn
     }
 
     pub(crate) fn pin(self: &Arc<Self>, chains: &[Digest]) -> Pins {
@@ -126,15 +134,7 @@ impl Inner {
         Pins { inner: self.clone(), chains: chains.to_vec() }
     }
 
-    fn temporary(&self, label: &str) -> PathBuf {
-        self.config.root.join("tmp").join(format!("{label}-{}", self.serial.fetch_add(1, Relaxed)))
-    }
-
-    pub(crate) fn staging(&self) -> StoreResult<Staging> {
-        Staging::new(self.temporary("layer"))
-    }
-
-    fn layer_path(&self, chain: &Digest) -> PathBuf {
+    pub(crate) fn layer_path(&self, chain: &Digest) -> PathBuf {
         self.config.root.join("layers").join(chain.hex())
     }
 
@@ -153,8 +153,8 @@ impl Inner {
         dirs
     }
 
-    /// Makes a whole, verified layer visible. It is not synced yet: it counts for the next start only when
-    /// [`Inner::commit_image`] has recorded it.
+    /// Makes a whole, verified layer visible. It is not synced yet: it counts for the next start
+    /// only when [`Inner::commit_image`] has recorded it.
     pub(crate) fn publish(&self, chain: &Digest, staging: Staging, record: LayerRecord) -> StoreResult<()> {
         // No layer comes or goes meanwhile.
         let mut db = lock(&self.db);
@@ -164,7 +164,9 @@ impl Inner {
             return Ok(());
         }
         staging.move_to(&self.layer_path(chain))?;
-        self.state().layers.insert(*chain, record);
+        let mut state = self.state();
+        state.layers.insert(*chain, record);
+        state.kept.insert(*chain, SystemTime::now());
         Ok(())
     }
 
@@ -202,17 +204,26 @@ impl Inner {
             leases: Vec::new(),
         })?;
         let mut state = self.state();
+        for (chain, _) in &layers {
+            state.kept.remove(chain);
+        }
         for (id, image) in changed {
             state.images.insert(id, Arc::new(image));
         }
         drop(state);
         if layers.iter().any(|(_, layer)| layer.unsynced.is_some()) {
-            self.in_background("image-sync", |inner| inner.sync());
+            self.in_background("image-sync", |inner| {
+                inner.sync()?;
+                // A thread of its own: its priority is low, and the next sync does not wait for it.
+                inner.in_background("layer-seal", |inner| inner.seal());
+                Ok(())
+            });
         }
         Ok(())
     }
 
-    /// Brings layers to the disk. No pull waits for that: the disk may be busy with gigabytes of somebody else's.
+    /// Brings layers to the disk. No pull waits for that: the disk may be busy with gigabytes of
+    /// somebody else's.
     fn sync(&self) -> StoreResult<()> {
         let _one_at_a_time = lock(&self.syncing);
         let unsynced = |state: &State| -> Vec<(Digest, LayerRecord)> {
@@ -226,7 +237,8 @@ impl Inner {
         let dir = open_dir(&self.config.root.join("layers"))?;
         rustix::fs::syncfs(&dir).map_err(|e| StoreError::io("syncing the layers", e.into()))?;
         let mut db = lock(&self.db);
-        // Not those that went meanwhile, or came again; those that no image has yet are not written.
+        // Not those that went meanwhile, or came again; those that no image has yet are not
+        // written.
         synced.retain(|(chain, layer)| self.state().layers.get(chain) == Some(layer));
         synced.iter_mut().for_each(|(_, layer)| layer.unsynced = None);
         let recorded: Vec<_> = {
@@ -242,27 +254,23 @@ impl Inner {
     /// Does something that nobody waits for, except the end of the store.
     fn in_background(self: &Arc<Self>, name: &str, work: impl FnOnce(&Arc<Self>) -> StoreResult<()> + Send + 'static) {
         let inner = self.clone();
-        let work = move || {
+        self.background.spawn(name, move || {
             if let Err(error) = work(&inner) {
                 tracing::warn!(error = error.chain(), "the image store's housekeeping");
             }
-        };
-        match std::thread::Builder::new().name(name.into()).spawn(work) {
-            Ok(handle) => {
-                let mut background = lock(&self.background);
-                background.retain(|handle| !handle.is_finished());
-                background.push(handle);
-            }
-            Err(error) => tracing::warn!(%error, "no thread for the image store's housekeeping"),
-        }
+        });
+    }
+
+    /// Whether the store ends.
+    pub(super) fn is_ending(&self) -> bool {
+        self.ending.load(Relaxed)
     }
 
     /// Waits for what was begun in the background.
     pub(crate) fn finish(&self) {
-        let background = std::mem::take(&mut *lock(&self.background));
-        for handle in background {
-            let _ = handle.join();
-        }
+        self.ending.store(true, Relaxed);
+        self.jobs.close();
+        self.background.finish();
     }
 
     /// Deletes what nothing needs any more, without waiting for it.
@@ -271,6 +279,45 @@ impl Inner {
             delete(inner.collect());
             Ok(())
         });
+    }
+
+    /// Lets go of layers that were kept for the next pull: of those whose time is over, or of all
+    /// when the disk is nearly full or `all` is set.
+    pub(crate) fn tidy(&self, all: bool) {
+        let before =
+            if all || nearly_full(&self.config.root) { SystemTime::now() } else { deadline(self.config.keep_layers) };
+        drop(self.jobs.expire(before));
+        self.state().kept.retain(|_, since| *since > before);
+    }
+
+    /// Deletes all that is only kept for the next pull; gives the bytes of the whole layers among
+    /// it.
+    pub(crate) async fn give_back(self: &Arc<Self>) -> u64 {
+        let inner = self.clone();
+        let deleted = self.background.run("image-gc", move || {
+            let used = |inner: &Self| inner.state().layers.values().map(|layer| layer.bytes).sum::<u64>();
+            let before = used(&inner);
+            inner.tidy(true);
+            delete(inner.collect());
+            Ok(before.saturating_sub(used(&inner)))
+        });
+        deleted.await.unwrap_or(0)
+    }
+
+    /// A published layer of this content that can be had on top of other layers too, and what it
+    /// was when it was extracted. Blocks.
+    pub(crate) fn twin(self: &Arc<Self>, diff_id: &Digest) -> Option<(PathBuf, Record, Pins)> {
+        let (chain, pins) = {
+            let mut state = self.state();
+            let (chain, _) = state.layers.iter().find(|(_, layer)| layer.diff_id.as_ref() == Some(diff_id))?;
+            let chain = *chain;
+            // Under the same lock: nothing can go in between.
+            *state.pins.entry(chain).or_default() += 1;
+            (chain, Pins { inner: self.clone(), chains: vec![chain] })
+        };
+        let path = self.layer_path(&chain);
+        let record = Record::of(&path).filter(|record| record.extracted.stands_alone())?;
+        (record.diff_id == *diff_id).then_some((path, record, pins))
     }
 
     /// Forgets an image with all its names; its layers go with [`Inner::collect`].
@@ -314,7 +361,9 @@ impl Inner {
     }
 
     /// Writes what could not be written; says why if that is still so.
-    pub(crate) fn settle(&self) -> Option<Failing> {
+    pub(crate) fn settle(self: &Arc<Self>) -> Option<Failing> {
+        self.tidy(false);
+        self.collect_if_unused();
         let mut db = lock(&self.db);
         if let Err(error) = db.settle() {
             tracing::debug!(error = error.chain(), "the image database is still behind");
@@ -322,7 +371,14 @@ impl Inner {
         db.failing()
     }
 
-    /// Takes away layers that nothing needs. What it gives back is out of the store and still to be deleted.
+    fn collect_if_unused(self: &Arc<Self>) {
+        if !self.state().unused().is_empty() {
+            self.collect_later();
+        }
+    }
+
+    /// Takes away layers that nothing needs. What it gives back is out of the store and still to be
+    /// deleted.
     pub(crate) fn collect(&self) -> Vec<PathBuf> {
         let mut db = lock(&self.db);
         let unused = self.state().unused();
@@ -340,7 +396,7 @@ impl Inner {
         };
         let mut rubbish = Vec::new();
         for chain in leaving {
-            let away = self.temporary("rubbish");
+            let away = self.jobs.temporary("rubbish");
             match fs::rename(self.layer_path(&chain), &away) {
                 Ok(()) => rubbish.push(away),
                 Err(error) => tracing::warn!(%chain, %error, "cannot remove a layer before the next start"),
@@ -351,25 +407,40 @@ impl Inner {
 }
 
 impl State {
+    /// Whether an image has the reference among its names.
+    pub(crate) fn has_name(&self, reference: &Reference) -> bool {
+        self.images.values().any(|image| match (reference.tag_key(), reference.digest()) {
+            (_, Some(digest)) => image.digests.contains(&reference.digest_key(digest)),
+            (Some(tag), None) => image.tags.contains(&tag),
+            (None, None) => false,
+        })
+    }
+
+    /// The image that has the reference among its names, when the registry serves it still under
+    /// the digest that it was pulled by: then a pull has nothing to change.
+    pub(crate) fn unchanged(&self, reference: &Reference, served: &Digest) -> Option<String> {
+        let digest = reference.digest_key(served);
+        let same = |image: &ImageRecord| {
+            image.digests.contains(&digest) && reference.tag_key().is_none_or(|tag| image.tags.contains(&tag))
+        };
+        self.images.iter().find(|(_, image)| same(image)).map(|(id, _)| id.clone())
+    }
+
     /// The layers that the database is to know.
     fn recorded(&self) -> impl Iterator<Item = &Digest> {
         let images = self.images.values().flat_map(|image| &image.chains);
         images.chain(self.leases.values().flat_map(|lease| &lease.chains))
     }
 
-    fn unused(&self) -> Vec<Digest> {
-        let used: HashSet<&Digest> = self.recorded().chain(self.pins.keys()).collect();
+    pub(super) fn unused(&self) -> Vec<Digest> {
+        let used: HashSet<&Digest> = self.recorded().chain(self.pins.keys()).chain(self.kept.keys()).collect();
         self.layers.keys().filter(|chain| !used.contains(chain)).copied().collect()
     }
 }
 
 /// Deletes what [`Inner::collect`] took out.
 pub(crate) fn delete(rubbish: Vec<PathBuf>) {
-    for path in rubbish {
-        if let Err(error) = fs::remove_dir_all(&path) {
-            tracing::warn!(path = %path.display(), %error, "rubbish stays until the next start");
-        }
-    }
+    rubbish.iter().for_each(|path| staging::delete(path));
 }
 
 impl Drop for Pins {
@@ -386,15 +457,17 @@ impl Drop for Pins {
             }
             !state.unused().is_empty()
         };
-        if !unused {
-            return;
+        if unused {
+            self.inner.collect_later();
         }
-        self.inner.collect_later();
     }
 }
 
 /// The image that a reference, an id, or the beginning of one stands for.
 pub(crate) fn resolve(state: &State, asked: &str) -> StoreResult<Option<String>> {
+    if state.images.contains_key(asked) {
+        return Ok(Some(asked.to_owned()));
+    }
     let hex = asked.strip_prefix("sha256:").unwrap_or(asked);
     let digits = !hex.is_empty() && hex.len() <= 64 && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
     if digits && hex.len() == 64 {
@@ -422,55 +495,8 @@ pub(crate) fn resolve(state: &State, asked: &str) -> StoreResult<Option<String>>
     reference.map(|_| None).map_err(StoreError::from)
 }
 
-/// Brings directory and database together after whatever ended the last run.
-fn clean_up(root: &Path, db: &mut Db, contents: Contents, boot_id: &str) -> StoreResult<State> {
-    let failed = |e| StoreError::io(format!("cleaning up {}", root.display()), e);
-    for entry in fs::read_dir(root.join("tmp")).map_err(failed)? {
-        let path = entry.map_err(failed)?.path();
-        let removed =
-            if path.is_dir() && !path.is_symlink() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-        removed.map_err(failed)?;
-    }
-    let Contents { images, layers, leases, unread_leases } = contents;
-    let mut on_disk = HashSet::new();
-    for entry in fs::read_dir(root.join("layers")).map_err(failed)? {
-        let name = entry.map_err(failed)?.file_name();
-        on_disk.extend(name.to_str().and_then(Digest::from_hex));
-    }
-    // What a power cut caught on its way to the disk may be there in part.
-    let on_disk_whole = |chain: &Digest, layer: &LayerRecord| {
-        on_disk.contains(chain) && layer.unsynced.as_ref().is_none_or(|u| u.boot == boot_id)
-    };
-    let layers: BTreeMap<_, _> = layers.into_iter().filter(|(c, layer)| on_disk_whole(c, layer)).collect();
-    let whole = |chains: &[Digest]| chains.iter().all(|chain| layers.contains_key(chain));
-    // Better pulled again than started without its files.
-    let lost: Vec<_> = images.iter().filter(|(_, image)| !whole(&image.chains)).map(|(id, _)| id.clone()).collect();
-    for id in &lost {
-        tracing::warn!(image = id, "forgetting an image whose layers did not all reach the disk");
-    }
-    let mut state = State {
-        images: images.into_iter().filter(|(id, _)| !lost.contains(id)).map(|(id, i)| (id, Arc::new(i))).collect(),
-        layers,
-        leases,
-        ..State::default()
-    };
-    if unread_leases {
-        // Nobody knows which layers are in use: all stay until a start that can tell.
-        state.pins = state.layers.keys().map(|chain| (*chain, 1)).collect();
-    }
-    let unused = state.unused();
-    for chain in &unused {
-        state.layers.remove(chain);
-    }
-    if !lost.is_empty() || !unused.is_empty() {
-        db.remove(&Change {
-            images: lost.iter().map(|id| (id.as_str(), None)).collect(),
-            layers: unused.iter().map(|chain| (chain, None)).collect(),
-            leases: Vec::new(),
-        });
-    }
-    for chain in on_disk.iter().filter(|chain| !state.layers.contains_key(chain)) {
-        fs::remove_dir_all(root.join("layers").join(chain.hex())).map_err(failed)?;
-    }
-    Ok(state)
+/// Whether less than 15 % of the store's file system is free: by default the kubelet frees space
+/// then, and what is only kept for the next pull goes first.
+fn nearly_full(root: &Path) -> bool {
+    rustix::fs::statvfs(root).is_ok_and(|fs| fs.f_bavail < fs.f_blocks / 20 * 3)
 }

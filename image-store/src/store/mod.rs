@@ -1,24 +1,42 @@
 //! The store.
 
+mod background;
+mod blocks;
+mod budget;
 mod db;
+mod frames;
+mod gzip;
+mod import;
 mod inner;
+mod jobs;
+mod layer;
+mod pool;
 mod pull;
+mod recover;
+mod staging;
+mod tree;
+mod twin;
 mod unpack;
+mod verify;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex};
 
+use bytes::Bytes;
 use cofferdam_ledger::Failing;
+use futures::Stream;
 use futures::future::{BoxFuture, FutureExt, Shared, WeakShared};
+use tokio::sync::mpsc;
 use tracing::Instrument;
 
 use self::db::ImageRecord;
-use self::inner::{Inner, delete, lock, resolve};
+use self::inner::{Inner, State, delete, resolve};
+pub use self::verify::{LayerState, VerifiedLayer};
 use crate::config::Config;
 use crate::error::StoreResult;
 use crate::image::Image;
+use crate::lock::lock;
 use crate::progress::PullProgress;
 use crate::reference::Reference;
 use crate::registry::Auth;
@@ -35,6 +53,15 @@ pub struct Layers {
     pub dirs: Vec<PathBuf>,
 }
 
+/// An image that came in an archive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Imported {
+    /// The image.
+    pub id: ImageId,
+    /// Its names, normalised.
+    pub names: Vec<String>,
+}
+
 /// What the store uses of its file system. Counted as layers come and go, not walked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FsUsage {
@@ -49,25 +76,35 @@ pub struct FsUsage {
 type Work = BoxFuture<'static, StoreResult<ImageId>>;
 type Running = HashMap<(Reference, Option<Auth>), WeakShared<Work>>;
 
-/// Images and their layers. Every method may be called from any thread; those that are not async take moments, or
-/// one commit of the database where they say so.
+/// Images and their layers. Every method may be called from any thread; those that are not async
+/// take moments, or one commit of the database where they say so.
 pub struct Store {
     inner: Arc<Inner>,
-    /// Running pulls by what was asked: who asks the same joins. Given up when nobody waits any more.
+    /// Running pulls by what was asked: who asks the same joins. Given up when nobody waits any
+    /// more.
     running: Arc<Mutex<Running>>,
+    /// Archives are taken in one after the other: each is on the disk twice meanwhile.
+    importing: tokio::sync::Mutex<()>,
+    verifying: tokio::sync::Mutex<()>,
 }
 
 impl Store {
-    /// Opens the store, and makes it when it is new. Removes what an earlier daemon left half-done, so only one
-    /// daemon can have it: another one gets [`crate::StoreError::Config`].
+    /// Opens the store, and makes it when it is new. Removes what an earlier daemon left half-done,
+    /// so only one daemon can have it: another one gets [`crate::StoreError::Config`].
     pub fn open(config: Config) -> StoreResult<Self> {
-        Ok(Self { inner: Arc::new(Inner::open(config)?), running: Arc::default() })
+        Ok(Self {
+            inner: Arc::new(Inner::open(config)?),
+            running: Arc::default(),
+            importing: Default::default(),
+            verifying: Default::default(),
+        })
     }
 
-    /// Pulls an image, and asks the registry also when the image is there. Layers that are there are not sent again.
+    /// Pulls an image, and asks the registry also when the image is there. Layers that are there
+    /// are not sent again.
     ///
-    /// Pulls of the same reference with the same credentials become one. A pull ends when the last future that waits
-    /// for it is dropped.
+    /// Pulls of the same reference with the same credentials become one. A pull ends when the last
+    /// future that waits for it is dropped.
     pub async fn pull(&self, reference: &str, auth: Option<Auth>) -> StoreResult<ImageId> {
         let reference: Reference = reference.parse()?;
         let work = self.join(reference, auth);
@@ -99,6 +136,35 @@ impl Store {
         work
     }
 
+    /// Brings the images of an archive into the store: an OCI layout in a tar that is not
+    /// compressed, or what `docker save` writes. `name` is how its one image is to be called;
+    /// without it, images have the names that the archive gives them, and those without a name are
+    /// left out. Of images for several platforms, the node's is taken. The archive is held below
+    /// the store's directory until this ends.
+    ///
+    /// # Errors
+    /// The first image that cannot be brought in ends it; those before it stay. A stream that
+    /// breaks off imports nothing.
+    pub async fn import(
+        &self,
+        name: Option<&str>,
+        archive: impl Stream<Item = std::io::Result<Bytes>> + Send,
+    ) -> StoreResult<Vec<Imported>> {
+        let name = name.map(import::name).transpose()?;
+        let _one_at_a_time = self.importing.lock().await;
+        import::import(&self.inner, name, archive).await
+    }
+
+    /// Looks at each layer whether it is still what came, one after the other, and tells `sender`.
+    /// Ends when that is closed. Everything is read, at low priority.
+    ///
+    /// # Errors
+    /// The disk does not take what a layer is, where that was not known before.
+    pub async fn verify(&self, sender: mpsc::Sender<VerifiedLayer>) -> StoreResult<()> {
+        let _one_at_a_time = self.verifying.lock().await;
+        verify::verify(&self.inner, sender).await
+    }
+
     /// The pulls that run.
     pub fn progress(&self) -> Vec<PullProgress> {
         self.inner.state().meters.iter().map(|meter| meter.snapshot()).collect()
@@ -106,53 +172,64 @@ impl Store {
 
     /// Bytes of layers that registries have sent since the store was opened.
     pub fn received_bytes(&self) -> u64 {
-        self.inner.registries.received.load(Relaxed)
+        self.inner.registries.received()
     }
 
     /// The image that a reference, an id, or the beginning of an id stands for.
     pub fn status(&self, reference_or_id: &str) -> StoreResult<Option<Image>> {
         let state = self.inner.state();
-        Ok(resolve(&state, reference_or_id)?.map(|id| image(&id, &state.images[&id])))
+        Ok(resolve(&state, reference_or_id)?.map(|id| self.image(&state, &id, &state.images[&id])))
     }
 
     /// All images, by id.
     pub fn list(&self) -> StoreResult<Vec<Image>> {
-        Ok(self.inner.state().images.iter().map(|(id, record)| image(id, record)).collect())
+        let state = self.inner.state();
+        Ok(state.images.iter().map(|(id, record)| self.image(&state, id, record)).collect())
     }
 
-    /// Forgets an image with all of its names, and deletes its layers except those that other images, leases or
-    /// running pulls need. An unknown image is no error, and a full disk none either.
+    /// Forgets an image with all of its names, and deletes its layers except those that other
+    /// images, leases or running pulls need. An unknown image is no error, and a full disk none
+    /// either.
     pub async fn remove(&self, reference_or_id: &str) -> StoreResult<()> {
         let Some(id) = resolve(&self.inner.state(), reference_or_id)? else {
             return Ok(());
         };
         let inner = self.inner.clone();
-        pull::run_blocking(move || {
+        let background = inner.background.clone();
+        let remove = move || {
             inner.forget_image(&id);
+            inner.tidy(false);
             delete(inner.collect());
             tracing::info!(id, "removed image");
             Ok(())
-        })
-        .await
+        };
+        background.run("image-remove", remove).await
     }
 
-    /// Gives an image's directories and keeps them, also after the image was removed and the daemon was restarted,
-    /// until the holder releases them. A holder has one lease: a second one takes the first one's place. Commits.
+    /// Deletes what is kept for pulls that failed and may be tried again, and nothing else. Gives
+    /// the bytes that are free now.
+    pub async fn forget_unfinished(&self) -> u64 {
+        self.inner.give_back().await
+    }
+
+    /// Gives an image's directories and keeps them, also after the image was removed and the daemon
+    /// was restarted, until the holder releases them. A holder has one lease: a second one takes
+    /// the first one's place. Commits.
     pub fn lease(&self, id: &str, holder: &str) -> StoreResult<Layers> {
         let (image, dirs) = self.inner.lease(id, holder)?;
         Ok(Layers { image, dirs })
     }
 
-    /// Ends a holder's lease; no error when there is none. Layers that nothing needs any more are deleted soon
-    /// after. What the disk does not take now is written later. Commits.
+    /// Ends a holder's lease; no error when there is none. Layers that nothing needs any more are
+    /// deleted soon after. What the disk does not take now is written later. Commits.
     pub fn release(&self, holder: &str) {
         if self.inner.release(holder) {
             self.inner.collect_later();
         }
     }
 
-    /// Writes to the database what a full or failing disk has kept out of it, and tries whether it can be written again;
-    /// says why if not. To be called now and then. Commits.
+    /// Writes to the database what a full or failing disk has kept out of it, and tries whether it
+    /// can be written again; says why if not. To be called now and then. Commits.
     pub fn settle(&self) -> Option<Failing> {
         self.inner.settle()
     }
@@ -172,21 +249,23 @@ impl Store {
             inodes_used: state.layers.values().map(|layer| layer.inodes).sum(),
         }
     }
+
+    fn image(&self, state: &State, id: &str, record: &ImageRecord) -> Image {
+        let layers = record.chains.iter().filter_map(|chain| state.layers.get(chain));
+        Image {
+            id: id.to_owned(),
+            repo_tags: record.tags.iter().cloned().collect(),
+            repo_digests: record.digests.iter().cloned().collect(),
+            size: record.size,
+            disk_bytes: layers.map(|layer| layer.bytes).sum(),
+            config: record.config.clone(),
+            pinned: self.inner.pinned.has(record.tags.iter().chain(&record.digests)),
+        }
+    }
 }
 
 impl Drop for Store {
     fn drop(&mut self) {
         self.inner.finish();
-    }
-}
-
-fn image(id: &str, record: &ImageRecord) -> Image {
-    Image {
-        id: id.to_owned(),
-        repo_tags: record.tags.iter().cloned().collect(),
-        repo_digests: record.digests.iter().cloned().collect(),
-        size: record.size,
-        config: record.config.clone(),
-        pinned: false,
     }
 }

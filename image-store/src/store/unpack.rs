@@ -1,73 +1,42 @@
 //! The blocking half of a layer: compressed bytes in, a directory and its diff ID out.
+//!
+//! ```text
+//!  queue ─► decompress ─┬─► extract (the layer's own thread)
+//!                       └─► sha256 of the tar
+//! ```
 
-use std::fs::{self, Permissions};
 use std::io::{self, BufRead, Read};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, Sender, SyncSender};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread;
 
 use bytes::{Buf, Bytes};
-use flate2::bufread::MultiGzDecoder;
-use rustix::fs::{Mode, OFlags};
-use sha2::{Digest as _, Sha256};
-use tokio::sync::mpsc;
 
+use super::blocks::{Block, Blocks};
+use super::budget::{Budget, Pulse, TURN};
+use super::frames::Frames;
+use super::gzip::{self, Members};
+use super::pool::Share;
 use crate::config::Limits;
 use crate::digest::Digest;
 use crate::error::{StoreError, StoreResult};
 use crate::extract::{ExtractError, Extracted, extract};
+use crate::flow::{Next, Source};
 use crate::registry::Compression;
 
-/// Decompressed bytes go from thread to thread in blocks of this size, of which so many wait.
-const BLOCK: usize = 256 << 10;
-const BLOCKS: usize = 4;
-/// Decompressing a zstd frame may take this much memory (2^27 = 128 MiB, zstd's own default).
-const ZSTD_WINDOW_LOG: u32 = 27;
+/// The first bytes of a zstd frame (RFC 8878, 3.1.1), and of a skippable one behind its first byte,
+/// 0x50 to 0x5f.
+const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+const ZSTD_SKIPPABLE: [u8; 3] = [0x2a, 0x4d, 0x18];
+/// Blocks of decompressed bytes that wait for each of the threads that take them.
+const WAITING: usize = 3;
 
-/// A directory below `tmp/`, removed unless it was moved away.
-pub(crate) struct Staging {
-    path: PathBuf,
-    moved: bool,
-}
-
-impl Staging {
-    pub(crate) fn new(path: PathBuf) -> StoreResult<Self> {
-        let failed = |e| StoreError::io(format!("making {}", path.display()), e);
-        fs::DirBuilder::new().mode(0o700).create(&path).map_err(failed)?;
-        let staging = Self { path: path.clone(), moved: false };
-        let root = path.join("fs");
-        fs::create_dir(&root).map_err(failed)?;
-        // Whatever the umask is.
-        fs::set_permissions(&root, Permissions::from_mode(0o755)).map_err(failed)?;
-        Ok(staging)
-    }
-
-    pub(crate) fn root(&self) -> StoreResult<OwnedFd> {
-        open_dir(&self.path.join("fs"))
-    }
-
-    pub(crate) fn move_to(mut self, path: &Path) -> StoreResult<()> {
-        fs::rename(&self.path, path).map_err(|e| StoreError::io(format!("renaming to {}", path.display()), e))?;
-        self.moved = true;
-        Ok(())
-    }
-}
-
-impl Drop for Staging {
-    fn drop(&mut self) {
-        if !self.moved
-            && let Err(error) = fs::remove_dir_all(&self.path)
-        {
-            tracing::warn!(path = %self.path.display(), %error, "rubbish stays until the next start");
-        }
-    }
-}
-
-pub(crate) fn open_dir(path: &Path) -> StoreResult<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::open(path, flags, Mode::empty())
-        .map_err(|e| StoreError::io(format!("opening {}", path.display()), e.into()))
+/// What a layer's threads share with those of other layers.
+#[derive(Clone)]
+pub(crate) struct Gate {
+    pub(crate) budget: Arc<Budget>,
+    pub(crate) pulse: Arc<Pulse>,
 }
 
 /// What to unpack.
@@ -81,36 +50,53 @@ pub(crate) struct Job {
     pub(crate) limits: Limits,
 }
 
+/// A decompressed block for each who takes it, or why there is none.
+type Sent = io::Result<Arc<Block>>;
+
 impl Job {
-    /// Unpacks what comes over `chunks`. That the compressed bytes have the right digest is for the sender to say.
-    pub(crate) fn run(&self, root: OwnedFd, mut chunks: mpsc::Receiver<Bytes>) -> StoreResult<Extracted> {
-        let result = self.unpack(root, &mut chunks);
+    /// Unpacks what comes from `source`. That the compressed bytes have the right digest is for the
+    /// sender to say.
+    pub(crate) fn run(&self, root: OwnedFd, mut source: Source, gate: &Gate) -> StoreResult<Extracted> {
+        let result = self.unpack(root, &mut source, gate);
         if matches!(result, Err(StoreError::Malformed { .. })) {
-            // Is the layer bad, or were its bytes damaged? The digest tells, once all of them were seen.
-            while chunks.blocking_recv().is_some() {}
+            // Is the layer bad, or were its bytes damaged? The digest tells, once all of them were
+            // seen.
+            while let Next::Bytes(_) = source.next() {}
         }
         result
     }
 
-    fn unpack(&self, root: OwnedFd, chunks: &mut mpsc::Receiver<Bytes>) -> StoreResult<Extracted> {
-        let mut chunks = Chunks { chunks, current: Bytes::new(), left: self.size };
-        let (extracted, rest) = std::thread::scope(|scope| {
-            let (full, blocks) = std::sync::mpsc::sync_channel(BLOCKS);
-            let (empty, emptied) = std::sync::mpsc::channel();
-            // Decompressing is half of the work: on a thread of its own it runs beside hashing and writing.
-            let decompress = scope.spawn(move || {
-                self.decompress(&mut chunks, &full, &emptied);
+    fn unpack(&self, root: OwnedFd, source: &mut Source, gate: &Gate) -> StoreResult<Extracted> {
+        let mut chunks = Chunks::new(source, gate, self.size);
+        let (to_extract, blocks) = sync_channel(WAITING);
+        let (to_hash, hashed) = sync_channel::<Arc<Block>>(WAITING);
+        let named = |name: &str| thread::Builder::new().name(name.into());
+        let no_thread = |e| StoreError::io("making a thread for a layer", e);
+        let outcome = thread::scope(|scope| {
+            let decompress = named("layer-decode").spawn_scoped(scope, move || {
+                self.decompress(&mut chunks, &gate.budget.blocks, &to_extract, &to_hash);
                 !chunks.current.is_empty() || chunks.left > 0
             });
-            let extracted = self.extract(root, Blocks::new(blocks, empty, self.limits.layer_unpacked_bytes));
-            (extracted, decompress.join())
-        });
-        let (extracted, actual) = extracted?;
-        match rest {
-            Ok(false) => {}
-            Ok(true) => return Err(StoreError::malformed(&self.name, "has bytes behind its compressed data")),
-            Err(_) => return Err(StoreError::io("decompressing", io::Error::other("the thread panicked"))),
+            let decompress = decompress.map_err(no_thread)?;
+            let hash = named("layer-sha256").spawn_scoped(scope, move || {
+                let mut hasher = self.diff_id.hasher();
+                hashed.iter().for_each(|block| hasher.update(&block[..]));
+                hasher.finish()
+            });
+            let hash = hash.map_err(no_thread)?;
+            let extracted = self.extract(root, Stream::new(blocks, self.limits.layer_unpacked_bytes));
+            Ok::<_, StoreError>((extracted, decompress.join(), hash.join()))
+        })?;
+        if gate.pulse.is_stopped() {
+            return Err(StoreError::stopped(&self.name));
         }
+        let (extracted, rest, actual) = outcome;
+        let extracted = extracted?;
+        let panicked = |_| StoreError::io("unpacking a layer", io::Error::other("a thread panicked"));
+        if rest.map_err(panicked)? {
+            return Err(StoreError::malformed(&self.name, "has bytes behind its compressed data"));
+        }
+        let actual = actual.map_err(panicked)?;
         if actual != self.diff_id {
             return Err(StoreError::DigestMismatch {
                 what: format!("{} (unpacked)", self.name),
@@ -121,54 +107,60 @@ impl Job {
         Ok(extracted)
     }
 
-    fn extract(&self, root: OwnedFd, blocks: Blocks) -> StoreResult<(Extracted, Digest)> {
-        let (extracted, mut blocks) =
-            extract(blocks, root, self.lowest, &self.limits).map_err(|e| self.extract_failed(e))?;
+    fn extract(&self, root: OwnedFd, stream: Stream) -> StoreResult<Extracted> {
+        let (extracted, mut stream) =
+            extract(stream, root, self.lowest, &self.limits).map_err(|e| self.extract_failed(e))?;
         // The padding behind the archive's end is part of the diff ID.
-        while blocks.next().map_err(|e| self.read_failed(&e))? {}
-        Ok((extracted, Digest::from_hasher(blocks.hasher)))
+        while stream.next().map_err(|e| self.read_failed(&e))? {}
+        Ok(extracted)
     }
 
     /// Sends decompressed blocks until the end, an error, or until nobody takes them.
     fn decompress(
         &self,
         chunks: &mut Chunks<'_>,
-        full: &SyncSender<io::Result<Vec<u8>>>,
-        emptied: &std::sync::mpsc::Receiver<Vec<u8>>,
+        blocks: &Arc<Blocks>,
+        to_extract: &SyncSender<Sent>,
+        to_hash: &SyncSender<Arc<Block>>,
     ) {
         let mut decoder = match self.decoder(chunks) {
             Ok(decoder) => decoder,
-            Err(error) => return drop(full.send(Err(error))),
+            Err(error) => return drop(to_extract.send(Err(error))),
         };
         loop {
-            let mut block = emptied.try_recv().unwrap_or_default();
-            block.clear();
-            let read = decoder.by_ref().take(BLOCK as u64).read_to_end(&mut block);
-            let last = !matches!(read, Ok(n) if n > 0);
-            if full.send(read.map(|_| block)).is_err() || last {
+            let mut block = blocks.take();
+            match block.fill(&mut decoder) {
+                Ok(0) => return,
+                Ok(_) => {}
+                Err(error) => return drop(to_extract.send(Err(error))),
+            }
+            let block = Arc::new(block);
+            if to_hash.send(block.clone()).is_err() || to_extract.send(Ok(block)).is_err() {
                 return;
             }
         }
     }
 
     fn decoder<'a, 'b>(&self, chunks: &'a mut Chunks<'b>) -> io::Result<Decoder<'a, 'b>> {
-        let magic = chunks.peek()?;
-        let compression = match self.compression {
-            Compression::Sniff if magic.starts_with(&[0x1f, 0x8b]) => Some(Compression::Gzip),
-            Compression::Sniff if magic.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) => Some(Compression::Zstd),
-            Compression::Sniff => None,
-            // Some pushers call plain layers gzip.
-            Compression::Gzip if !magic.starts_with(&[0x1f, 0x8b]) => None,
-            known => Some(known),
+        // The bytes tell, not the media type: some pushers call plain layers gzip, or zstd layers
+        // gzip.
+        let magic = chunks.peek(4)?;
+        let found = if magic.starts_with(&gzip::MAGIC) {
+            Compression::Gzip
+        } else if magic.starts_with(&ZSTD)
+            || matches!(magic, [0x50..=0x5f, rest @ ..] if rest.starts_with(&ZSTD_SKIPPABLE))
+        {
+            Compression::Zstd
+        } else {
+            Compression::Sniff
         };
-        Ok(match compression {
-            Some(Compression::Zstd) => {
-                let mut decoder = zstd::Decoder::with_buffer(chunks)?;
-                decoder.window_log_max(ZSTD_WINDOW_LOG)?;
-                Decoder::Zstd(Box::new(decoder))
-            }
-            Some(_) => Decoder::Gzip(Box::new(MultiGzDecoder::new(chunks))),
-            None => Decoder::Plain(chunks),
+        if found != self.compression {
+            tracing::debug!(layer = self.name, says = ?self.compression, ?found, "a layer's media type");
+        }
+        Ok(match found {
+            Compression::Gzip => Decoder::Gzip(Box::new(Members::new(chunks))),
+            Compression::Zstd => Decoder::Zstd(Frames::new(chunks)),
+            Compression::Sniff => Decoder::Plain(chunks),
         })
     }
 
@@ -197,36 +189,81 @@ impl Job {
     }
 }
 
-/// The chunks as one stream that ends where the blob ends; before that, a closed channel is an error.
-struct Chunks<'a> {
-    chunks: &'a mut mpsc::Receiver<Bytes>,
+/// The chunks as one stream that ends where the blob ends; before that, a closed queue is an error.
+/// Holds the layer's slot while there is something to decompress.
+pub(super) struct Chunks<'a> {
+    source: &'a mut Source,
+    gate: &'a Gate,
     current: Bytes,
     left: u64,
+    slot: Option<Share>,
+    /// Bytes since the slot was got.
+    turn: u64,
 }
 
-impl Chunks<'_> {
-    fn next(&mut self) -> io::Result<Option<Bytes>> {
-        match self.chunks.blocking_recv() {
-            Some(chunk) => {
-                self.left = self.left.saturating_sub(chunk.len() as u64);
-                Ok(Some(chunk))
-            }
-            None if self.left == 0 => Ok(None),
-            None => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the download ended early")),
-        }
+impl<'a> Chunks<'a> {
+    fn new(source: &'a mut Source, gate: &'a Gate, left: u64) -> Self {
+        Self { source, gate, current: Bytes::new(), left, slot: None, turn: 0 }
     }
 
-    /// The first bytes, which tell the format.
-    fn peek(&mut self) -> io::Result<&[u8]> {
-        while self.current.len() < 4 {
+    fn next(&mut self) -> io::Result<Option<Bytes>> {
+        let next = match self.source.next_now() {
+            Some(next) => next,
+            None => {
+                self.slot = None;
+                self.gate.pulse.waits();
+                self.source.next()
+            }
+        };
+        let chunk = match next {
+            Next::Bytes(chunk) => chunk,
+            Next::End if self.left == 0 => return Ok(None),
+            Next::End => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the download ended early")),
+            Next::Stopped => return Err(stopped()),
+        };
+        let length = chunk.len() as u64;
+        self.gate.pulse.goes_on(length);
+        self.left = self.left.saturating_sub(length);
+        self.turn += length;
+        if self.turn > TURN && self.gate.budget.slots.wanted() {
+            self.slot = None;
+        }
+        self.take_slot()?;
+        Ok(Some(chunk))
+    }
+
+    fn take_slot(&mut self) -> io::Result<()> {
+        if self.slot.is_none() {
+            let pulse = &self.gate.pulse;
+            self.slot = Some(self.gate.budget.slots.take(1, || !pulse.is_stopped()).ok_or_else(stopped)?);
+            self.turn = 0;
+        }
+        Ok(())
+    }
+
+    /// Waits for a window of so many bytes, without the slot.
+    pub(super) fn window(&mut self, bytes: u64) -> io::Result<Share> {
+        self.slot = None;
+        let window = self.gate.budget.window(bytes, &self.gate.pulse).ok_or_else(stopped)?;
+        self.take_slot()?;
+        Ok(window)
+    }
+
+    /// The next bytes, `length` of them unless the blob ends before that: they tell the format.
+    pub(super) fn peek(&mut self, length: usize) -> io::Result<&[u8]> {
+        while self.current.len() < length {
             let Some(chunk) = self.next()? else {
                 break;
             };
             self.current =
                 if self.current.is_empty() { chunk } else { [&self.current[..], &chunk[..]].concat().into() };
         }
-        Ok(&self.current)
+        Ok(&self.current[..self.current.len().min(length)])
     }
+}
+
+fn stopped() -> io::Error {
+    io::Error::other("the layer was stopped")
 }
 
 impl BufRead for Chunks<'_> {
@@ -257,8 +294,8 @@ impl Read for Chunks<'_> {
 
 enum Decoder<'a, 'b> {
     Plain(&'a mut Chunks<'b>),
-    Gzip(Box<MultiGzDecoder<&'a mut Chunks<'b>>>),
-    Zstd(Box<zstd::Decoder<'static, &'a mut Chunks<'b>>>),
+    Gzip(Box<Members<&'a mut Chunks<'b>>>),
+    Zstd(Frames<'a, 'b>),
 }
 
 impl Read for Decoder<'_, '_> {
@@ -271,13 +308,11 @@ impl Read for Decoder<'_, '_> {
     }
 }
 
-/// Decompressed blocks as a stream that hashes and counts what passes. An empty block is the end.
-struct Blocks {
-    blocks: Receiver<io::Result<Vec<u8>>>,
-    empty: Sender<Vec<u8>>,
-    current: Vec<u8>,
+/// Decompressed blocks as a stream that counts what passes.
+struct Stream {
+    blocks: Receiver<Sent>,
+    current: Option<Arc<Block>>,
     at: usize,
-    hasher: Sha256,
     seen: u64,
     limit: u64,
 }
@@ -286,39 +321,37 @@ struct Blocks {
 #[error("more than {0} bytes")]
 struct TooLong(u64);
 
-impl Blocks {
-    fn new(blocks: Receiver<io::Result<Vec<u8>>>, empty: Sender<Vec<u8>>, limit: u64) -> Self {
-        Self { blocks, empty, current: Vec::new(), at: 0, hasher: Sha256::new(), seen: 0, limit }
+impl Stream {
+    fn new(blocks: Receiver<Sent>, limit: u64) -> Self {
+        Self { blocks, current: None, at: 0, seen: 0, limit }
     }
 
     /// Goes on to the next block; false at the end.
     fn next(&mut self) -> io::Result<bool> {
-        let used = std::mem::take(&mut self.current);
-        if used.capacity() > 0 {
-            let _ = self.empty.send(used);
-        }
+        self.current = None;
         self.at = 0;
-        self.current = match self.blocks.recv() {
-            Ok(block) => block?,
-            Err(_) => Vec::new(),
-        };
-        self.seen += self.current.len() as u64;
+        self.current = self.blocks.recv().ok().transpose()?;
+        self.seen += self.current.as_ref().map_or(0, |block| block.len() as u64);
         if self.seen > self.limit {
             return Err(io::Error::other(TooLong(self.limit)));
         }
-        self.hasher.update(&self.current);
-        Ok(!self.current.is_empty())
+        Ok(self.current.is_some())
     }
 }
 
-impl Read for Blocks {
+impl Read for Stream {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.at == self.current.len() && !self.next()? {
-            return Ok(0);
+        loop {
+            let rest = self.current.as_ref().map(|block| &block[self.at..]).unwrap_or_default();
+            if !rest.is_empty() {
+                let length = rest.len().min(buffer.len());
+                buffer[..length].copy_from_slice(&rest[..length]);
+                self.at += length;
+                return Ok(length);
+            }
+            if !self.next()? {
+                return Ok(0);
+            }
         }
-        let length = (self.current.len() - self.at).min(buffer.len());
-        buffer[..length].copy_from_slice(&self.current[self.at..self.at + length]);
-        self.at += length;
-        Ok(length)
     }
 }

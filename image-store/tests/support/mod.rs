@@ -50,6 +50,48 @@ pub enum Door {
     Refresh(&'static str),
 }
 
+/// An answer of a hook.
+pub struct Answer {
+    pub status: u16,
+    pub headers: Vec<(&'static str, String)>,
+    pub body: Bytes,
+    /// Sent in chunks without a length; the connection breaks in place of the last one.
+    pub broken: bool,
+}
+
+impl Answer {
+    pub fn new(status: u16, body: impl Into<Bytes>) -> Self {
+        Self { status, headers: Vec::new(), body: body.into(), broken: false }
+    }
+
+    pub fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.headers.push((name, value.into()));
+        self
+    }
+
+    pub fn broken(mut self) -> Self {
+        self.broken = true;
+        self
+    }
+
+    fn response(self) -> Response<Body> {
+        let mut response = if self.broken { streamed(self.body, Fault::Cut(0)) } else { whole(200, self.body) };
+        *response.status_mut() = StatusCode::from_u16(self.status).unwrap();
+        for (name, value) in self.headers {
+            response.headers_mut().append(name, value.parse().unwrap());
+        }
+        response
+    }
+}
+
+/// Answers in place of the registry where it gives something.
+pub type Hook = Box<dyn FnMut(&Request<Bytes>) -> Option<Answer> + Send>;
+
+/// A header's value, or nothing.
+pub fn header<'a>(request: &'a Request<Bytes>, name: &str) -> &'a str {
+    request.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+}
+
 pub struct Content {
     pub blobs: HashMap<String, Bytes>,
     /// By `repository:tag` and `repository@digest`.
@@ -58,6 +100,9 @@ pub struct Content {
     pub faults: Vec<(String, Fault, usize)>,
     pub door: Door,
     pub ranges: bool,
+    /// Manifests come with `Docker-Content-Digest`.
+    pub announces: bool,
+    pub hook: Option<Hook>,
     /// `GET /path [range] [authorization]`.
     pub log: Vec<String>,
     address: String,
@@ -78,6 +123,11 @@ impl Drop for Registry {
 
 impl Registry {
     pub async fn start() -> Self {
+        Self::serve(None).await
+    }
+
+    /// Over TLS where it is given.
+    pub async fn serve(tls: Option<Arc<rustls::ServerConfig>>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let content = Arc::new(Mutex::new(Content {
@@ -86,6 +136,8 @@ impl Registry {
             faults: Vec::new(),
             door: Door::Open,
             ranges: true,
+            announces: true,
+            hook: None,
             log: Vec::new(),
             address: address.clone(),
         }));
@@ -99,10 +151,18 @@ impl Registry {
                     let content = content.clone();
                     async move { Ok::<_, Infallible>(answer(&content, request).await) }
                 });
+                let tls = tls.clone();
                 connections.spawn(async move {
-                    let _ = hyper::server::conn::http1::Builder::new()
-                        .serve_connection(TokioIo::new(stream), service)
-                        .await;
+                    let server = hyper::server::conn::http1::Builder::new();
+                    let _ = match tls {
+                        None => server.serve_connection(TokioIo::new(stream), service).await,
+                        Some(config) => {
+                            let Ok(stream) = tokio_rustls::TlsAcceptor::from(config).accept(stream).await else {
+                                return;
+                            };
+                            server.serve_connection(TokioIo::new(stream), service).await
+                        }
+                    };
                 });
             }
         });
@@ -126,6 +186,10 @@ impl Registry {
 
     pub fn fault(&self, path: &str, fault: Fault, times: usize) {
         self.content().faults.push((path.into(), fault, times));
+    }
+
+    pub fn hook(&self, hook: impl FnMut(&Request<Bytes>) -> Option<Answer> + Send + 'static) {
+        self.content().hook = Some(Box::new(hook));
     }
 
     pub fn log(&self) -> Vec<String> {
@@ -220,9 +284,17 @@ async fn answer(content: &Mutex<Content>, request: Request<Incoming>) -> Respons
     let (authorization, range) = (header("authorization"), header("range"));
     let line = [Some(format!("{} {path}", request.method())), range.clone(), authorization.clone()];
     content.lock().unwrap().log.push(line.into_iter().flatten().collect::<Vec<_>>().join(" "));
+    let (parts, body) = request.into_parts();
+    let request = Request::from_parts(parts, body.collect().await.unwrap().to_bytes());
+    {
+        let mut content = content.lock().unwrap();
+        if let Some(answer) = content.hook.as_mut().and_then(|hook| hook(&request)) {
+            return answer.response();
+        }
+    }
     if path == "/token" {
         let door = content.lock().unwrap().door.clone();
-        let form = request.into_body().collect().await.unwrap().to_bytes();
+        let form = request.into_body();
         let right = match door {
             Door::Bearer(None) => true,
             Door::Bearer(Some(wanted)) => authorization.as_deref() == Some(wanted),
@@ -265,6 +337,9 @@ async fn answer(content: &Mutex<Content>, request: Request<Incoming>) -> Respons
         response.headers_mut().insert("content-range", range.parse().unwrap());
     }
     response.headers_mut().insert("content-type", media_type.parse().unwrap());
+    if content.announces && path.contains("/manifests/") {
+        response.headers_mut().insert("docker-content-digest", Digest::of(&bytes).to_string().parse().unwrap());
+    }
     response
 }
 
@@ -275,12 +350,13 @@ impl Content {
             return Some(("application/octet-stream".into(), self.blobs.get(digest)?.clone()));
         }
         let (repository, selector) = path.split_once("/manifests/")?;
-        let separator = if selector.starts_with("sha256:") { '@' } else { ':' };
+        let separator = if selector.contains(':') { '@' } else { ':' };
         self.manifests.get(&format!("{repository}{separator}{selector}")).cloned()
     }
 }
 
-/// A directory on a file system with user extended attributes and device nodes, which /tmp may not have.
+/// A directory on a file system with user extended attributes and device nodes, which /tmp may not
+/// have.
 pub fn scratch() -> tempfile::TempDir {
     tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
 }

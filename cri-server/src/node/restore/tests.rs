@@ -35,7 +35,8 @@ async fn keep(node: &Node, pods: &[PodRecord], containers: &[ContainerRecord]) {
     }
 }
 
-/// After a reboot, or a kill with the pods' processes gone: nothing half done stays, and what ended is told.
+/// After a reboot, or a kill with the pods' processes gone: nothing half done stays, and what ended
+/// is told.
 #[tokio::test]
 async fn what_was_begun_is_undone_and_what_is_gone_has_ended() {
     let dir = tempfile::tempdir().unwrap();

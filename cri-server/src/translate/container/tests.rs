@@ -25,6 +25,7 @@ pub(crate) fn image() -> Image {
             stop_signal: Some("SIGQUIT".into()),
             ..Default::default()
         },
+        disk_bytes: 0,
         pinned: false,
     }
 }
@@ -251,4 +252,40 @@ fn crooked_containers_are_refused() {
         let error = planned(&config).expect_err(name);
         assert!(matches!(error, CriError::Invalid(_)), "{name}: {error}");
     }
+}
+
+#[test]
+fn an_image_s_bad_value_fails_the_container_that_uses_it() {
+    let refused = |config: ImageConfig, asked: &ContainerConfig| {
+        let image = Image { config: ImageConfig { entrypoint: vec!["/entry".into()], ..config }, ..image() };
+        plan("id", &pod_record("p"), asked, &image, 7).is_err()
+    };
+    let env = |entry: &str| ImageConfig { env: vec![entry.into()], ..Default::default() };
+    for (what, config, bad) in [
+        ("user", ImageConfig { user: "a\nroot:x:0:0".into(), ..Default::default() }, true),
+        ("user's length", ImageConfig { user: "a".repeat(300), ..Default::default() }, true),
+        ("working directory", ImageConfig { working_dir: "/a\r".into(), ..Default::default() }, true),
+        ("relative working directory", ImageConfig { working_dir: "a".into(), ..Default::default() }, true),
+        ("HOME", env("HOME=/\nroot::0:0::/:/bin/sh"), true),
+        ("variable's name", env("A\nB=1"), true),
+        ("variable's NUL", env("A=\0"), true),
+        ("argument's NUL", ImageConfig { cmd: vec!["a\0b".into()], ..Default::default() }, true),
+        ("volume's newline", ImageConfig { volumes: vec!["/a\nb".into()], ..Default::default() }, true),
+        ("HOME with a colon", env("HOME=/a:/b"), false),
+        ("stop signal", ImageConfig { stop_signal: Some("SIGTERM # nice".into()), ..Default::default() }, false),
+    ] {
+        assert_eq!(refused(config, &asked()), bad, "{what}");
+    }
+    let mut other_user = asked();
+    context(&mut other_user).run_as_user = Some(Int64Value { value: 5 });
+    assert!(!refused(ImageConfig { user: "a\tb".into(), ..Default::default() }, &other_user), "not used");
+}
+
+#[test]
+fn an_image_s_relative_volumes_begin_at_the_root() {
+    let mut image = image();
+    image.config.volumes = vec!["data".into(), "['/a', '/b']".into(), "/srv".into()];
+    let plan = plan("id", &pod_record("p"), &asked(), &image, 7).unwrap();
+    assert_eq!(plan.request.image_volumes, ["/data", "/['/a', '/b']", "/srv"]);
+    assert_eq!(plan.request.stop_signal, 3);
 }

@@ -1,5 +1,5 @@
-//! The installer on a node whose kubelet uses containerd: a switch that fails and one that does not,
-//! an upgrade under running pods, an upgrade that fails, and the way back.
+//! The installer on a node whose kubelet uses containerd: a switch that fails and one that does
+//! not, an upgrade under running pods, an upgrade that fails, and the way back.
 
 use std::fs;
 use std::io::{BufReader, Read};
@@ -191,7 +191,8 @@ impl Trial<'_> {
         }
         let ended = follower.0.try_wait().doing("look for kubectl")?;
         ensure!(ended.is_none(), "the logs -f that ran during the upgrade has ended: {ended:?}");
-        // The streams of a command are the daemon's; its client must not take their end for success.
+        // The streams of a command are the daemon's; its client must not take their end for
+        // success.
         let ended = exec.0.wait().doing("wait for kubectl")?;
         let mut said = String::new();
         let stderr = exec.0.stderr.take().ok_or("kubectl has no stderr")?;

@@ -5,6 +5,7 @@ mod bench;
 mod controllers;
 mod installer;
 mod kubectl;
+mod lifecycle;
 mod mistakes;
 mod nodes;
 mod resources;
@@ -40,6 +41,7 @@ const TESTS: &[&[Test]] = &[
     volumes::TESTS,
     resources::TESTS,
     controllers::TESTS,
+    lifecycle::TESTS,
     restarts::TESTS,
 ];
 
@@ -126,8 +128,8 @@ pub(crate) fn run_installer(node: PathBuf, versions: PathBuf) -> Outcome {
     installer::run(&Cluster { node }, versions)
 }
 
-/// Measures from `kubectl apply` to Ready, beside containerd + runc, and adds the rows to the report
-/// in the folder `report`.
+/// Measures from `kubectl apply` to Ready, beside containerd + runc, and adds the rows to the
+/// report in the folder `report`.
 pub(crate) fn run_bench(node: PathBuf, rounds: usize, report: &Path) -> Outcome {
     prepare()?;
     bench::run(&Cluster { node }, rounds, report)

@@ -1,5 +1,6 @@
-//! Any order of calls, from several clients at once, some hung up on, some past their deadline, the daemon killed in between: what is
-//! there afterwards is legal (`cofferdam_proto::legal`), works, and can be removed.
+//! Any order of calls, from several clients at once, some hung up on, some past their deadline, the
+//! daemon killed in between: what is there afterwards is legal (`cofferdam_proto::legal`), works,
+//! and can be removed.
 
 mod client;
 mod dice;
@@ -157,7 +158,8 @@ async fn legal_now(client: &mut Client, (pods, containers): &(Vec<cri::PodSandbo
     Ok(())
 }
 
-/// Every pod that is said to be ready takes and runs another container, and every container that is said to run takes a command.
+/// Every pod that is said to be ready takes and runs another container, and every container that is
+/// said to run takes a command.
 async fn works(client: &mut Client, world: &World, pods: &[cri::PodSandbox]) -> Outcome {
     let (_, containers) = lists(client).await?;
     for pod in pods.iter().filter(|p| p.state() == cri::PodSandboxState::SandboxReady) {

@@ -19,7 +19,8 @@ const PAGES: u64 = 8;
 /// What the container may have: two of them.
 const LIMIT: u64 = 4 << 20;
 
-/// Pages that the node has set aside, and a place for them as the kubelet makes one for an emptyDir of medium HugePages-2Mi.
+/// Pages that the node has set aside, and a place for them as the kubelet makes one for an emptyDir
+/// of medium HugePages-2Mi.
 struct Reserved {
     before: String,
 }

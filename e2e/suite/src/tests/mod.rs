@@ -81,7 +81,8 @@ fn all() -> Vec<Test> {
 
 /// A test that mostly waits, for limits of the daemon's that are minutes long.
 const WAITS: &str = "start_without_an_answer";
-/// Tests that run meanwhile: they need nothing of the node but pods of their own, and leave all else alone.
+/// Tests that run meanwhile: they need nothing of the node but pods of their own, and leave all
+/// else alone.
 const MEANWHILE: [&str; 5] = [
     "exit_codes_and_reasons",
     "containers_of_one_pod",
@@ -90,7 +91,8 @@ const MEANWHILE: [&str; 5] = [
     "large_frames_reach_a_guest_whole",
 ];
 
-/// Runs the tests whose names contain one of the words in `filter`, which have commas between them; says how each ended, and counts.
+/// Runs the tests whose names contain one of the words in `filter`, which have commas between them;
+/// says how each ended, and counts.
 pub(crate) fn run(filter: Option<&str>) -> Outcome {
     let is_chosen = |name: &str| filter.is_none_or(|words| words.split(',').any(|word| name.contains(word)));
     let chosen: Vec<Test> = all().into_iter().filter(|(name, _)| is_chosen(name)).collect();
@@ -160,7 +162,8 @@ fn sweep() {
     }
 }
 
-/// A check in a pod that others use, too: the pod's id and its configuration. What it makes there is removed after it.
+/// A check in a pod that others use, too: the pod's id and its configuration. What it makes there
+/// is removed after it.
 type Check = (&'static str, fn(&'static str, &str, &Pod) -> Outcome);
 
 /// Runs checks one after the other in one pod, since a pod takes longer than most of them.

@@ -12,7 +12,10 @@ use crate::failure::{Doing, Outcome, ensure};
 
 pub(super) const TESTS: &[Test] = &[("registry_with_an_authority_of_its_own", private_authority)];
 
-const ADDRESS: &str = "127.0.0.1:5002";
+/// Not on the loopback network, whose registries need no certificate that is trusted (RFC 5737).
+const HOST: &str = "192.0.2.5";
+const ADDRESS: &str = "192.0.2.5:5002";
+const ON_LOOPBACK: &str = "127.0.0.1:5002";
 const FOLDER: &str = "/run/cofferdam-e2e/tls";
 
 /// The node's registry once more, over TLS.
@@ -26,7 +29,17 @@ impl Drop for Registry {
         let _ = self.process.kill();
         let _ = self.process.wait();
         let _ = fs::remove_dir_all(&self.folder);
+        let _ = address("del");
     }
+}
+
+/// Gives the node the address, or takes it away.
+fn address(action: &str) -> Outcome {
+    let mut command = Command::new("ip");
+    command.args(["address", action, &format!("{HOST}/32"), "dev", "lo"]);
+    let done = crictl::run(command, "ip address")?;
+    ensure!(done.code == 0, "ip address {action} {HOST}: {}", done.stderr);
+    Ok(())
 }
 
 fn openssl(folder: &Path, args: &[&str]) -> Outcome {
@@ -53,15 +66,17 @@ impl Registry {
         fs::create_dir_all(&folder).doing(&format!("make {FOLDER}"))?;
         authority(&folder, "right")?;
         authority(&folder, "wrong")?;
+        let names = format!("subjectAltName=IP:{HOST}");
         let mut args =
             vec!["req", "-x509", "-nodes", "-days", "2", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"];
         args.extend(["-CA", "right.pem", "-CAkey", "right.key", "-keyout", "server.key", "-out", "server.pem"]);
-        args.extend(["-subj", "/CN=registry of the test", "-addext", "subjectAltName=IP:127.0.0.1"]);
+        args.extend(["-subj", "/CN=registry of the test", "-addext", &names]);
         args.extend(["-addext", "basicConstraints=critical,CA:FALSE", "-addext", "extendedKeyUsage=serverAuth"]);
         openssl(&folder, &args)?;
+        address("replace")?;
         let process = Command::new("docker-registry")
             .args(["serve", "/etc/docker/registry/config.yml"])
-            .env("REGISTRY_HTTP_ADDR", ADDRESS)
+            .env("REGISTRY_HTTP_ADDR", ":5002")
             .env("REGISTRY_HTTP_TLS_CERTIFICATE", folder.join("server.pem"))
             .env("REGISTRY_HTTP_TLS_KEY", folder.join("server.key"))
             .stdout(Stdio::null())
@@ -84,6 +99,9 @@ fn private_authority() -> Outcome {
     let image = format!("{ADDRESS}/cofferdam/docker-v2:1");
     let refused = || crictl.refused(&["pull", &image], &["RegistryUnavailable", ADDRESS, "certificate", "ca_files"]);
     refused()?;
+    let on_loopback = format!("{ON_LOOPBACK}/cofferdam/docker-v2:1");
+    crictl.run(&["pull", &on_loopback])?;
+    crictl.run(&["rmi", &on_loopback])?;
     daemon::with_settings(&trusting("wrong"), refused)?;
     daemon::with_settings(&trusting("right"), || {
         crictl.run(&["pull", &image])?;

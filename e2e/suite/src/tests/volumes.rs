@@ -148,7 +148,8 @@ fn access(handler: &'static str, id: &str, pod: &Pod) -> Outcome {
     Ok(())
 }
 
-/// The only monitor is alone in a PID namespace, and of the node's files it sees the layers and volumes of its pod.
+/// The only monitor is alone in a PID namespace, and of the node's files it sees the layers and
+/// volumes of its pod.
 fn monitor_sees_its_share_alone() -> Outcome {
     let running = processes::heads("cofferdam-vmm");
     let [monitor] = running[..] else { return Err(format!("{} monitors run", running.len()).into()) };

@@ -29,7 +29,8 @@ pub(super) const VERBS: [&str; 11] = [
     "ListPodSandbox",
 ];
 
-/// Pods that there are at most before no more are made, and how many of a hundred new ones are microVMs, which are slow here.
+/// Pods that there are at most before no more are made, and how many of a hundred new ones are
+/// microVMs, which are slow here.
 const PODS: usize = 5;
 const VM_PERCENT: u64 = 12;
 /// No call may take longer, whatever goes on.
@@ -73,7 +74,8 @@ impl Program {
         Ok(())
     }
 
-    /// Forgets what was seen before a kill of the daemon: what was not yet on the disk then may be told anew. False during a kill.
+    /// Forgets what was seen before a kill of the daemon: what was not yet on the disk then may be
+    /// told anew. False during a kill.
     fn fresh(&mut self) -> bool {
         let epoch = self.world.epoch.load(Ordering::SeqCst);
         if epoch != self.epoch {

@@ -17,7 +17,8 @@ use crate::rpc::Client;
 /// How long a call that is answered from memory may take here.
 const SOON: Duration = Duration::from_secs(20);
 
-/// Asks over the connection that is stuck and over a new one, then looks at the threads and sockets.
+/// Asks over the connection that is stuck and over a new one, then looks at the threads and
+/// sockets.
 pub(super) async fn report(stuck: &Client) -> String {
     let mut report = format!("asked again over the same connection: {}", ask(stuck).await);
     let fresh = match tokio::time::timeout(SOON, Client::connect("fresh", crictl::SOCKET)).await {
@@ -52,7 +53,8 @@ async fn ask(client: &Client) -> String {
     }
 }
 
-/// A line for each thread: its name, where in the kernel it waits, and its system call with arguments.
+/// A line for each thread: its name, where in the kernel it waits, and its system call with
+/// arguments.
 fn threads(pid: i32) -> String {
     let mut lines = String::new();
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
