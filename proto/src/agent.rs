@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 
 /// Newest version that [`HelloRequest`] carries. It goes up when the daemon has to know whether an agent understands what is new.
-pub const API_VERSION: u32 = 3;
+pub const API_VERSION: u32 = 4;
 
 /// Versions that a greeting may name, on both sides. One is left out when no pod that speaks nothing newer can be running any more:
 /// docs/upgrade.md says for how long that is promised.

@@ -31,6 +31,8 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(30);
 const CONNECTION_WINDOW: u32 = 4 << 20;
 /// How long a monitor or supervisor may take for one packet.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+/// How long a monitor may take to save its VM: it reads all of the guest's memory.
+const SAVE_LIMIT: Duration = Duration::from_secs(120);
 
 /// A listening socket at `path` that only we may connect to. Blocks.
 #[expect(clippy::disallowed_methods, reason = "on blocking threads only")]
@@ -98,7 +100,15 @@ impl Packets {
         request: &Q,
         fd: Option<BorrowedFd<'_>>,
     ) -> Result<A, PacketError> {
-        packet::send(&self.0, request, fd)?;
+        self.ask_with(request, fd.as_slice())
+    }
+
+    fn ask_with<Q: Serialize, A: DeserializeOwned>(
+        &self,
+        request: &Q,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<A, PacketError> {
+        packet::send_all(&self.0, request, fds)?;
         match packet::recv(&self.0)? {
             Some((answer, _)) => Ok(answer),
             None => Err(PacketError::Socket(rustix::io::Errno::CONNRESET)),
@@ -175,6 +185,17 @@ pub(crate) fn console(dirs: &Dirs) -> Result<String, SandboxError> {
 pub(crate) fn request(dirs: &Dirs, request: &Request) -> Result<(), SandboxError> {
     let step = || "have the monitor change the guest's size".to_owned();
     match Control::open(&dirs.control(), ANSWER_LIMIT)?.packets.ask(request, None).doing(step)? {
+        Reply::Done => Ok(()),
+        other => Err(unexpected(other)).doing(step),
+    }
+}
+
+/// Has the monitor pause its VM and write it to two empty memfds, which it seals. Blocks until that
+/// is done.
+pub(crate) fn save(dirs: &Dirs, memory: &OwnedFd, state: &OwnedFd) -> Result<(), SandboxError> {
+    let step = || "have the monitor save its VM".to_owned();
+    let control = Control::open(&dirs.control(), SAVE_LIMIT)?;
+    match control.packets.ask_with(&Request::Save, &[memory.as_fd(), state.as_fd()]).doing(step)? {
         Reply::Done => Ok(()),
         other => Err(unexpected(other)).doing(step),
     }

@@ -56,6 +56,12 @@ impl SandboxError {
     pub(crate) fn step(step: impl Into<String>, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self::Step { step: step.into(), source: source.into() }
     }
+
+    /// What failed and why, down to the first cause.
+    pub(crate) fn chain(&self) -> String {
+        let causes = std::iter::successors(self.source(), |error| (*error).source());
+        causes.fold(self.to_string(), |text, cause| format!("{text}: {cause}"))
+    }
 }
 
 /// Names the step that a result belongs to.

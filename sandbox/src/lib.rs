@@ -38,6 +38,7 @@ mod size;
 mod spec;
 mod step;
 mod teardown;
+mod template;
 #[cfg(test)]
 mod testing;
 mod usage;
@@ -54,10 +55,11 @@ pub use runtime::{Adopted, Runtime, Timeline};
 pub use share::{Access, Exported, Submount};
 pub use size::{SMALLEST_GUEST_MIB, guest_mib};
 pub use spec::{
-    Bandwidth, CniConfig, Config, Kind, NetworkSpec, NetworkStatus, PodSpec, PortMapping, Protocol, UserRange,
-    VmConfig, VmSize,
+    Bandwidth, CniConfig, Config, Kind, NetworkSpec, NetworkStatus, PodSpec, PortMapping, Protocol, TemplateConfig,
+    UserRange, VmConfig, VmSize,
 };
 pub use step::{SPANS, step};
+pub use template::TemplateUsage;
 pub use usage::{InterfaceUsage, PodUsage, Traffic};
 pub use versions::{ProgramVersion, Programs};
 pub use watches::{Watch, Watches};

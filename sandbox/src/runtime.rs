@@ -17,6 +17,7 @@ use crate::pod::{End, Pod, Watched};
 use crate::process::{self, Started};
 use crate::sealed::Sealed;
 use crate::spec::{Config, Kind, PodSpec};
+use crate::template::{self, TemplateUsage, Templates};
 use crate::versions::Known;
 use crate::watches::Watches;
 use crate::{connect, launch, probe, quota, teardown, users};
@@ -42,6 +43,7 @@ pub(crate) struct Shared {
     pub(crate) no_users: Option<String>,
     pub(crate) watches: Watches,
     pub(crate) clock_steps: Steps,
+    pub(crate) templates: Templates,
 }
 
 impl Shared {
@@ -83,8 +85,9 @@ impl Runtime {
         let (locks, vm_works, host_works) = (Mutex::default(), AtomicBool::new(false), AtomicBool::new(false));
         let no_users = users::try_out(&config.state_dir).err();
         let (networks, sealed, watches) = (Networks::default(), Sealed::default(), Watches::default());
-        let clock_steps = Steps::default();
-        let shared = Shared { config, locks, networks, sealed, vm_works, host_works, no_users, watches, clock_steps };
+        let (clock_steps, templates) = (Steps::default(), Templates::open(&config.vm));
+        let shared =
+            Shared { config, locks, networks, sealed, vm_works, host_works, no_users, watches, clock_steps, templates };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -99,6 +102,16 @@ impl Runtime {
             works.store(true, Ordering::Relaxed);
         }
         Ok(())
+    }
+
+    /// Makes templates for microVMs in the background from now on, the usual pod's at once. For a node that can run microVMs ([`Runtime::probe`]).
+    pub fn make_templates(&self) {
+        tokio::spawn(template::make(Arc::clone(&self.shared)));
+    }
+
+    /// What templates there are, and what they were used for. Blocks for a moment.
+    pub fn templates(&self) -> TemplateUsage {
+        self.shared.templates.usage()
     }
 
     /// Watches files of the node.

@@ -52,6 +52,19 @@ pub struct VmConfig {
     pub kernel_args: String,
     /// How long a guest's agent may take to answer first.
     pub boot_timeout: Duration,
+    /// Pods' microVMs are restored from templates; absent: each boots.
+    pub template: Option<TemplateConfig>,
+}
+
+/// What the templates of microVMs are like.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TemplateConfig {
+    /// Of the usual pod. No template is larger, so that each pod can be given one.
+    pub size: VmSize,
+    /// What a microVM that is restored can grow to.
+    pub most: VmSize,
+    /// Parent cgroup of a microVM that becomes a template, as [`PodSpec::cgroup_parent`].
+    pub cgroup_parent: String,
 }
 
 /// Where CNI's plugins and configurations are.
@@ -66,7 +79,7 @@ pub struct CniConfig {
 }
 
 /// Size of a microVM.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct VmSize {
     /// vCPUs.
     pub vcpus: u8,

@@ -79,6 +79,7 @@ pub(crate) fn config_below(folder: &Path) -> Config {
             disk_template: lib().join("pod-disk.ext4"),
             kernel_args: String::new(),
             boot_timeout: Duration::from_secs(120),
+            template: None,
         },
         cni: CniConfig { bin_dirs, conf_dir, plugin_timeout: Duration::from_secs(60) },
     }

@@ -12,7 +12,7 @@ use cofferdam_image_store::Store;
 use cofferdam_proto::cri::image_service_server::ImageServiceServer;
 use cofferdam_proto::cri::runtime_service_server::RuntimeServiceServer;
 use cofferdam_proto::images::image_admin_server::ImageAdminServer;
-use cofferdam_sandbox::Runtime;
+use cofferdam_sandbox::{Kind, Runtime};
 use sd_notify::NotifyState;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -124,7 +124,12 @@ fn probe_all(node: Arc<Node>) {
     tokio::spawn(async move {
         for (handler, kind) in HANDLERS {
             match node.probe(kind).await {
-                Ok(()) => tracing::info!(handler, "usable"),
+                Ok(()) => {
+                    tracing::info!(handler, "usable");
+                    if kind == Kind::Vm {
+                        node.runtime.make_templates();
+                    }
+                }
                 Err(error) => tracing::warn!(handler, error = message(&error), "not usable"),
             }
         }

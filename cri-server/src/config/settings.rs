@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use cofferdam_image_store::{Reference, RegistryConfig};
 use cofferdam_proto::monitor::MAX_VCPUS;
-use cofferdam_sandbox::{CniConfig, VmConfig, VmSize};
+use cofferdam_sandbox::{CniConfig, TemplateConfig, VmConfig, VmSize};
 use serde::{Deserialize, Serialize};
 
 use super::traces::Tracing;
@@ -59,6 +59,7 @@ pub(super) struct Vm {
     initramfs: PathBuf,
     disk_template: PathBuf,
     boot_timeout_seconds: u64,
+    template: bool,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -157,6 +158,7 @@ impl Default for Vm {
             initramfs: PathBuf::new(),
             disk_template: PathBuf::new(),
             boot_timeout_seconds: 60,
+            template: true,
         }
     }
 }
@@ -281,6 +283,8 @@ impl Settings {
             "systemd" => CgroupDriver::Systemd,
             other => return Err(("cgroup_driver", format!("is {other:?}, neither cgroupfs nor systemd"))),
         };
+        let cgroup_parent =
+            CgroupParent::parse(driver, &self.cgroup_parent).map_err(|e| ("cgroup_parent", e.to_owned()))?;
         Ok(Config {
             socket: self.socket.clone(),
             run_dir: self.run_dir.clone(),
@@ -288,15 +292,14 @@ impl Settings {
             default_kind: kind
                 .ok_or_else(|| ("default_handler", format!("is {:?}, neither vm nor host", self.default_handler)))?,
             host_namespaces_in: self.pods.host_namespaces_in.clone(),
-            cgroup_parent: CgroupParent::parse(driver, &self.cgroup_parent)
-                .map_err(|e| ("cgroup_parent", e.to_owned()))?,
+            vm: self.vm.parts(&cgroup_parent),
+            cgroup_parent,
             cgroup_driver: driver,
             log_level: level.ok_or_else(|| {
                 ("log_level", format!("is {:?}, not error, warn, info, debug or trace", self.log_level))
             })?,
-            vm: self.vm.parts(),
-            vm_size: VmSize { vcpus: self.vm.vcpus, memory_mib: self.vm.memory_mib },
-            vm_max: VmSize { vcpus: self.vm.vcpus_max.min(node_cpus()), memory_mib: self.vm.memory_max_mib },
+            vm_size: self.vm.size(),
+            vm_max: self.vm.most(),
             unlimited_memory_percent: self.vm.unlimited_memory_percent,
             unlimited_memory_max_mib: self.vm.unlimited_memory_max_mib,
             agent: self.host.agent.clone(),
@@ -343,8 +346,18 @@ impl Settings {
 }
 
 impl Vm {
-    fn parts(&self) -> VmConfig {
+    fn size(&self) -> VmSize {
+        VmSize { vcpus: self.vcpus, memory_mib: self.memory_mib }
+    }
+
+    fn most(&self) -> VmSize {
+        VmSize { vcpus: self.vcpus_max.min(node_cpus()), memory_mib: self.memory_max_mib }
+    }
+
+    fn parts(&self, cgroup_parent: &CgroupParent) -> VmConfig {
+        let (size, most, cgroup_parent) = (self.size(), self.most(), cgroup_parent.as_str().to_owned());
         VmConfig {
+            template: self.template.then_some(TemplateConfig { size, most, cgroup_parent }),
             monitor: self.monitor.clone(),
             kernel: self.kernel.clone(),
             initramfs: self.initramfs.clone(),

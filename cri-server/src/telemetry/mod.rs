@@ -18,7 +18,7 @@ mod traces;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use cofferdam_sandbox::{Kind, SandboxError, Timeline};
+use cofferdam_sandbox::{Kind, SandboxError, TemplateUsage, Timeline};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -62,6 +62,56 @@ pub(crate) struct Telemetry {
     trouble: Gauge,
     panics: Counter,
     dropped_spans: Counter,
+    templates: Templates,
+}
+
+/// Templates of microVMs, as the sandboxes count them.
+#[derive(Debug, Default)]
+struct Templates {
+    starts: Family<Labels<1>, Counter>,
+    failures: Counter,
+    ready: Gauge,
+    pending: Gauge,
+    bytes: Gauge,
+}
+
+impl Templates {
+    fn register(registry: &mut Registry) -> Self {
+        let templates = Self::default();
+        registry.register(
+            "vm_starts",
+            "MicroVMs that came up, by what they came from: a template, or a boot",
+            templates.starts.clone(),
+        );
+        registry.register(
+            "vm_template_failures",
+            "MicroVMs that could not be restored from their template, and booted then",
+            templates.failures.clone(),
+        );
+        registry.register("vm_templates", "Templates that are ready", templates.ready.clone());
+        registry.register(
+            "vm_templates_pending",
+            "Templates that are asked for and not made yet",
+            templates.pending.clone(),
+        );
+        registry.register_with_unit(
+            "vm_template",
+            "Memory of the node that templates take",
+            Unit::Bytes,
+            templates.bytes.clone(),
+        );
+        templates
+    }
+
+    fn set(&self, usage: &TemplateUsage) {
+        for (from, count) in [("template", usage.restored), ("boot", usage.booted)] {
+            self.starts.get_or_create(&[("from", from)]).inner().store(count, Relaxed);
+        }
+        self.failures.inner().store(usage.failed, Relaxed);
+        self.ready.set(i64::try_from(usage.ready).unwrap_or(i64::MAX));
+        self.pending.set(i64::try_from(usage.pending).unwrap_or(i64::MAX));
+        self.bytes.set(i64::try_from(usage.bytes).unwrap_or(i64::MAX));
+    }
 }
 
 fn name_of(kind: Kind) -> &'static str {
@@ -132,6 +182,7 @@ impl Default for Telemetry {
             "Spans that did not reach the collector of tracing.endpoint",
             dropped_spans.clone(),
         );
+        let templates = Templates::register(&mut registry);
         Self {
             registry,
             calls,
@@ -145,6 +196,7 @@ impl Default for Telemetry {
             trouble,
             panics,
             dropped_spans,
+            templates,
         }
     }
 }
@@ -185,6 +237,7 @@ impl Telemetry {
         self.trouble.set(node.health.trouble().is_some().into());
         self.panics.inner().store(crate::panics::count(), Relaxed);
         self.dropped_spans.inner().store(traces::dropped(), Relaxed);
+        self.templates.set(&node.runtime.templates());
         self.received.inner().store(node.store.received_bytes(), Relaxed);
         self.encoded()
     }
@@ -237,8 +290,22 @@ mod tests {
             (Kind::Host, PodPhase::NotReady),
         ]);
         telemetry.count_versions(&[(Kind::Vm, true), (Kind::Vm, false), (Kind::Host, false)]);
+        telemetry.templates.set(&TemplateUsage {
+            ready: 1,
+            pending: 2,
+            bytes: 4096,
+            restored: 3,
+            booted: 2,
+            failed: 1,
+        });
         let text = telemetry.encoded().unwrap();
         for line in [
+            "cofferdam_vm_starts_total{from=\"template\"} 3",
+            "cofferdam_vm_starts_total{from=\"boot\"} 2",
+            "cofferdam_vm_template_failures_total 1",
+            "cofferdam_vm_templates 1",
+            "cofferdam_vm_templates_pending 2",
+            "cofferdam_vm_template_bytes 4096",
             "cofferdam_rpc_duration_seconds_bucket{le=\"0.0025\",method=\"Version\",code=\"Ok\"} 0",
             "cofferdam_rpc_duration_seconds_bucket{le=\"0.005\",method=\"Version\",code=\"Ok\"} 1",
             "cofferdam_rpc_duration_seconds_count{method=\"Version\",code=\"Internal\"} 1",

@@ -6,6 +6,7 @@ use std::process::Command;
 
 use crate::crictl::{Crictl, run, wait_for};
 use crate::failure::{Doing, Outcome, ensure};
+use crate::templates;
 
 const UNIT: &str = "cofferdam.service";
 const DROP_IN: &str = "/etc/cofferdam/conf.d/60-test.toml";
@@ -68,7 +69,9 @@ pub(crate) fn with_settings(settings: &str, test: impl FnOnce() -> Outcome) -> O
     outcome
 }
 
-/// Waits until a daemon answers.
+/// Waits until a daemon answers, and has made the templates that it makes at its start.
 pub(crate) fn wait_ready(crictl: &Crictl) -> Outcome {
-    wait_for("the daemon to answer", || Ok(crictl.attempt(&["version"])?.code == 0))
+    wait_for("the daemon to answer", || Ok(crictl.attempt(&["version"])?.code == 0))?;
+    templates::settle();
+    Ok(())
 }

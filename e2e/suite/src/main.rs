@@ -26,6 +26,7 @@ mod pod_cgroup;
 mod processes;
 mod rpc;
 mod soak;
+mod templates;
 mod tests;
 
 use std::path::{Path, PathBuf};

@@ -19,8 +19,17 @@ pub(crate) fn runs(pid: u32, name: &str) -> bool {
     program(pid).is_some_and(|p| p == name)
 }
 
-/// Every process that runs `name`.
+/// Every process that runs `name`. No template of microVMs is in the making then: its monitor is
+/// no pod's.
 pub(crate) fn all(name: &str) -> Vec<u32> {
+    if name == "cofferdam-vmm" {
+        crate::templates::settle();
+    }
+    now(name)
+}
+
+/// Every process that runs `name` at this moment.
+pub(crate) fn now(name: &str) -> Vec<u32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = entries.filter_map(|e| e.file_name().to_str().and_then(|n| n.parse().ok()));
     pids.filter(|pid| runs(*pid, name)).collect()

@@ -21,6 +21,7 @@ pub(crate) enum Net {
 }
 
 /// One runtime, such as the one under measurement.
+#[derive(Clone)]
 pub(crate) struct Client {
     /// For calls that are not below.
     pub(crate) runtime: cri::runtime_service_client::RuntimeServiceClient<Channel>,
@@ -70,6 +71,14 @@ impl Client {
             name,
             number: 0,
         })
+    }
+
+    /// A client for calls beside this one's, whose pods have other names.
+    pub(crate) fn another(&mut self) -> Self {
+        self.number += 1;
+        let other = self.clone();
+        self.number += 1;
+        other
     }
 
     /// What a refused call says.

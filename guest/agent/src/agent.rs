@@ -13,6 +13,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tokio::sync::{broadcast, watch};
 
+use crate::before_pod::BeforePod;
 use crate::container::Container;
 use crate::container::swapped::Volumes;
 use crate::error::{Doing, Error, Kind, Result};
@@ -129,6 +130,8 @@ pub struct Agent {
     pub reaper: Reaper,
     /// Output of containers.
     pub logs: Logs,
+    /// What a microVM does before it has a pod.
+    pub before_pod: BeforePod,
     /// What ConfigurePod said.
     pub pod: tokio::sync::Mutex<Option<cofferdam_proto::agent::ConfigurePodRequest>>,
     /// Volumes that the node swaps.
@@ -182,6 +185,7 @@ impl Agent {
             nofile,
             reaper: Reaper::start()?,
             logs,
+            before_pod: BeforePod::default(),
             pod: tokio::sync::Mutex::new(None),
             volumes: Volumes::default(),
             resizing: tokio::sync::Mutex::default(),

@@ -1,4 +1,5 @@
 //! PID 1 of a microVM: mounts what the guest needs, serves the agent's API on vsock, and powers off.
+//! The pod's own disk and share are mounted when the daemon asks ([`crate::before_pod`]).
 //!
 //! The initramfs holds this program and the console. When it fails, it ends, and the kernel panics: the monitor
 //! tells that as a crash, with the console's last lines.
@@ -74,18 +75,18 @@ fn serve() -> Result<()> {
         .doing("keep containers from looking into the agent")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().doing("start the runtime")?;
     runtime.block_on(async {
-        // The kernel takes the daemon's connection from here on, while the rest is mounted.
+        // The kernel takes the daemon's connection from here on.
         let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, VSOCK_PORT)).doing("listen on vsock")?;
         sys::out_byte(GUEST_EVENT_PORT, GUEST_EVENT_AGENT_LISTENING).doing("tell the monitor")?;
-        mount_pod()?;
         let dirs = Dirs { state: PathBuf::from(DISK), run: PathBuf::from(RUN) };
         let agent = Agent::new(Mode::Vm, dirs, open_namespace("mnt")?, Shared::default(), None, Logs::Vm)?;
         network::loopback().await?;
         // The kernel takes its time to switch controllers on, and the first container comes only when the network is there:
         // another process waits for it meanwhile.
         let cgroups = agent.cgroup_root.clone();
-        sys::fork(0, None, || u8::from(cgroup::prepare(&cgroups, Path::new(GUEST_PARENT)).is_err()))
+        let child = sys::fork(0, None, || u8::from(cgroup::prepare(&cgroups, Path::new(GUEST_PARENT)).is_err()))
             .doing("start a process")?;
+        agent.before_pod.wait_for(agent.reaper.watch(child.pid)).await;
         tokio::spawn(reclaim::run(agent.clone(), agent.cgroup_root.join(GUEST_PARENT)));
         // Only the node may call, not what runs in the guest.
         let incoming = listener.incoming().filter_map(|stream| async {
@@ -132,8 +133,11 @@ pub fn mount_sys() -> Result<()> {
     mount_new("cgroup2", "/sys/fs/cgroup", &[], NOSUID | NODEV | NOEXEC)
 }
 
-/// What the node gives to the pod.
-fn mount_pod() -> Result<()> {
+/// Mounts what the node gives to the pod: its share and its disk.
+///
+/// # Errors
+/// When the kernel refuses; what was mounted stays.
+pub fn mount_pod() -> Result<()> {
     mount_new("virtiofs", GUEST_SHARE, &[("source", SHARE_TAG)], NOSUID | NODEV)?;
     // A mount that one container makes below a shared volume can reach another one.
     mount_change(GUEST_SHARE, MountPropagationFlags::SHARED).doing("share the share")?;

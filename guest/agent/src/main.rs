@@ -4,6 +4,7 @@
 
 mod agent;
 mod apart;
+mod before_pod;
 mod clock;
 mod container;
 mod disks;

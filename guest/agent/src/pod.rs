@@ -26,15 +26,13 @@ const MAX_FILE: usize = 1 << 20;
 /// Says which part failed; the call may be repeated.
 pub async fn configure(agent: &Arc<Agent>, request: ConfigurePodRequest) -> Result<()> {
     let mut known = agent.pod.lock().await;
-    let identity =
-        |r: &ConfigurePodRequest| ConfigurePodRequest { clock_unix_nanos: 0, random_seed: Vec::new(), ..r.clone() };
     let vm = agent.mode == Mode::Vm;
     if vm {
-        set_clock_and_random(&request)?;
+        agent.before_pod.must_be_mounted().await?;
     } else if !request.interfaces.is_empty() || !request.netlink_routes.is_empty() {
         return Err(Error::invalid("interfaces and routes of a host pod are set by CNI"));
     }
-    if known.as_ref().is_some_and(|k| identity(k) == identity(&request)) {
+    if known.as_ref() == Some(&request) {
         return Ok(());
     }
     for text in [&request.resolv_conf, &request.hosts] {
@@ -63,7 +61,7 @@ pub async fn configure(agent: &Arc<Agent>, request: ConfigurePodRequest) -> Resu
     for sysctl in &sysctls {
         sysctl.set()?;
     }
-    *known = Some(identity(&request));
+    *known = Some(request);
     Ok(())
 }
 
@@ -73,6 +71,9 @@ pub async fn configure(agent: &Arc<Agent>, request: ConfigurePodRequest) -> Resu
 /// As `configure`.
 pub async fn configure_default(agent: &Arc<Agent>) -> Result<()> {
     if agent.pod.lock().await.is_none() {
+        if agent.mode == Mode::Vm {
+            return Err(Error::precondition("a microVM's containers come after ConfigurePod"));
+        }
         shm(agent, 0)?;
     }
     Ok(())
@@ -132,22 +133,6 @@ fn check_sysctls(sysctls: &HashMap<String, String>, vm: bool, shared: Shared) ->
     }
     checked.sort();
     Ok(checked)
-}
-
-fn set_clock_and_random(request: &ConfigurePodRequest) -> Result<()> {
-    if request.clock_unix_nanos > 0 {
-        let nanos = request.clock_unix_nanos;
-        let time = rustix::time::Timespec { tv_sec: nanos / 1_000_000_000, tv_nsec: nanos % 1_000_000_000 };
-        rustix::time::clock_settime(rustix::time::ClockId::Realtime, time).doing("set the clock")?;
-    }
-    if !request.random_seed.is_empty() {
-        if request.random_seed.len() > 4096 {
-            return Err(Error::invalid("the random seed is longer than 4096 bytes"));
-        }
-        let random = fs::File::options().write(true).open("/dev/random").doing("open /dev/random")?;
-        sys::add_entropy(&random, &request.random_seed).doing("add randomness")?;
-    }
-    Ok(())
 }
 
 fn files(agent: &Agent, request: &ConfigurePodRequest) -> Result<()> {

@@ -9,10 +9,11 @@ use proto::{
     AttachDiskReply, AttachDiskRequest, AttachInput, AttachOutput, ClockReply, ClockRequest, ConfigurePodReply,
     ConfigurePodRequest, ContainerState, ContainerStatsReply, ContainerStatsRequest, CreateContainerReply,
     CreateContainerRequest, DetachDiskReply, DetachDiskRequest, EventsRequest, ExecInput, ExecOutput, HelloReply,
-    HelloRequest, ListContainersReply, ListContainersRequest, PodStatsReply, PodStatsRequest, PortForwardInput,
-    PortForwardOutput, RemoveContainerReply, RemoveContainerRequest, ResizeGuestReply, ResizeGuestRequest,
-    ShutdownReply, ShutdownRequest, SignalContainerReply, SignalContainerRequest, StartContainerReply,
-    StartContainerRequest, UpdateContainerReply, UpdateContainerRequest, VolumeSwappedReply, VolumeSwappedRequest,
+    HelloRequest, ListContainersReply, ListContainersRequest, MountPodReply, MountPodRequest, PodStatsReply,
+    PodStatsRequest, PortForwardInput, PortForwardOutput, RemoveContainerReply, RemoveContainerRequest,
+    ResizeGuestReply, ResizeGuestRequest, SettleReply, SettleRequest, ShutdownReply, ShutdownRequest,
+    SignalContainerReply, SignalContainerRequest, StartContainerReply, StartContainerRequest, UpdateContainerReply,
+    UpdateContainerRequest, VolumeSwappedReply, VolumeSwappedRequest,
 };
 use tokio::sync::{broadcast, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
@@ -21,7 +22,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::agent::{Agent, Mode};
 use crate::container::{attach, create, exec, stats};
 use crate::error::{Error, Kind};
-use crate::{clock, disks, pod, port_forward, vcpus};
+use crate::{before_pod, clock, disks, pod, port_forward, vcpus};
 
 /// Serves [`Api`].
 #[derive(Debug, Clone)]
@@ -64,6 +65,17 @@ impl Api for Service {
             mode: if self.0.mode == Mode::Vm { "vm" } else { "host" }.into(),
             kernel_release: rustix::system::uname().release().to_string_lossy().into_owned(),
         }))
+    }
+
+    async fn settle(&self, _: Request<SettleRequest>) -> Answer<SettleReply> {
+        before_pod::settle(&self.0).await?;
+        Ok(Response::new(SettleReply {}))
+    }
+
+    async fn mount_pod(&self, request: Request<MountPodRequest>) -> Answer<MountPodReply> {
+        let agent = self.0.clone();
+        whole(async move { before_pod::mount(&agent, &request.into_inner()).await }).await?;
+        Ok(Response::new(MountPodReply {}))
     }
 
     async fn configure_pod(&self, request: Request<ConfigurePodRequest>) -> Answer<ConfigurePodReply> {

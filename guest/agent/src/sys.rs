@@ -317,6 +317,18 @@ pub fn add_entropy(random: impl AsFd, bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
+/// Has the kernel's generators begin anew from its pool at once, with what [`add_entropy`] gave it:
+/// by itself it goes on with the keys that it has for up to a minute.
+///
+/// # Errors
+/// Without CAP_SYS_ADMIN.
+pub fn reseed(random: impl AsFd) -> io::Result<()> {
+    const RNDRESEEDCRNG: libc::c_ulong = 0x5207;
+    // SAFETY: this request takes no argument.
+    check(i64::from(unsafe { libc::ioctl(random.as_fd().as_raw_fd(), RNDRESEEDCRNG) }))?;
+    Ok(())
+}
+
 /// Adds `nanos` to the wall clock, at once.
 ///
 /// # Errors

@@ -2,14 +2,15 @@
 
 mod host;
 mod network;
+mod save;
 mod vm;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use cofferdam_proto::agent::agent_client::AgentClient;
-use cofferdam_proto::agent::{API_VERSION, ConfigurePodRequest, UserRange};
+use cofferdam_proto::agent::{API_VERSION, ConfigurePodRequest, MountPodRequest, UserRange};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use tracing::field::Empty;
@@ -22,11 +23,13 @@ use crate::link::GuestNetwork;
 use crate::netns::{self, NetNs};
 use crate::pod::{Pod, Watched};
 use crate::runtime::{Shared, Timeline};
-use crate::spec::{Kind, NetworkStatus, PodSpec};
+use crate::spec::{Kind, NetworkStatus, PodSpec, VmSize};
 use crate::step::{SPANS, step};
+use crate::template::{Shape, Template};
 use crate::users::{self, Spaces};
 use crate::versions::{self, Known};
 use crate::{clock, connect, quota, size, teardown};
+pub(crate) use save::boot_and_save;
 
 /// What the steps of one launch share.
 struct Launch {
@@ -34,13 +37,25 @@ struct Launch {
     spec: PodSpec,
     dirs: Dirs,
     cgroup: PodCgroup,
+    /// Of the microVM.
+    shape: Shape,
+    /// What the microVM is restored from; without one it boots.
+    template: Option<Arc<Template>>,
     netns: Option<NetNs>,
     users: Option<Spaces>,
     clock: Clock,
-    /// How many network cards the guest must have, when it was started with too few.
-    needs_cards: Arc<AtomicUsize>,
+    again: Arc<Again>,
     /// Set when the launch has failed, so that nothing waits for a boot in vain.
     failed: CancellationToken,
+}
+
+/// Why a launch that failed is tried once more, with a boot.
+#[derive(Default)]
+struct Again {
+    /// How many network cards the guest must have, when it was started with too few; 0 otherwise.
+    cards: AtomicUsize,
+    /// Its template could not be used.
+    without_template: AtomicBool,
 }
 
 /// Launches the pod or leaves nothing of it. The caller holds the pod's lock.
@@ -56,22 +71,60 @@ pub(crate) async fn launch(shared: &Arc<Shared>, spec: &PodSpec) -> Result<Pod, 
         let (spec, dirs, cgroup) = (spec.clone(), dirs.clone(), cgroup.clone());
         blocking(move || fit(spec, &dirs, &cgroup)).await?
     };
-    let needs_cards = Arc::new(AtomicUsize::new(0));
-    let outcome = run(shared, &spec, &dirs, (cgroup, clock), &needs_cards).await;
+    let cards = cards(shared, &spec);
+    let template = if spec.kind == Kind::Vm { template_for(shared, &spec, cards).await } else { None };
+    let again = Arc::new(Again::default());
+    let outcome = run(shared, &spec, &dirs, (cgroup, clock), (cards, template.clone()), &again).await;
     let Err(error) = outcome else { return outcome };
     if let Err(error) = teardown::remove(shared, &dirs, &spec.id).await {
         tracing::error!(pod = %spec.id, %error, "cannot undo a launch");
-    } else if needs_cards.load(Ordering::Relaxed) > 0 {
-        tracing::info!(pod = %spec.id, cards = needs_cards.load(Ordering::Relaxed), "starting the microVM again: its network has more interfaces");
-        return again(shared, &spec, &dirs).await;
+        return Err(error);
     }
-    Err(error)
+    let cards = again.cards.load(Ordering::Relaxed);
+    if cards > 0 {
+        tracing::info!(pod = %spec.id, cards, "starting the microVM again: its network has more interfaces");
+    } else if let Some(template) = template.filter(|_| again.without_template.load(Ordering::Relaxed)) {
+        let why = error.chain();
+        tracing::warn!(pod = %spec.id, error = why, "booting the microVM: it could not be restored from its template");
+        let shared = Arc::clone(shared);
+        blocking(move || {
+            shared.templates.discard(&template);
+            Ok(())
+        })
+        .await?;
+    } else {
+        return Err(error);
+    }
+    boot(shared, &spec, &dirs).await
 }
 
-/// The launch with the number of network cards that the first try has shown.
-async fn again(shared: &Arc<Shared>, spec: &PodSpec, dirs: &Dirs) -> Result<Pod, SandboxError> {
+/// How many network cards a microVM gets.
+fn cards(shared: &Shared, spec: &PodSpec) -> usize {
+    spec.network.as_ref().filter(|_| spec.kind == Kind::Vm).map_or(0, |net| shared.networks.cards(net))
+}
+
+/// The template for a microVM, if there is one.
+async fn template_for(shared: &Arc<Shared>, spec: &PodSpec, cards: usize) -> Option<Arc<Template>> {
+    let (shared, wanted) = (Arc::clone(shared), spec.vm);
+    let chosen = blocking(move || Ok(shared.templates.choose(&shared.config.vm, wanted, cards))).await;
+    match chosen {
+        Ok(Ok(template)) => Some(template),
+        Ok(Err(why)) => {
+            tracing::info!(pod = %spec.id, why, "the microVM boots");
+            None
+        }
+        Err(error) => {
+            tracing::warn!(pod = %spec.id, error = error.chain(), "the microVM boots");
+            None
+        }
+    }
+}
+
+/// The launch once more, with a boot and as many network cards as the first try has shown.
+async fn boot(shared: &Arc<Shared>, spec: &PodSpec, dirs: &Dirs) -> Result<Pod, SandboxError> {
     let cgroup = PodCgroup::new(&shared.config, &spec.cgroup_parent, &spec.id)?;
-    let outcome = run(shared, spec, dirs, (cgroup, Clock::new()), &Arc::default()).await;
+    let cards = cards(shared, spec);
+    let outcome = run(shared, spec, dirs, (cgroup, Clock::new()), (cards, None), &Arc::default()).await;
     if outcome.is_err()
         && let Err(error) = teardown::remove(shared, dirs, &spec.id).await
     {
@@ -85,11 +138,21 @@ async fn run(
     spec: &PodSpec,
     dirs: &Dirs,
     (cgroup, clock): (PodCgroup, Clock),
-    needs_cards: &Arc<AtomicUsize>,
+    (cards, template): (usize, Option<Arc<Template>>),
+    again: &Arc<Again>,
 ) -> Result<Pod, SandboxError> {
+    // What the guest starts with is what its template had: it grows to what the pod gets.
+    let (wanted, mut spec, dirs) = (spec.vm, spec.clone(), dirs.clone());
+    let shape = match &template {
+        Some(template) => {
+            spec.vm_max = spec.vm_max.at_least(wanted);
+            spec.vm = template.shape.size;
+            template.shape
+        }
+        None => Shape::to_boot(&spec, cards),
+    };
     let (netns, users) = {
         let (spec, dirs) = (spec.clone(), dirs.clone());
-        let cards = spec.network.as_ref().filter(|_| spec.kind == Kind::Vm).map_or(0, |net| shared.networks.cards(net));
         blocking(move || prepare(&spec, &dirs, cards)).await?
     };
     let _quota = {
@@ -97,29 +160,36 @@ async fn run(
         blocking(move || quota::lift(&cgroup, &dirs)).await?
     };
     clock.mark("prepared");
-    let failed = CancellationToken::new();
-    let (spec, dirs) = (spec.clone(), dirs.clone());
-    let (shared_too, needs_cards) = (Arc::clone(shared), Arc::clone(needs_cards));
-    let launch = Launch { shared: shared_too, spec, dirs, cgroup, netns, users, clock, needs_cards, failed };
+    let (failed, is_restored) = (CancellationToken::new(), template.is_some());
+    let (shared_too, again) = (Arc::clone(shared), Arc::clone(again));
+    let launch = Launch { shared: shared_too, spec, dirs, cgroup, shape, template, netns, users, clock, again, failed };
     let launch = Arc::new(launch);
     let channel = connect::agent(&launch.dirs, launch.spec.kind);
     let (network, process) = tokio::join!(launch.network(), launch.process(&channel));
     let (status, guest) = network?;
-    let (watched, known) = process.map_err(|cause| match launch.spec.kind {
-        Kind::Vm => SandboxError::Boot(Box::new(cause)),
-        Kind::Host => cause,
-    })?;
+    let (watched, known) = process.map_err(|cause| launch.not_up(cause))?;
     let span = info_span!(target: SPANS, "agent configure pod", otel.status_code = Empty);
     step(span, configure(&launch, &channel, status.as_ref(), guest, &watched)).await?;
-    let (path, ready) = (launch.dirs.ready(), ReadyRecord { network: status.clone() });
-    blocking(move || dirs::write(&path, &ready)).await?;
     launch.clock.mark("configured");
     let cgroup = launch.cgroup.name().to_owned();
-    let parts = (status, launch.clock.timeline(), known);
+    let parts = (status.clone(), launch.clock.timeline(), known);
     let (spec, dirs) = (launch.spec.clone(), launch.dirs.clone());
     let pod = Pod::new(Arc::clone(shared), spec, dirs, cgroup, parts, channel, watched);
+    if is_restored {
+        grow(&launch, &pod, wanted).await?;
+    }
+    let (path, ready) = (launch.dirs.ready(), ReadyRecord { network: status });
+    blocking(move || dirs::write(&path, &ready)).await?;
+    if pod.kind() == Kind::Vm {
+        shared.templates.came_up(is_restored);
+    }
     clock::follow(shared, &pod, false);
     Ok(pod)
+}
+
+/// Gives a restored guest what a booted one would have had from the beginning.
+async fn grow(launch: &Launch, pod: &Pod, wanted: VmSize) -> Result<(), SandboxError> {
+    pod.grow(wanted).await.map_err(|cause| launch.not_up(cause))
 }
 
 /// Looks whether the pod has a place, and makes a guest as large as there is room for. Blocks.
@@ -164,6 +234,15 @@ fn prepare(spec: &PodSpec, dirs: &Dirs, cards: usize) -> Result<(Option<NetNs>, 
 }
 
 impl Launch {
+    /// The error of a process that did not come up. A restored one is tried again with a boot.
+    fn not_up(&self, cause: SandboxError) -> SandboxError {
+        self.again.without_template.store(self.template.is_some(), Ordering::Relaxed);
+        match self.spec.kind {
+            Kind::Vm => SandboxError::Boot(Box::new(cause)),
+            Kind::Host => cause,
+        }
+    }
+
     /// The network's half. Its failure ends the other half's wait.
     async fn network(self: &Arc<Self>) -> Result<(Option<NetworkStatus>, GuestNetwork), SandboxError> {
         let outcome = network::attach(self).await;
@@ -186,11 +265,40 @@ impl Launch {
             }
         };
         let span = match self.spec.kind {
+            Kind::Vm if self.template.is_some() => info_span!(target: SPANS, "guest restore", otel.status_code = Empty),
             Kind::Vm => info_span!(target: SPANS, "guest boot", otel.status_code = Empty),
             Kind::Host => info_span!(target: SPANS, "agent greet", otel.status_code = Empty),
         };
         let known = step(span, self.answered(channel, &watched)).await?;
+        if self.spec.kind == Kind::Vm {
+            let span = info_span!(target: SPANS, "agent mount pod", otel.status_code = Empty);
+            step(span, self.mount(channel, &watched)).await?;
+            self.clock.mark("mounted");
+        }
         Ok((watched, known))
+    }
+
+    /// Has the guest become one of its own, with the pod's disk and share. What it needs of the
+    /// network comes later.
+    async fn mount(&self, channel: &Channel, watched: &Watched) -> Result<(), SandboxError> {
+        let step = || "mount the pod's disk and share through its agent".to_owned();
+        let mut random_seed = vec![0; 64];
+        getrandom::fill(&mut random_seed).doing(step)?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let clock_unix_nanos = i64::try_from(now.as_nanos()).unwrap_or(i64::MAX);
+        let request = MountPodRequest { clock_unix_nanos, random_seed };
+        let mut agent = AgentClient::new(channel.clone());
+        let limit = self.shared.config.vm.boot_timeout;
+        let seconds = limit.as_secs();
+        tokio::select! {
+            biased;
+            () = self.failed.cancelled() => Err(SandboxError::Ended { id: self.spec.id.clone() }),
+            answer = tokio::time::timeout(limit, agent.mount_pod(request)) => match answer {
+                Ok(Ok(_)) => Ok(()),
+                Ok(Err(status)) => Err(explain(SandboxError::step(step(), status), watched).await),
+                Err(_) => Err(SandboxError::TimedOut { step: "mounting the pod's disk and share".into(), seconds }),
+            },
+        }
     }
 
     /// Waits until the process's agent has answered, and knows versions then.
@@ -236,9 +344,6 @@ async fn configure(
     let spec = &launch.spec;
     let vm = spec.kind == Kind::Vm;
     let step = || "configure the pod through its agent".to_owned();
-    let mut random_seed = vec![0; if vm { 64 } else { 0 }];
-    getrandom::fill(&mut random_seed).doing(step)?;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let request = ConfigurePodRequest {
         hostname: spec.hostname.clone(),
         resolv_conf: spec.resolv_conf.clone(),
@@ -248,8 +353,6 @@ async fn configure(
         netlink_rules: guest.rules,
         netlink_neighbours: guest.neighbours,
         sysctls: spec.sysctls.clone().into_iter().collect(),
-        clock_unix_nanos: if vm { i64::try_from(now.as_nanos()).unwrap_or(0) } else { 0 },
-        random_seed,
         shm_size: 0,
         users: spec.users.filter(|_| vm).map(|range| UserRange { host_id: range.host_id, length: range.length }),
     };

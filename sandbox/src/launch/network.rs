@@ -80,7 +80,7 @@ async fn join(launch: &Arc<Launch>, network: &NetworkSpec) -> Result<GuestNetwor
         }
         Joined::Needs(cards) if cards <= MAX_CARDS => {
             launch.shared.networks.learn(network, cards);
-            launch.needs_cards.store(cards, Ordering::Relaxed);
+            launch.again.cards.store(cards, Ordering::Relaxed);
             let have = launch.netns.as_ref().map_or(0, |netns| netns.taps.len());
             Err(SandboxError::step(
                 "join the pod's interfaces to its microVM",

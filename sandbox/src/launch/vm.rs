@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cofferdam_proto::monitor::{API_VERSION, LaunchConfig, Milestones};
+use cofferdam_proto::monitor::{API_VERSION, LaunchConfig, Milestones, Restore};
 use rustix::net::SocketType;
 
 use super::Launch;
@@ -35,6 +35,7 @@ fn open(path: &Path) -> Result<OwnedFd, SandboxError> {
 #[expect(clippy::disallowed_methods, reason = "on blocking threads only")]
 fn spawn(launch: &Launch) -> Result<process::Started, SandboxError> {
     let (dirs, spec, config) = (&launch.dirs, &launch.spec, &launch.shared.config.vm);
+    let (shape, template) = (launch.shape, launch.template.as_deref());
     let cgroup = launch.cgroup.create("monitor", false)?;
     let share = share::create(dirs)?;
     let control = listener(&dirs.control(), SocketType::SEQPACKET)?;
@@ -46,10 +47,10 @@ fn spawn(launch: &Launch) -> Result<process::Started, SandboxError> {
     let settings = process::config_fd(&LaunchConfig {
         api_version: API_VERSION,
         name: spec.id.clone(),
-        vcpus: spec.vm.vcpus,
-        vcpus_max: spec.vm_max.vcpus,
-        memory_mib: spec.vm.memory_mib,
-        hotplug_mib: spec.vm_max.memory_mib.saturating_sub(spec.vm.memory_mib) & !1,
+        vcpus: shape.size.vcpus,
+        vcpus_max: shape.vcpus_max,
+        memory_mib: shape.size.memory_mib,
+        hotplug_mib: shape.hotplug_mib,
         kernel_fd: kernel.as_raw_fd(),
         initrd_fd: initrd.as_raw_fd(),
         cmdline: config.kernel_args.clone(),
@@ -62,13 +63,14 @@ fn spawn(launch: &Launch) -> Result<process::Started, SandboxError> {
         disk_fd: disk.as_raw_fd(),
         tap_fd: taps.first().map(AsRawFd::as_raw_fd),
         more_tap_fds: taps.iter().skip(1).map(AsRawFd::as_raw_fd).collect(),
-        restore: None,
+        restore: template.map(|t| Restore { memory_fd: t.memory.as_raw_fd(), state_fd: t.state.as_raw_fd() }),
     })?;
     let mut inherit: Vec<_> =
         [&settings, &kernel, &initrd, &control, &vsock, &exit, &kvm, &share.root, &share.mounts, &disk]
             .map(AsFd::as_fd)
             .into();
     inherit.extend(taps.iter().map(AsFd::as_fd));
+    inherit.extend(template.iter().flat_map(|template| [&template.memory, &template.state]).map(AsFd::as_fd));
     let number = settings.as_raw_fd().to_string();
     let program = Program {
         path: &config.monitor,

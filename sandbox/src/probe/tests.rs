@@ -19,6 +19,7 @@ fn config(folder: &Path) -> Config {
         cgroup_root: "/sys/fs/cgroup".into(),
         agent: file("agent", 0o755),
         vm: VmConfig {
+            template: None,
             monitor: file("monitor", 0o755),
             kernel: file("kernel", 0o644),
             initramfs: file("initramfs", 0o644),

@@ -4,6 +4,7 @@ mod limits;
 mod lists;
 pub(crate) mod memory;
 pub(crate) mod report;
+mod templates;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -87,6 +88,7 @@ async fn measure(options: &Options) -> Outcome {
     let earlier = started_vm_pods()?.len();
     starts(&mut ours, &mut peer, options.n, &mut samples).await?;
     let pods = started_vm_pods()?.split_off(earlier);
+    templates::many(&mut ours, options.n, &mut samples).await?;
     println!("bench: pulls");
     for round in 0..options.pulls {
         println!("bench: pull {} of {}", round + 1, options.pulls);
@@ -99,6 +101,7 @@ async fn measure(options: &Options) -> Outcome {
     }
     memory_and_idle(&mut ours, &mut peer, options, &mut samples, &mut notes).await?;
     limits::measure(&mut ours, &mut samples).await?;
+    templates::boots(options.n, &mut samples)?;
     lists::measure(&mut ours, options.list_pods, &mut samples).await?;
     let step = |number: usize| pods.iter().filter_map(|pod| pod[number]).collect::<Vec<f64>>();
     step(CNI).into_iter().for_each(|ms| samples.add("cni_add", "ours", ms));
@@ -118,12 +121,13 @@ fn rows(samples: &Samples) -> Vec<Row> {
     let both = |name| [samples.row(name, Some("vm"), "ms"), samples.row(name, Some("host"), "ms")];
     let mut rows: Vec<Row> =
         ["run_pod_sandbox", "create_start", "pod_to_running", "exec_sync"].into_iter().flat_map(both).collect();
-    rows.extend([samples.row("pod_to_running_no_cni", Some("host"), "ms"), samples.row("cni_add", None, "ms")]);
+    rows.extend(both("pod_to_running_no_cni"));
+    rows.push(samples.row("cni_add", None, "ms"));
     rows.extend(lists::rows(samples));
     rows.extend(limits::rows(samples));
+    rows.extend(templates::rows(samples));
     rows.extend([
         samples.row("pull", None, "ms"),
-        samples.row("vm_boot_ms", Some("vm"), "ms"),
         samples.row("monitor_rss_mib", Some("vm"), "MiB"),
         samples.row("supervisor_rss_mib", Some("host"), "MiB"),
         samples.row("daemon_rss_mib", None, "MiB"),
@@ -160,6 +164,11 @@ struct Target {
 
 const TARGETS: &[Target] = &[
     Target { row: "pod_to_running_no_cni", handler: Some("host"), ratio: true, most: 0.5 },
+    Target { row: "pod_to_running_no_cni", handler: Some("vm"), ratio: true, most: 1.0 },
+    Target { row: "pod_to_running", handler: Some("vm"), ratio: true, most: 0.8 },
+    Target { row: "run_pod_sandbox", handler: Some("vm"), ratio: true, most: 0.8 },
+    Target { row: "clones_20_at_once_ms", handler: Some("vm"), ratio: true, most: 1.0 },
+    Target { row: "idle_vm_pod_mib", handler: Some("vm"), ratio: false, most: 16.0 },
     Target { row: "exec_sync", handler: Some("host"), ratio: true, most: 0.25 },
     Target { row: "supervisor_rss_mib", handler: Some("host"), ratio: true, most: 0.333 },
     Target { row: "list_200_pods_server_ms", handler: None, ratio: false, most: 5.0 },
@@ -189,10 +198,12 @@ async fn starts(ours: &mut Client, peer: &mut Client, n: usize, samples: &mut Sa
             samples.took("pod_to_running", who, started.run_pod + started.create_start);
             samples.took("exec_sync", who, client.exec_true(&started.container).await?);
             if who == "vm" {
-                samples.add("vm_boot_ms", "vm", last_boot_ms()?);
+                samples.add("vm_clone_ms", "vm", last_boot_ms()?);
             }
             client.remove(&started.pod).await?;
         }
+        wash_memory();
+        templates::without_cni(ours, samples).await?;
         for (who, handler) in [("host", "host"), ("peer", "")] {
             let client = if who == "peer" { &mut *peer } else { &mut *ours };
             let started = client.start(handler, Net::Node, BUSYBOX).await?;
@@ -262,12 +273,13 @@ const STEPS: &[(&str, Option<&str>, &str)] = &[
     ("kernel: to the agent's start", Some("vcpu_started"), "agent_started"),
     ("agent: to its listening", Some("agent_started"), "agent_listening"),
     ("agent: to its first answer", Some("agent_listening"), "agent_answered"),
-    ("pod: host name, network, sandbox", Some("agent_answered"), "configured"),
+    ("agent: random numbers, clock, disk, share", Some("agent_answered"), "mounted"),
+    ("pod: host name, network, sandbox", Some("mounted"), "configured"),
     ("boot: monitor's exec to the agent's first answer", Some("monitor_spawned"), "agent_answered"),
     ("all of it", None, "configured"),
 ];
-const BOOT: usize = 8;
-const ALL: usize = 9;
+const BOOT: usize = 9;
+const ALL: usize = 10;
 const CNI: usize = 1;
 
 /// What one vm pod's start took: a time in milliseconds for each of [`STEPS`] that happened.

@@ -27,6 +27,7 @@ mod soak;
 mod starts;
 mod statistics;
 mod streaming;
+mod templates;
 mod tls;
 mod tour;
 mod volumes;
@@ -75,6 +76,7 @@ fn all() -> Vec<Test> {
         huge_pages::TESTS,
         guests::TESTS,
         saved_vms::TESTS,
+        templates::TESTS,
     ]
     .concat()
 }

@@ -8,7 +8,7 @@ use crate::failure::{Failure, Outcome};
 pub(super) const TESTS: &[Test] =
     &[("tour", || walk(false)), ("tour_with_the_daemon_killed_between_any_two_steps", || walk(true))];
 
-fn walk(kill: bool) -> Outcome {
+pub(super) fn walk(kill: bool) -> Outcome {
     let mut tour = Tour::new()?;
     for (number, (title, step)) in STEPS.iter().enumerate() {
         if kill && number > 0 {
