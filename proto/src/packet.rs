@@ -51,6 +51,10 @@ pub fn send_all<T: Serialize>(socket: impl AsFd, message: &T, fds: &[BorrowedFd<
     if bytes.len() > MAX_PACKET {
         return Err(PacketError::TooLong);
     }
+    // The buffer may have room for more, since it is aligned.
+    if fds.len() > MAX_FDS {
+        return Err(PacketError::TooManyFds(fds.len()));
+    }
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {

@@ -109,7 +109,7 @@ impl Runtime {
         tokio::spawn(template::make(Arc::clone(&self.shared)));
     }
 
-    /// What templates there are, and what they were used for. Blocks for a moment.
+    /// What templates there are, and what they were used for.
     pub fn templates(&self) -> TemplateUsage {
         self.shared.templates.usage()
     }

@@ -80,7 +80,7 @@ fn pair(mut named: BTreeMap<String, OwnedFd>, inputs: Option<&Inputs>, forget: i
             && is_sealed(&memory)
             && is_sealed(&state)
         {
-            templates.push(Template { shape, inputs: inputs.clone(), memory, state });
+            templates.push(Template::new(shape, inputs.clone(), memory, state));
         } else {
             forget(memory_name);
             forget(&state_name);

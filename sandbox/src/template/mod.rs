@@ -44,6 +44,18 @@ pub(crate) struct Template {
     pub(crate) memory: OwnedFd,
     /// Everything else; sealed.
     pub(crate) state: OwnedFd,
+    /// What both take of the node's memory.
+    bytes: u64,
+}
+
+impl Template {
+    /// Of files that do not change any more. Blocks for a moment.
+    #[expect(clippy::disallowed_methods, reason = "on blocking threads only")]
+    fn new(shape: Shape, inputs: Inputs, memory: OwnedFd, state: OwnedFd) -> Self {
+        let blocks: i64 =
+            [&memory, &state].into_iter().filter_map(|fd| fstat(fd).ok()).map(|stat| stat.st_blocks).sum();
+        Self { shape, inputs, memory, state, bytes: u64::try_from(blocks).unwrap_or(0) * 512 }
+    }
 }
 
 /// What templates are and were used for.
@@ -155,15 +167,13 @@ impl Templates {
         kept::forget(template);
     }
 
-    /// What they are used for. Blocks for a moment.
+    /// What they are used for.
     pub(crate) fn usage(&self) -> TemplateUsage {
         let kept = self.kept();
-        let files = kept.ready.iter().flat_map(|template| [&template.memory, &template.state]);
-        let blocks: i64 = files.filter_map(|file| fstat(file).ok()).map(|stat| stat.st_blocks).sum();
         TemplateUsage {
             ready: kept.ready.len(),
             pending: kept.asked.len(),
-            bytes: u64::try_from(blocks).unwrap_or(0) * 512,
+            bytes: kept.ready.iter().map(|template| template.bytes).sum(),
             restored: self.restored.load(Relaxed),
             booted: self.booted.load(Relaxed),
             failed: self.failed.load(Relaxed),
@@ -222,7 +232,7 @@ async fn make_one(shared: &Arc<Shared>, shape: Shape) -> Result<Template, Sandbo
     let config = shared.config.vm.clone();
     let inputs = blocking(move || Inputs::of(&config)).await?;
     let (memory, state) = launch::boot_and_save(shared, shape).await?;
-    Ok(Template { shape, inputs, memory, state })
+    blocking(move || Ok(Template::new(shape, inputs, memory, state))).await
 }
 
 #[cfg(test)]

@@ -30,7 +30,7 @@ fn made(config: &VmConfig, shape: Shape) -> Template {
     let file = || memfd_create("test", MemfdFlags::CLOEXEC).unwrap();
     let memory = file();
     rustix::io::write(&memory, &[1; 8192]).unwrap();
-    Template { shape, inputs: Inputs::of(config).unwrap(), memory, state: file() }
+    Template::new(shape, Inputs::of(config).unwrap(), memory, file())
 }
 
 #[test]

@@ -163,12 +163,10 @@ fn boots() -> Outcome {
         let id = std::thread::scope(|scope| {
             scope.spawn(|| {
                 while !killed.load(Ordering::Relaxed) && !over.load(Ordering::Relaxed) {
-                    for pid in processes::now("cofferdam-vmm").into_iter().filter(|pid| !known.contains(pid)) {
-                        let pid = rustix::process::Pid::from_raw(pid.cast_signed());
-                        let killing = pid.map(|pid| rustix::process::kill_process(pid, rustix::process::Signal::KILL));
-                        killed.store(killing.is_some_and(|result| result.is_ok()), Ordering::Relaxed);
-                        break;
-                    }
+                    let new = processes::now("cofferdam-vmm").into_iter().find(|pid| !known.contains(pid));
+                    let pid = new.and_then(|pid| rustix::process::Pid::from_raw(pid.cast_signed()));
+                    let killing = pid.map(|pid| rustix::process::kill_process(pid, rustix::process::Signal::KILL));
+                    killed.store(killing.is_some_and(|result| result.is_ok()), Ordering::Relaxed);
                     std::thread::sleep(Duration::from_millis(1));
                 }
             });
