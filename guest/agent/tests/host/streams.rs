@@ -59,6 +59,10 @@ async fn attached_clients_share_output_and_the_log_stays_whole() {
     let (_watching, mut second) = pod.attach("a", false).await.unwrap();
     say(&input, In::Stdin(b"1\n".to_vec())).await;
     wait_for(&mut first, "out\n").await;
+    // Both streams are read apart: what comes after this is all that a later client gets.
+    while !plain(&log).contains("err\n") {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     // Without stdin_once neither a client's end of input nor its going ends the container's.
     say(&input, In::StdinClosed(true)).await;
     drop((input, first));
