@@ -6,10 +6,12 @@
 //! ```text
 //!  server ─ negotiate ─┬─ SPDY ──────┬─ remote_command   exec, attach: one stream per channel
 //!                      │             └─ port_forward     a pair of streams per connection
-//!                      └─ WebSocket ─┬─ remote_command   one message per piece, its first byte is the channel
+//!                      └─ WebSocket ─┬─ channels ─┬─ remote_command
+//!                                    │            └─ port_forward
 //!                                    └─ tunnel ─ SPDY ─ port_forward
 //! ```
 
+mod channels;
 mod hangup;
 mod idle;
 mod leaving;
@@ -105,6 +107,8 @@ pub trait PortTarget: Send + Sync {
 pub struct PortSession {
     /// Pod id.
     pub pod_id: String,
+    /// Ports that the request named: for clients who do not name them when they connect.
+    pub ports: Vec<u16>,
     /// The pod.
     pub target: Arc<dyn PortTarget>,
 }

@@ -4,6 +4,7 @@ use http::header::{CONNECTION, HeaderName, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET
 use http::{HeaderMap, Method, Request};
 
 use super::Session;
+use super::channels::Encoding;
 use super::remote_command::Version;
 
 /// Names the protocols that a SPDY client offers, and the chosen one.
@@ -20,8 +21,17 @@ const SPDY_COMMANDS: [(&str, Version); 4] = [
     ("v2.channel.k8s.io", Version::Plain),
     ("channel.k8s.io", Version::Plain),
 ];
-/// The same over WebSocket; the version 5 can close stdin.
-const WEBSOCKET_COMMANDS: [&str; 2] = ["v5.channel.k8s.io", "v4.channel.k8s.io"];
+/// The same over WebSocket. The version 5 can close stdin; clients in browsers like Base64.
+const WEBSOCKET_COMMANDS: [(&str, Encoding, Version); 5] = [
+    ("v5.channel.k8s.io", Encoding::Binary, Version::Status),
+    ("v4.channel.k8s.io", Encoding::Binary, Version::Status),
+    ("v4.base64.channel.k8s.io", Encoding::Base64, Version::Status),
+    ("channel.k8s.io", Encoding::Binary, Version::Plain),
+    ("base64.channel.k8s.io", Encoding::Base64, Version::Plain),
+];
+/// Connections to a pod's ports over the channels of a WebSocket.
+const WEBSOCKET_PORTS: [(&str, Encoding); 2] =
+    [("v4.channel.k8s.io", Encoding::Binary), ("v4.base64.channel.k8s.io", Encoding::Base64)];
 
 /// What is spoken.
 #[derive(Debug, PartialEq, Eq, Clone, Copy)]
@@ -31,7 +41,9 @@ pub(super) enum Wire {
     /// A port-forward over SPDY.
     SpdyPorts,
     /// A remote command over WebSocket.
-    WebSocketCommand,
+    WebSocketCommand(Encoding, Version),
+    /// A port-forward over the channels of a WebSocket.
+    WebSocketPorts(Encoding),
     /// A port-forward over SPDY over WebSocket.
     TunnelledPorts,
 }
@@ -89,11 +101,26 @@ fn spdy_ports(headers: &HeaderMap) -> Result<Choice, Refusal> {
 }
 
 fn websocket(headers: &HeaderMap, ports: bool) -> Result<Choice, Refusal> {
-    let (wire, spoken): (_, &[&'static str]) =
-        if ports { (Wire::TunnelledPorts, &[TUNNEL]) } else { (Wire::WebSocketCommand, &WEBSOCKET_COMMANDS) };
-    let mut offers = tokens(headers, &SEC_WEBSOCKET_PROTOCOL);
-    let chosen = offers.find_map(|offer| spoken.iter().find(|name| **name == offer));
-    chosen.map(|protocol| Choice { wire, protocol }).ok_or_else(|| no_protocol(spoken))
+    let spoken = |name: &str| -> Option<Choice> {
+        if !ports {
+            let (protocol, encoding, version) = WEBSOCKET_COMMANDS.into_iter().find(|(known, ..)| *known == name)?;
+            return Some(Choice { wire: Wire::WebSocketCommand(encoding, version), protocol });
+        }
+        if name == TUNNEL {
+            return Some(Choice { wire: Wire::TunnelledPorts, protocol: TUNNEL });
+        }
+        let (protocol, encoding) = WEBSOCKET_PORTS.into_iter().find(|(known, _)| *known == name)?;
+        Some(Choice { wire: Wire::WebSocketPorts(encoding), protocol })
+    };
+    let mut offers = tokens(headers, &SEC_WEBSOCKET_PROTOCOL).peekable();
+    if offers.peek().is_none() {
+        let plain = Wire::WebSocketCommand(Encoding::Binary, Version::Plain);
+        return Ok(Choice { wire: if ports { Wire::WebSocketPorts(Encoding::Binary) } else { plain }, protocol: "" });
+    }
+    offers.find_map(spoken).ok_or_else(|| match ports {
+        true => no_protocol(&[TUNNEL, WEBSOCKET_PORTS[0].0, WEBSOCKET_PORTS[1].0]),
+        false => no_protocol(&WEBSOCKET_COMMANDS.map(|(name, ..)| name)),
+    })
 }
 
 fn no_protocol(spoken: &[&str]) -> Refusal {

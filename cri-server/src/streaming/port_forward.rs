@@ -3,6 +3,8 @@
 //! For each connection the client opens a pair of streams that share the header `requestID`: one of `streamtype` `error`,
 //! then one of `streamtype` `data`, both with the header `port`. An error stream that ends empty means that all went well.
 
+pub(super) mod channels;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +27,7 @@ const CREATION_TIME: Duration = Duration::from_secs(30);
 const MAX_CONNECTIONS: usize = 128;
 /// How many pieces of at most 32 KiB wait for a port. Then the whole client waits: SPDY as it is used here has no windows.
 const QUEUE: usize = 8;
-/// How long the last words may take.
+/// How long the end of the connection may take.
 const GOODBYE: Duration = Duration::from_secs(5);
 /// Longest request id, bytes.
 const MAX_ID: usize = 64;

@@ -17,6 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+use super::channels::Encoding;
 use super::idle::{IDLE_TIME, Idle};
 use super::{CommandSession, Input, Output, Stdio};
 
@@ -89,11 +90,14 @@ where
 }
 
 /// Same, over WebSocket.
-pub(super) async fn over_websocket<T>(io: T, session: CommandSession)
+pub(super) async fn over_websocket<T>(io: T, session: CommandSession, encoding: Encoding, version: Version)
 where
     T: AsyncRead + AsyncWrite + Unpin + Send,
 {
-    let (mut reader, writer) = websocket_client::open(io, &session).await;
+    let (mut reader, writer) = websocket_client::open(io, &session, encoding, version).await;
+    if writer.greet().await.is_err() {
+        return;
+    }
     serve(&mut reader, &writer, &session).await;
 }
 

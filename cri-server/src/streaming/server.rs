@@ -198,13 +198,18 @@ async fn serve(io: TokioIo<Upgraded>, session: Session, wire: Wire, leaving: &Le
             command.target = leaving.with(command.target);
             match wire {
                 Wire::SpdyCommand(version) => remote_command::over_spdy(io, command, version).await,
-                _ => remote_command::over_websocket(io, command).await,
+                Wire::WebSocketCommand(encoding, version) => {
+                    remote_command::over_websocket(io, command, encoding, version).await;
+                }
+                // Not chosen for a command.
+                Wire::SpdyPorts | Wire::TunnelledPorts | Wire::WebSocketPorts(_) => {}
             }
         }
         (Session::PortForward(ports), wire) => {
             let forwarding = async {
                 match wire {
                     Wire::TunnelledPorts => port_forward::run(websocket::tunnel(io).await, ports).await,
+                    Wire::WebSocketPorts(encoding) => port_forward::channels::run(io, ports, encoding).await,
                     _ => port_forward::run(io, ports).await,
                 }
             };
@@ -231,11 +236,13 @@ fn switching(request: &HeaderMap, choice: &Choice) -> Option<Response<String>> {
                 headers.insert(negotiate::PROTOCOL_HEADER, protocol);
             }
         }
-        Wire::WebSocketCommand | Wire::TunnelledPorts => {
+        Wire::WebSocketCommand(..) | Wire::WebSocketPorts(_) | Wire::TunnelledPorts => {
             let key = websocket::accept_key(request.get(SEC_WEBSOCKET_KEY)?.as_bytes());
             headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
             headers.insert(SEC_WEBSOCKET_ACCEPT, HeaderValue::from_str(&key).ok()?);
-            headers.insert(SEC_WEBSOCKET_PROTOCOL, protocol);
+            if !protocol.is_empty() {
+                headers.insert(SEC_WEBSOCKET_PROTOCOL, protocol);
+            }
         }
     }
     Some(response)

@@ -36,7 +36,7 @@ fn exec() -> Session {
 }
 
 fn ports() -> Session {
-    Session::PortForward(PortSession { pod_id: "p".into(), target: Arc::new(Nothing) })
+    Session::PortForward(PortSession { pod_id: "p".into(), ports: vec![80], target: Arc::new(Nothing) })
 }
 
 fn request(headers: &[(&str, &str)]) -> Request<()> {
@@ -75,8 +75,17 @@ fn the_client_s_first_known_offer_is_taken() {
     let tunnel = Choice { wire: Wire::TunnelledPorts, protocol: TUNNEL };
     assert_eq!(websocket("SPDY/3.1+portforward.k8s.io", &ports()), Ok(tunnel));
     assert_eq!(spdy(&["portforward.k8s.io"], &ports()), Ok(Choice { wire: Wire::SpdyPorts, protocol: PORT_FORWARD }));
-    let v5 = Choice { wire: Wire::WebSocketCommand, protocol: "v5.channel.k8s.io" };
-    assert_eq!(websocket("x, v5.channel.k8s.io,v4.channel.k8s.io", &exec()), Ok(v5));
+    let over = |encoding, version, protocol| Ok(Choice { wire: Wire::WebSocketCommand(encoding, version), protocol });
+    let v5 = over(Encoding::Binary, Version::Status, "v5.channel.k8s.io");
+    assert_eq!(websocket("x, v5.channel.k8s.io,v4.channel.k8s.io", &exec()), v5);
+    let browser = over(Encoding::Base64, Version::Status, "v4.base64.channel.k8s.io");
+    assert_eq!(websocket("v4.base64.channel.k8s.io", &exec()), browser);
+    let old = over(Encoding::Base64, Version::Plain, "base64.channel.k8s.io");
+    assert_eq!(websocket("base64.channel.k8s.io", &exec()), old);
+    assert_eq!(websocket("channel.k8s.io", &exec()), over(Encoding::Binary, Version::Plain, "channel.k8s.io"));
+    assert_eq!(choose(&request(&WEBSOCKET), &exec()), over(Encoding::Binary, Version::Plain, ""));
+    let python = Choice { wire: Wire::WebSocketPorts(Encoding::Binary), protocol: "v4.channel.k8s.io" };
+    assert_eq!(websocket("v4.channel.k8s.io", &ports()), Ok(python));
 }
 
 #[test]

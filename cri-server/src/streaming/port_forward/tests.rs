@@ -10,6 +10,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::Role;
 use tonic::Status;
 
+use super::super::channels::Encoding;
 use super::super::{PortConnection, websocket};
 use super::*;
 
@@ -41,7 +42,7 @@ impl PortTarget for Echo {
 }
 
 fn session() -> PortSession {
-    PortSession { pod_id: "p".into(), target: Arc::new(Echo) }
+    PortSession { pod_id: "p".into(), ports: vec![80, 81], target: Arc::new(Echo) }
 }
 
 fn syn(deflate: &mut Compress, stream: u32, headers: &[(&str, &str)]) -> Vec<u8> {
@@ -199,5 +200,26 @@ proptest! {
             drop(client);
             serving.await.unwrap();
         });
+    }
+}
+
+/// Two ports of one request: each has two channels, which begin with its number.
+#[tokio::test(start_paused = true)]
+async fn ports_of_a_request_have_channels_of_a_websocket() {
+    for encoding in [Encoding::Binary, Encoding::Base64] {
+        let (client, server) = tokio::io::duplex(64 * 1024);
+        let serving = tokio::spawn(channels::run(server, session(), encoding));
+        let mut client = WebSocketStream::from_raw_socket(client, Role::Client, None).await;
+        client.send(encoding.message(0, b"hello")).await.unwrap();
+        let mut heard: HashMap<u8, Vec<u8>> = HashMap::new();
+        while heard.values().map(Vec::len).sum::<usize>() < 8 || heard[&3].len() == 2 {
+            let message = client.next().await.unwrap().unwrap().into_data();
+            let (channel, bytes) = encoding.read(&message).unwrap().unwrap();
+            heard.entry(channel).or_default().extend_from_slice(&bytes);
+        }
+        assert_eq!((&heard[&0][..], &heard[&1][..], &heard[&2][..]), (&[80, 0][..], &[80, 0][..], &[81, 0][..]));
+        assert!(String::from_utf8_lossy(&heard[&3][2..]).contains("connection refused to port 81"));
+        drop(client);
+        serving.await.unwrap();
     }
 }

@@ -15,6 +15,7 @@ use tokio_tungstenite::tungstenite::protocol::Role;
 use tonic::Status;
 
 use super::super::CommandTarget;
+use super::super::channels::Encoding;
 use super::*;
 
 /// Answers with what it reads on stdin, in upper case, and exits with the number of bytes.
@@ -117,7 +118,7 @@ async fn old_clients_get_text() {
 #[tokio::test(start_paused = true)]
 async fn a_websocket_carries_all_channels() {
     let (client, server) = tokio::io::duplex(64 * 1024);
-    let serving = tokio::spawn(over_websocket(server, session(true)));
+    let serving = tokio::spawn(over_websocket(server, session(true), Encoding::Binary, Version::Status));
     let mut client = WebSocketStream::from_raw_socket(client, Role::Client, None).await;
     client.send(Message::Binary(Bytes::from_static(b"\x00hello"))).await.unwrap();
     client.send(Message::Ping(Bytes::from_static(b"?"))).await.unwrap();
@@ -136,6 +137,37 @@ async fn a_websocket_carries_all_channels() {
     let status: serde_json::Value = serde_json::from_slice(&error).unwrap();
     assert_eq!(status["details"]["causes"][0]["message"], "5");
     serving.await.unwrap();
+}
+
+/// Says `out` and exits with this code, whatever it reads.
+struct Fixed(i32);
+
+impl CommandTarget for Fixed {
+    fn start(&self) -> BoxFuture<'static, Result<Stdio, Status>> {
+        let said = [Ok(Output::Stdout(b"out".to_vec())), Ok(Output::Exited(self.0))];
+        async { Ok((mpsc::channel(4).0, stream::iter(said).boxed())) }.boxed()
+    }
+}
+
+/// Clients in browsers get text messages in Base64; a version before 4 ends with text, and with
+/// nothing for success. The first message tells that the session is there.
+#[tokio::test(start_paused = true)]
+async fn a_browser_of_old_is_served() {
+    for (code, error) in [(0, None), (3, Some("command terminated with non-zero exit code: exit status 3"))] {
+        let (client, server) = tokio::io::duplex(64 * 1024);
+        let command = CommandSession { target: Arc::new(Fixed(code)), ..session(true) };
+        let serving = tokio::spawn(over_websocket(server, command, Encoding::Base64, Version::Plain));
+        let mut client = WebSocketStream::from_raw_socket(client, Role::Client, None).await;
+        let mut heard = Vec::new();
+        while let Some(Ok(Message::Text(message))) = client.next().await {
+            heard.push(Encoding::Base64.read(&message.into()).unwrap().unwrap());
+        }
+        let mut wanted = vec![(1, Bytes::new()), (1, Bytes::from_static(b"out"))];
+        wanted.extend(error.map(|text| (3, Bytes::from_static(text.as_bytes()))));
+        assert_eq!(heard, wanted);
+        drop(client);
+        serving.await.unwrap();
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -168,7 +200,7 @@ proptest! {
             drop(client);
             serving.await.unwrap();
             let (mut client, server) = tokio::io::duplex(4096);
-            let serving = tokio::spawn(over_websocket(server, session(true)));
+            let serving = tokio::spawn(over_websocket(server, session(true), Encoding::Binary, Version::Status));
             let _ = client.write_all(&bytes).await;
             drop(client);
             serving.await.unwrap();

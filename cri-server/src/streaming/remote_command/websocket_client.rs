@@ -1,10 +1,10 @@
-//! A client whose channels are told apart by the first byte of each binary message.
+//! A client whose channels share a WebSocket.
 //!
 //! ```text
 //! 0 stdin | 1 stdout | 2 stderr | 3 error | 4 resize | 255 (version 5): the channel in the next byte is closed
 //! ```
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures::stream::{SplitSink, SplitStream};
 use futures::{SinkExt, StreamExt};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -14,8 +14,9 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
+use super::super::channels::Encoding;
 use super::super::{CommandSession, Output, status, websocket};
-use super::{Broken, End, Event, Receive, Transmit};
+use super::{Broken, End, Event, Receive, Transmit, Version};
 
 const STDIN: u8 = 0;
 const STDOUT: u8 = 1;
@@ -26,46 +27,58 @@ const CLOSE: u8 = 255;
 
 pub(super) struct Reader<T> {
     messages: SplitStream<WebSocketStream<T>>,
+    encoding: Encoding,
     stdin: bool,
     resize: bool,
 }
 
 pub(super) struct Writer<T> {
     messages: Mutex<SplitSink<WebSocketStream<T>, Message>>,
+    encoding: Encoding,
+    version: Version,
     stdout: bool,
     stderr: bool,
 }
 
-pub(super) async fn open<T>(io: T, session: &CommandSession) -> (Reader<T>, Writer<T>)
+pub(super) async fn open<T>(
+    io: T,
+    session: &CommandSession,
+    encoding: Encoding,
+    version: Version,
+) -> (Reader<T>, Writer<T>)
 where
     T: AsyncRead + AsyncWrite + Unpin,
 {
     let (sink, stream) = websocket::accept(io).await.split();
+    let messages = Mutex::new(sink);
+    let (stdout, stderr) = (session.stdout, session.stderr && !session.tty);
     (
-        Reader { messages: stream, stdin: session.stdin, resize: session.tty },
-        Writer { messages: Mutex::new(sink), stdout: session.stdout, stderr: session.stderr && !session.tty },
+        Reader { messages: stream, encoding, stdin: session.stdin, resize: session.tty },
+        Writer { messages, encoding, version, stdout, stderr },
     )
 }
 
-/// What a message says.
-fn event(message: &Bytes, stdin: bool, resize: bool) -> Event {
-    match message.first() {
-        Some(&STDIN) if stdin => Event::Stdin(message.slice(1..)),
-        Some(&RESIZE) if resize => Event::Resize(message.slice(1..)),
-        Some(&CLOSE) if stdin && message.get(1) == Some(&STDIN) => Event::StdinClosed,
+/// What a message of `channel` says.
+fn event(channel: u8, bytes: Bytes, stdin: bool, resize: bool) -> Event {
+    match channel {
+        STDIN if stdin => Event::Stdin(bytes),
+        RESIZE if resize => Event::Resize(bytes),
+        CLOSE if stdin && bytes.first() == Some(&STDIN) => Event::StdinClosed,
         _ => Event::Nothing,
     }
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Receive for Reader<T> {
     async fn next(&mut self) -> Result<Option<Event>, Broken> {
-        match self.messages.next().await.transpose()? {
-            None | Some(Message::Close(_)) => Ok(None),
-            Some(Message::Binary(bytes)) => Ok(Some(event(&bytes, self.stdin, self.resize))),
-            Some(Message::Text(_)) => Err("a text message: channels are binary".into()),
+        let message = match self.messages.next().await.transpose()? {
+            None | Some(Message::Close(_)) => return Ok(None),
+            Some(Message::Binary(bytes)) => bytes,
+            Some(Message::Text(text)) => text.into(),
             // Pings are answered by the library.
-            Some(_) => Ok(Some(Event::Nothing)),
-        }
+            Some(_) => return Ok(Some(Event::Nothing)),
+        };
+        let read = self.encoding.read(&message)?;
+        Ok(Some(read.map_or(Event::Nothing, |(channel, bytes)| event(channel, bytes, self.stdin, self.resize))))
     }
 }
 
@@ -79,43 +92,47 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Transmit for Writer<T> {
     }
 
     async fn finish(&self, end: &End) -> Result<(), Broken> {
-        self.send(ERROR, &status::json(end)).await?;
+        match self.version {
+            Version::Status => self.send(ERROR, &status::json(end)).await?,
+            Version::Plain | Version::Resize if *end == End::Exited(0) => {}
+            Version::Plain | Version::Resize => self.send(ERROR, &status::text(end)).await?,
+        }
         let normal = CloseFrame { code: CloseCode::Normal, reason: "".into() };
         Ok(self.messages.lock().await.send(Message::Close(Some(normal))).await?)
     }
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Writer<T> {
+    /// Tells the client that the session is there, by a message without bytes on its first channel.
+    pub(super) async fn greet(&self) -> Result<(), Broken> {
+        let channel = match (self.stdout, self.stderr) {
+            (true, _) => STDOUT,
+            (false, true) => STDERR,
+            (false, false) => ERROR,
+        };
+        self.send(channel, &[]).await
+    }
+
     async fn send(&self, channel: u8, bytes: &[u8]) -> Result<(), Broken> {
-        let mut message = BytesMut::with_capacity(1 + bytes.len());
-        message.extend_from_slice(&[channel]);
-        message.extend_from_slice(bytes);
-        Ok(self.messages.lock().await.send(Message::Binary(message.freeze())).await?)
+        Ok(self.messages.lock().await.send(self.encoding.message(channel, bytes)).await?)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
 
     #[test]
     fn channels_are_only_those_of_the_session() {
-        let event =
-            |bytes: &'static [u8], stdin, resize| format!("{:?}", event(&Bytes::from_static(bytes), stdin, resize));
-        assert_eq!(event(b"\x00hi", true, false), r#"Stdin(b"hi")"#);
-        assert_eq!(event(b"\x04{}", false, true), r#"Resize(b"{}")"#);
-        assert_eq!(event(b"\xff\x00", true, false), "StdinClosed");
-        for nothing in [&b"\x00hi"[..], b"\x04{}", b"\xff\x00", b"\xff", b"\xff\x01", b"\x01x", b""] {
-            assert_eq!(event(nothing, false, false), "Nothing");
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn no_message_panics(bytes in proptest::collection::vec(any::<u8>(), 0..64), stdin: bool, resize: bool) {
-            let _ = event(&bytes.into(), stdin, resize);
+        let event = |channel, bytes: &'static [u8], stdin, resize| {
+            format!("{:?}", event(channel, Bytes::from_static(bytes), stdin, resize))
+        };
+        assert_eq!(event(0, b"hi", true, false), r#"Stdin(b"hi")"#);
+        assert_eq!(event(4, b"{}", false, true), r#"Resize(b"{}")"#);
+        assert_eq!(event(255, b"\x00", true, false), "StdinClosed");
+        assert_eq!(event(255, b"\x01", true, false), "Nothing");
+        for (channel, bytes) in [(0, &b"hi"[..]), (4, b"{}"), (255, b"\x00"), (255, b""), (1, b"x"), (9, b"")] {
+            assert_eq!(event(channel, bytes, false, false), "Nothing");
         }
     }
 }
