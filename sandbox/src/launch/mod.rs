@@ -83,19 +83,22 @@ pub(crate) async fn launch(shared: &Arc<Shared>, spec: &PodSpec) -> Result<Pod, 
     let cards = again.cards.load(Ordering::Relaxed);
     if cards > 0 {
         tracing::info!(pod = %spec.id, cards, "starting the microVM again: its network has more interfaces");
-    } else if let Some(template) = template.filter(|_| again.without_template.load(Ordering::Relaxed)) {
-        let why = error.chain();
-        tracing::warn!(pod = %spec.id, error = why, "booting the microVM: it could not be restored from its template");
-        let shared = Arc::clone(shared);
-        blocking(move || {
-            shared.templates.discard(&template);
-            Ok(())
-        })
-        .await?;
-    } else {
-        return Err(error);
+        return boot(shared, &spec, &dirs).await;
     }
-    boot(shared, &spec, &dirs).await
+    let Some(template) = template.filter(|_| again.without_template.load(Ordering::Relaxed)) else {
+        return Err(error);
+    };
+    let why = error.chain();
+    tracing::warn!(pod = %spec.id, error = why, "booting the microVM: it could not be restored from its template");
+    let pod = boot(shared, &spec, &dirs).await?;
+    // A pod that does not boot either says nothing about the template.
+    let shared = Arc::clone(shared);
+    let discarded = blocking(move || {
+        shared.templates.discard(&template);
+        Ok(())
+    });
+    discarded.await.ok();
+    Ok(pod)
 }
 
 /// How many network cards a microVM gets.
@@ -142,11 +145,14 @@ async fn run(
     again: &Arc<Again>,
 ) -> Result<Pod, SandboxError> {
     // What the guest starts with is what its template had: it grows to what the pod gets.
-    let (wanted, mut spec, dirs) = (spec.vm, spec.clone(), dirs.clone());
+    let (mut wanted, mut spec, dirs) = (spec.vm, spec.clone(), dirs.clone());
     let shape = match &template {
         Some(template) => {
+            let size = template.shape.size;
+            // Memory is plugged in steps of 2 MiB, and there is room for no more than is wanted.
+            wanted.memory_mib -= (wanted.memory_mib - size.memory_mib) % 2;
             spec.vm_max = spec.vm_max.at_least(wanted);
-            spec.vm = template.shape.size;
+            spec.vm = size;
             template.shape
         }
         None => Shape::to_boot(&spec, cards),
