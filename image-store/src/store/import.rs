@@ -138,6 +138,7 @@ async fn one(inner: &Arc<Inner>, archive: &Arc<Archive>, found: Found) -> StoreR
             .collect(),
         size: size(&manifest),
         config: ImageConfig::default(),
+        artifact: None,
         chains: Vec::new(),
     };
     let result = bring(inner.clone(), session, manifest, image, &meter).await;

@@ -1,8 +1,10 @@
 //! The store.
 
+mod artifact;
 mod background;
 mod blocks;
 mod budget;
+mod chunks;
 mod db;
 mod frames;
 mod gzip;
@@ -41,7 +43,7 @@ use crate::progress::PullProgress;
 use crate::reference::Reference;
 use crate::registry::Auth;
 
-/// `sha256:<config digest>`.
+/// `sha256:<config digest>`; of an OCI artifact, `sha256:<manifest digest>`.
 pub type ImageId = String;
 
 /// What a lease gives: the directories to stack.
@@ -259,6 +261,7 @@ impl Store {
             size: record.size,
             disk_bytes: layers.map(|layer| layer.bytes).sum(),
             config: record.config.clone(),
+            artifact: record.artifact.clone(),
             pinned: self.inner.pinned.has(record.tags.iter().chain(&record.digests)),
         }
     }

@@ -11,6 +11,7 @@ use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tracing::field::Empty;
 use tracing::{Instrument, info_span};
 
+use super::artifact::Form;
 use super::background::lost;
 use super::db::ImageRecord;
 use super::inner::{Inner, Pins};
@@ -21,7 +22,7 @@ use crate::image::{ImageConfig, ParsedConfig, parse_config};
 use crate::platform::Normal;
 use crate::progress::{LayerMeter, Meter};
 use crate::reference::Reference;
-use crate::registry::{Auth, Compression, Descriptor, Manifest, Session, not_an_image, printable};
+use crate::registry::{Auth, Manifest, Session, printable};
 use crate::step::{SPANS, step};
 
 /// What the layers of one pull share.
@@ -101,7 +102,8 @@ async fn steps(
     let (served, manifest, size) = resolve(&session, reference, head).await?;
     let tags = reference.tag_key().into_iter().collect();
     let digests = BTreeSet::from([reference.digest_key(&served)]);
-    let image = ImageRecord { tags, digests, size, config: ImageConfig::default(), chains: Vec::new() };
+    let (config, chains) = (ImageConfig::default(), Vec::new());
+    let image = ImageRecord { tags, digests, size, config, artifact: None, chains };
     bring(inner, session, manifest, image, meter).await
 }
 
@@ -113,24 +115,33 @@ pub(super) async fn bring(
     mut image: ImageRecord,
     meter: &Arc<Meter>,
 ) -> StoreResult<String> {
-    let id = manifest.config.digest.to_string();
-    meter.begin(manifest.layers.iter().map(|(blob, _)| (blob.digest, blob.size)));
-    let known = inner.state().images.get(&id).cloned();
+    meter.begin(manifest.layers.iter().map(|layer| (layer.blob.digest, layer.blob.size)));
+    let known = known(&inner, &manifest);
     // Pinned first, looked at then: nothing can go in between.
-    let pins = inner.pin(known.as_ref().map_or(&[], |known| &known.chains));
-    let known = known.filter(|_| inner.state().images.contains_key(&id));
-    let pins = if let Some(known) = known {
+    let pins = inner.pin(known.as_ref().map_or(&[], |(_, known)| &known.chains));
+    let known = known.filter(|(id, _)| inner.state().images.contains_key(id));
+    let (id, pins) = if let Some((id, known)) = known {
         meter.layers().iter().for_each(LayerMeter::finish);
         image.config = known.config.clone();
+        image.artifact = known.artifact.clone();
         image.chains = known.chains.clone();
         image.size = known.size;
-        Arc::new(pins)
+        (id, Arc::new(pins))
     } else {
         let span = info_span!(target: SPANS, "image config", otel.status_code = Empty);
-        let parsed = step(span, config(&session, &manifest)).await?;
-        check_config(&inner, &manifest, &parsed)?;
-        image.config = parsed.config;
-        image.chains = chains(&parsed.diff_ids);
+        let content = step(span, content(&session, &manifest)).await?;
+        let (id, wanted) = match content {
+            Content::Image(parsed) => {
+                check_config(&inner, &manifest, &parsed)?;
+                image.config = parsed.config;
+                (manifest.config.digest, image_layers(&manifest, parsed.diff_ids))
+            }
+            Content::Artifact(kind) => {
+                image.artifact = Some(kind);
+                (manifest.digest, artifact_layers(&manifest)?)
+            }
+        };
+        image.chains = chains(wanted.iter().map(|wanted| &wanted.diff_id));
         let pins = Arc::new(inner.pin(&image.chains));
         let pull = Pull {
             inner: inner.clone(),
@@ -141,8 +152,8 @@ pub(super) async fn bring(
             ready: watch::Sender::new(0),
             tasks: TaskTracker::new(),
         };
-        layers(Arc::new(pull), manifest.layers, parsed.diff_ids).await?;
-        pins
+        layers(Arc::new(pull), wanted).await?;
+        (id.to_string(), pins)
     };
     meter.log();
     let commit_id = id.clone();
@@ -178,17 +189,69 @@ async fn resolve(
 
 /// Bytes of an image as it is sent.
 pub(super) fn size(manifest: &Manifest) -> u64 {
-    manifest.config.size + manifest.layers.iter().map(|(layer, _)| layer.size).sum::<u64>()
+    manifest.config.size + manifest.layers.iter().map(|layer| layer.blob.size).sum::<u64>()
 }
 
-fn chains(diff_ids: &[Digest]) -> Vec<Digest> {
+/// The image or artifact of a manifest, when it is in the store.
+fn known(inner: &Inner, manifest: &Manifest) -> Option<(String, Arc<ImageRecord>)> {
+    let state = inner.state();
+    let find = |digest: &Digest, artifact: bool| {
+        let id = digest.to_string();
+        let record = state.images.get(&id).filter(|record| record.artifact.is_some() == artifact)?.clone();
+        Some((id, record))
+    };
+    let artifact = manifest.artifact.as_ref().and_then(|_| find(&manifest.digest, true));
+    artifact.or_else(|| find(&manifest.config.digest, false))
+}
+
+/// What is behind a manifest.
+enum Content {
+    Image(ParsedConfig),
+    /// An artifact of this type.
+    Artifact(String),
+}
+
+/// Reads the config document. Where the manifest may be an artifact's, its content decides whether
+/// there is an image.
+async fn content(session: &Session, manifest: &Manifest) -> StoreResult<Content> {
+    let read = async { parse_config(&session.config(&manifest.config).await?) };
+    match (read.await, &manifest.artifact) {
+        (Ok(_), Some(kind)) if manifest.layers.iter().any(|layer| layer.check_type().is_err()) => {
+            Ok(Content::Artifact(kind.clone()))
+        }
+        (Ok(parsed), _) => Ok(Content::Image(parsed)),
+        (Err(StoreError::Malformed { .. } | StoreError::NotFound { .. }), Some(kind)) => {
+            Ok(Content::Artifact(kind.clone()))
+        }
+        (Err(error), _) => Err(error),
+    }
+}
+
+fn image_layers(manifest: &Manifest, diff_ids: Vec<Digest>) -> Vec<Wanted> {
+    let layers = manifest.layers.iter().zip(diff_ids).enumerate();
+    let wanted =
+        layers.map(|(index, (layer, diff_id))| Wanted { index, blob: layer.blob.clone(), form: Form::Layer, diff_id });
+    wanted.collect()
+}
+
+fn artifact_layers(manifest: &Manifest) -> StoreResult<Vec<Wanted>> {
+    let layers = manifest.layers.iter().enumerate();
+    let wanted = layers.map(|(index, layer)| {
+        let form = Form::of_artifact(layer)?;
+        let diff_id = form.stand_in(&layer.blob.digest);
+        Ok(Wanted { index, blob: layer.blob.clone(), form, diff_id })
+    });
+    wanted.collect()
+}
+
+fn chains<'a>(diff_ids: impl Iterator<Item = &'a Digest>) -> Vec<Digest> {
     let mut parent = None;
     let chain = |diff_id: &Digest| {
         let chain = Digest::chain(parent.as_ref(), diff_id);
         parent = Some(chain);
         chain
     };
-    diff_ids.iter().map(chain).collect()
+    diff_ids.map(chain).collect()
 }
 
 fn check_config(inner: &Inner, manifest: &Manifest, parsed: &ParsedConfig) -> StoreResult<()> {
@@ -213,37 +276,23 @@ fn check_config(inner: &Inner, manifest: &Manifest, parsed: &ParsedConfig) -> St
     Ok(())
 }
 
-/// The config document. One of a type that is no image's decides by its content whether it is one.
-async fn config(session: &Session, manifest: &Manifest) -> StoreResult<ParsedConfig> {
-    let read = async { parse_config(&session.config(&manifest.config).await?) };
-    match (read.await, &manifest.odd_config) {
-        (Err(StoreError::Malformed { .. } | StoreError::NotFound { .. }), Some(odd)) => Err(not_an_image(odd)),
-        (other, _) => other,
-    }
-}
-
 /// Brings all layers into the store. When it fails, nothing of it goes on when this returns.
-async fn layers(pull: Arc<Pull>, layers: Vec<(Descriptor, Compression)>, diff_ids: Vec<Digest>) -> StoreResult<()> {
+async fn layers(pull: Arc<Pull>, layers: Vec<Wanted>) -> StoreResult<()> {
     let tasks = pull.tasks.clone();
-    let result = side_by_side(pull, layers, diff_ids).await;
+    let result = side_by_side(pull, layers).await;
     tasks.close();
     tasks.wait().await;
     result
 }
 
 /// Lowest first, several at a time.
-async fn side_by_side(
-    pull: Arc<Pull>,
-    layers: Vec<(Descriptor, Compression)>,
-    diff_ids: Vec<Digest>,
-) -> StoreResult<()> {
+async fn side_by_side(pull: Arc<Pull>, layers: Vec<Wanted>) -> StoreResult<()> {
     let places = Arc::new(Semaphore::new(pull.inner.config.max_parallel_layers.max(1)));
     let mut tasks = FuturesUnordered::new();
     let joined = |done: Result<StoreResult<()>, JoinError>| {
         done.unwrap_or_else(|e| Err(StoreError::io("a layer's task", std::io::Error::other(e))))
     };
-    for (index, ((blob, compression), diff_id)) in layers.into_iter().zip(diff_ids).enumerate() {
-        let wanted = Wanted { index, blob, compression, diff_id };
+    for wanted in layers {
         let place = loop {
             tokio::select! {
                 biased;
