@@ -95,6 +95,8 @@ async fn one_blob_is_one_file() {
     let stat = std::fs::metadata(&file).unwrap();
     assert_eq!((stat.mode() & 0o7777, stat.uid(), stat.gid(), stat.mtime()), (0o644, 0, 0, 0));
     assert_eq!(store.pull(&reference, None).await.unwrap(), id, "it is known");
+    let export = store.export(std::slice::from_ref(&reference)).unwrap_err();
+    assert!(matches!(&export, StoreError::Unsupported { .. }), "{export:?}");
     drop(store);
     let store = open(&registry, dir.path());
     assert_eq!(files(&store, &id).len(), 1, "it is there after a restart");

@@ -6,6 +6,7 @@ mod blocks;
 mod budget;
 mod chunks;
 mod db;
+mod export;
 mod frames;
 mod gzip;
 mod import;
@@ -33,6 +34,7 @@ use tokio::sync::mpsc;
 use tracing::Instrument;
 
 use self::db::ImageRecord;
+pub use self::export::ExportPart;
 use self::inner::{Inner, State, delete, resolve};
 pub use self::verify::{LayerState, VerifiedLayer};
 use crate::config::Config;
@@ -155,6 +157,18 @@ impl Store {
         let name = name.map(import::name).transpose()?;
         let _one_at_a_time = self.importing.lock().await;
         import::import(&self.inner, name, archive).await
+    }
+
+    /// Writes images as an archive that [`Store::import`] and `docker load` take. Each has the name
+    /// that it was asked for by, or all its tags. Layers are packed anew, so that they and the
+    /// image have other digests in the archive. The export is given up when the receiver is
+    /// dropped, and whole when it ends without an error.
+    ///
+    /// # Errors
+    /// A reference that is none, or that no image has, and OCI artifacts, of which the store keeps
+    /// too little; on the way, what the disk says.
+    pub fn export(&self, references: &[String]) -> StoreResult<mpsc::Receiver<StoreResult<ExportPart>>> {
+        export::export(&self.inner, references)
     }
 
     /// Looks at each layer whether it is still what came, one after the other, and tells `sender`.

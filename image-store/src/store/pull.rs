@@ -220,9 +220,7 @@ async fn content(session: &Session, manifest: &Manifest) -> StoreResult<Content>
             Ok(Content::Artifact(kind.clone()))
         }
         (Ok(parsed), _) => Ok(Content::Image(parsed)),
-        (Err(StoreError::Malformed { .. } | StoreError::NotFound { .. }), Some(kind)) => {
-            Ok(Content::Artifact(kind.clone()))
-        }
+        (Err(StoreError::Malformed { .. }), Some(kind)) => Ok(Content::Artifact(kind.clone())),
         (Err(error), _) => Err(error),
     }
 }
