@@ -39,6 +39,7 @@ mod platform;
 mod progress;
 mod reference;
 mod registry;
+mod signature;
 mod step;
 mod store;
 

@@ -30,6 +30,7 @@ use crate::pinned::Pinned;
 use crate::progress::Meter;
 use crate::reference::Reference;
 use crate::registry::Registries;
+use crate::signature::check_policy;
 
 pub(crate) struct Inner {
     pub(crate) config: Config,
@@ -78,6 +79,7 @@ impl Inner {
     pub(crate) fn open(config: Config) -> StoreResult<Self> {
         let registries = Registries::new(&config)?;
         let pinned = Pinned::new(&config.pinned)?;
+        config.signature_policy.as_deref().map_or(Ok(()), check_policy)?;
         for (dir, mode) in [("", 0o700), ("layers", 0o700), ("tmp", 0o700), ("empty", 0o700), ("empty/fs", 0o755)] {
             made(&config.root.join(dir), mode)?;
         }

@@ -23,6 +23,7 @@ use crate::platform::Normal;
 use crate::progress::{LayerMeter, Meter};
 use crate::reference::Reference;
 use crate::registry::{Auth, Manifest, Session, printable};
+use crate::signature::Demand;
 use crate::step::{SPANS, step};
 
 /// What the layers of one pull share.
@@ -67,6 +68,7 @@ pub(crate) async fn pull(inner: Arc<Inner>, reference: Reference, auth: Option<A
     loop {
         tokio::select! {
             result = &mut work => {
+                let result = result.map_err(|error| error.of_image(&reference));
                 let elapsed_ms = meter.snapshot().elapsed.as_millis() as u64;
                 if matches!(result, Err(StoreError::NoSpace { .. })) {
                     // What is kept for the next pull is what there is to give back.
@@ -89,22 +91,36 @@ async fn steps(
     auth: Option<Auth>,
     meter: &Arc<Meter>,
 ) -> StoreResult<String> {
+    let demand = demand(&inner, reference).await?;
     let (registries, host) = (inner.registries.clone(), reference.host().to_owned());
     let endpoints = inner.background.run("registry-files", move || registries.endpoints(&host)).await?;
     let session = inner.registries.session(reference, auth, endpoints);
     // Registries count what is got, and not what is only asked for.
     let known = inner.state().has_name(reference);
     let head = if known { session.head(reference).await } else { None };
-    let unchanged = head.and_then(|digest| inner.state().unchanged(reference, &digest));
+    // What was let in by an earlier policy is looked at again.
+    let unchanged = head.filter(|_| demand.is_none()).and_then(|digest| inner.state().unchanged(reference, &digest));
     if let Some(id) = unchanged {
         return Ok(id);
     }
     let (served, manifest, size) = resolve(&session, reference, head).await?;
+    if let Some(demand) = demand {
+        let span = info_span!(target: SPANS, "image signature", otel.status_code = Empty);
+        step(span, demand.check(&session, [served, manifest.digest])).await?;
+    }
     let tags = reference.tag_key().into_iter().collect();
     let digests = BTreeSet::from([reference.digest_key(&served)]);
     let (config, chains) = (ImageConfig::default(), Vec::new());
     let image = ImageRecord { tags, digests, size, config, artifact: None, chains };
     bring(inner, session, manifest, image, meter).await
+}
+
+/// What the signature policy wants of an image; `None` where it wants nothing.
+async fn demand(inner: &Inner, reference: &Reference) -> StoreResult<Option<Demand>> {
+    let Some(path) = inner.config.signature_policy.clone() else { return Ok(None) };
+    let reference = reference.clone();
+    let demand = inner.background.run("signature-policy", move || Demand::of(&path, reference)).await?;
+    Ok(Some(demand).filter(|demand| !demand.is_nothing()))
 }
 
 /// Brings the image of a manifest into the store, under the names of `image`.
