@@ -392,3 +392,28 @@ async fn exported_images_are_imported_by_their_names() {
     let error = parts(&store, &["a.example/a:1"]).await.unwrap_err();
     assert!(matches!(&error, StoreError::NotFound { what } if what.contains("a.example/a:1")), "{error:?}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_export_that_nobody_takes_holds_up_no_end() {
+    if !root() {
+        return;
+    }
+    let dir = scratch();
+    let store = Store::open(config(dir.path())).unwrap();
+    let noise: Vec<u8> = (0..8u32 << 20).map(|n| (n >> 3) as u8).collect();
+    let large = Image::new(vec![Tar::default().file("large", &noise).layer(Packing::Gzip)]);
+    import(&store, None, &tar(&layout(&[&large], vec![entry(&large, json!({REF: "a:1"}))]))).await.unwrap();
+    let mut parts = store.export(&["a:1".into()]).unwrap();
+    assert!(matches!(parts.recv().await, Some(Ok(ExportPart::Image { .. }))));
+    // The rest is more than waits to be taken.
+    tokio::task::spawn_blocking(move || drop(store)).await.unwrap();
+    let mut last = None;
+    while let Some(part) = parts.recv().await {
+        last = Some(part);
+    }
+    assert!(!matches!(last, Some(Ok(ExportPart::Bytes(bytes))) if bytes.ends_with(&[0; 1024])), "it is not whole");
+    // One that is given up ends by itself.
+    let store = Store::open(config(dir.path())).unwrap();
+    drop(store.export(&["a:1".into()]).unwrap());
+    drop(store);
+}

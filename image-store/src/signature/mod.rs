@@ -168,7 +168,7 @@ impl Demand {
         }
         let bare = !named.rsplit('/').next().unwrap_or_default().contains([':', '@']);
         let hint = match identity {
-            Identity::MatchRepoDigestOrExact | Identity::MatchExact {} if bare => {
+            Identity::MatchRepoDigestOrExact {} | Identity::MatchExact {} if bare => {
                 ", and has no tag, as cosign writes it: the policy may say \"signedIdentity\": {\"type\": \
                  \"matchRepository\"}"
             }

@@ -39,14 +39,13 @@ pub(super) enum Requirement {
 }
 
 /// Which image a signature must name.
-#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
 #[serde(tag = "type", deny_unknown_fields, rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub(super) enum Identity {
     /// The very reference.
     MatchExact {},
     /// The very reference, and of one by digest, its repository.
-    #[default]
-    MatchRepoDigestOrExact,
+    MatchRepoDigestOrExact {},
     /// Its repository.
     MatchRepository {},
     /// This one.
@@ -54,7 +53,8 @@ pub(super) enum Identity {
     /// Any of this repository.
     ExactRepository { docker_repository: String },
     /// As by default, with a prefix of the reference replaced.
-    RemapIdentity { prefix: String, signed_prefix: String },
+    #[serde(rename = "remapIdentity")]
+    Remap { prefix: String, signed_prefix: String },
 }
 
 #[derive(serde::Deserialize)]
@@ -189,7 +189,7 @@ fn all(requirements: Vec<Raw>, scope: &str) -> Result<Vec<Requirement>, String> 
                 _ => return Err(format!("{scope}: sigstoreSigned needs a keyPath or keyData, and not both")),
             };
             let key = pem.and_then(|pem| Key::from_pem(&pem)).map_err(|why| format!("{scope}: {what}: {why}"))?;
-            let identity = signed_identity.unwrap_or_default();
+            let identity = signed_identity.unwrap_or(Identity::MatchRepoDigestOrExact {});
             identity.check().map_err(|why| format!("{scope}: {why}"))?;
             Ok(Requirement::Signed(key, identity))
         }
@@ -206,11 +206,11 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
 
 impl Identity {
     fn check(&self) -> Result<(), String> {
-        let whole = |text: &str, key: &str| {
-            text.parse::<Reference>().map_err(|e| format!("{key}: {e}")).map(|reference| reference.to_string())
-        };
         match self {
-            Self::ExactReference { docker_reference } => whole(docker_reference, "dockerReference").map(drop),
+            Self::ExactReference { docker_reference: text } => match exact(text, text) {
+                true => Ok(()),
+                false => Err(format!("dockerReference {text:?} is no reference with a tag or a digest")),
+            },
             Self::ExactRepository { docker_repository: text } => {
                 let name = text.parse::<Reference>().map_err(|e| format!("dockerRepository: {e}"))?.name();
                 match name == *text {
@@ -218,7 +218,7 @@ impl Identity {
                     false => Err(format!("dockerRepository {text:?} is not in its full form, {name:?}")),
                 }
             }
-            Self::RemapIdentity { prefix, signed_prefix } if prefix.is_empty() || signed_prefix.is_empty() => {
+            Self::Remap { prefix, signed_prefix } if prefix.is_empty() || signed_prefix.is_empty() => {
                 Err("remapIdentity has an empty prefix".into())
             }
             _ => Ok(()),
@@ -230,19 +230,23 @@ impl Identity {
         let repository = |name: &str| signed.parse::<Reference>().is_ok_and(|signed| signed.name() == name);
         match self {
             Self::MatchExact {} => exact(&image.to_string(), signed),
-            Self::MatchRepoDigestOrExact => match image.digest() {
+            Self::MatchRepoDigestOrExact {} => match image.digest() {
                 Some(_) => repository(&image.name()),
                 None => exact(&image.to_string(), signed),
             },
             Self::MatchRepository {} => repository(&image.name()),
             Self::ExactReference { docker_reference } => exact(docker_reference, signed),
             Self::ExactRepository { docker_repository } => repository(docker_repository),
-            Self::RemapIdentity { prefix, signed_prefix } => {
-                let whole = image.to_string();
-                let rest = whole.strip_prefix(prefix.as_str()).filter(|rest| rest.starts_with(['/', ':', '@']));
-                let remapped = rest.map_or(whole.clone(), |rest| format!("{signed_prefix}{rest}"));
+            Self::Remap { prefix, signed_prefix } => {
+                let (whole, name) = (image.to_string(), image.name());
+                let inside =
+                    name.strip_prefix(prefix.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+                let remapped = match inside {
+                    true => format!("{signed_prefix}{}", &whole[prefix.len()..]),
+                    false => whole,
+                };
                 let image = remapped.parse::<Reference>();
-                image.is_ok_and(|image| Self::MatchRepoDigestOrExact.fits(&image, signed))
+                image.is_ok_and(|image| Self::MatchRepoDigestOrExact {}.fits(&image, signed))
             }
         }
     }

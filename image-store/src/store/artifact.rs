@@ -79,7 +79,9 @@ pub(super) fn headers(name: &str, size: u64) -> std::io::Result<Vec<u8>> {
     let mut header = tar::Header::new_gnu();
     header.set_entry_type(tar::EntryType::Regular);
     header.set_mode(0o644);
-    (header.set_uid(0), header.set_gid(0), header.set_mtime(0));
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
     header.set_size(size);
     let mut builder = tar::Builder::new(Vec::new());
     builder.append_data(&mut header, name, std::io::empty())?;

@@ -11,18 +11,18 @@ use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tracing::field::Empty;
 use tracing::{Instrument, info_span};
 
-use super::artifact::Form;
 use super::background::lost;
+use super::content::{Content, artifact_layers, check_config, content, image_layers, known};
 use super::db::ImageRecord;
-use super::inner::{Inner, Pins};
+use super::inner::Inner;
 use super::layer::Wanted;
+use super::state::Pins;
 use crate::digest::Digest;
 use crate::error::{StoreError, StoreResult};
-use crate::image::{ImageConfig, ParsedConfig, parse_config};
-use crate::platform::Normal;
+use crate::image::ImageConfig;
 use crate::progress::{LayerMeter, Meter};
 use crate::reference::Reference;
-use crate::registry::{Auth, Manifest, Session, printable};
+use crate::registry::{Auth, Manifest, Session};
 use crate::signature::Demand;
 use crate::step::{SPANS, step};
 
@@ -208,56 +208,6 @@ pub(super) fn size(manifest: &Manifest) -> u64 {
     manifest.config.size + manifest.layers.iter().map(|layer| layer.blob.size).sum::<u64>()
 }
 
-/// The image or artifact of a manifest, when it is in the store.
-fn known(inner: &Inner, manifest: &Manifest) -> Option<(String, Arc<ImageRecord>)> {
-    let state = inner.state();
-    let find = |digest: &Digest, artifact: bool| {
-        let id = digest.to_string();
-        let record = state.images.get(&id).filter(|record| record.artifact.is_some() == artifact)?.clone();
-        Some((id, record))
-    };
-    let artifact = manifest.artifact.as_ref().and_then(|_| find(&manifest.digest, true));
-    artifact.or_else(|| find(&manifest.config.digest, false))
-}
-
-/// What is behind a manifest.
-enum Content {
-    Image(ParsedConfig),
-    /// An artifact of this type.
-    Artifact(String),
-}
-
-/// Reads the config document. Where the manifest may be an artifact's, its content decides whether
-/// there is an image.
-async fn content(session: &Session, manifest: &Manifest) -> StoreResult<Content> {
-    let read = async { parse_config(&session.config(&manifest.config).await?) };
-    match (read.await, &manifest.artifact) {
-        (Ok(_), Some(kind)) if manifest.layers.iter().any(|layer| layer.check_type().is_err()) => {
-            Ok(Content::Artifact(kind.clone()))
-        }
-        (Ok(parsed), _) => Ok(Content::Image(parsed)),
-        (Err(StoreError::Malformed { .. }), Some(kind)) => Ok(Content::Artifact(kind.clone())),
-        (Err(error), _) => Err(error),
-    }
-}
-
-fn image_layers(manifest: &Manifest, diff_ids: Vec<Digest>) -> Vec<Wanted> {
-    let layers = manifest.layers.iter().zip(diff_ids).enumerate();
-    let wanted =
-        layers.map(|(index, (layer, diff_id))| Wanted { index, blob: layer.blob.clone(), form: Form::Layer, diff_id });
-    wanted.collect()
-}
-
-fn artifact_layers(manifest: &Manifest) -> StoreResult<Vec<Wanted>> {
-    let layers = manifest.layers.iter().enumerate();
-    let wanted = layers.map(|(index, layer)| {
-        let form = Form::of_artifact(layer)?;
-        let diff_id = form.stand_in(&layer.blob.digest);
-        Ok(Wanted { index, blob: layer.blob.clone(), form, diff_id })
-    });
-    wanted.collect()
-}
-
 fn chains<'a>(diff_ids: impl Iterator<Item = &'a Digest>) -> Vec<Digest> {
     let mut parent = None;
     let chain = |diff_id: &Digest| {
@@ -266,28 +216,6 @@ fn chains<'a>(diff_ids: impl Iterator<Item = &'a Digest>) -> Vec<Digest> {
         chain
     };
     diff_ids.map(chain).collect()
-}
-
-fn check_config(inner: &Inner, manifest: &Manifest, parsed: &ParsedConfig) -> StoreResult<()> {
-    if parsed.diff_ids.len() != manifest.layers.len() {
-        return Err(StoreError::malformed(
-            "image config",
-            format!("has {} diff IDs for {} layers", parsed.diff_ids.len(), manifest.layers.len()),
-        ));
-    }
-    let (node, have) = (&inner.config.platform, &parsed.config);
-    // Builders that cross-compile often leave their own architecture here, and other runtimes do
-    // not look.
-    let says = Normal::new(&have.os, &have.architecture, &parsed.variant);
-    if !have.architecture.is_empty() && says.rank(node).is_none() {
-        tracing::warn!(
-            os = printable(&have.os),
-            architecture = printable(&have.architecture),
-            node = format!("{}/{}", node.os, node.architecture),
-            "the image says that it is for another platform; it is taken all the same"
-        );
-    }
-    Ok(())
 }
 
 /// Brings all layers into the store. When it fails, nothing of it goes on when this returns.

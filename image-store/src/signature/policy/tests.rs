@@ -47,7 +47,7 @@ fn the_narrowest_scope_counts_alone() {
 #[test]
 fn what_is_not_known_is_refused_by_name() {
     let default = |requirement: &str| format!(r#"{{"default": [{requirement}]}}"#);
-    let both = format!(r#", "keyPath": "/x", "signedIdentity": {{"type": "matchRepository"}}"#);
+    let both = r#", "keyPath": "/x", "signedIdentity": {"type": "matchRepository"}"#;
     let cases = [
         ("", "EOF"),
         ("{}", "missing field `default`"),
@@ -58,8 +58,11 @@ fn what_is_not_known_is_refused_by_name() {
         (r#"{"default": [{"type": "reject"}], "transports": {"oci": {"": [{"type": "later"}]}}}"#, "`later`"),
         (&default(r#"{"type": "signedBy", "keyType": "GPGKeys", "keyPath": "/k"}"#), "`signedBy`"),
         (&default(r#"{"type": "reject", "reason": "x"}"#), "`reason`"),
+        (&default(r#"{"type": "reject", "type": "insecureAcceptAnything"}"#), "duplicate field `type`"),
+        (&default(&signed(r#", "signedIdentity": {"type": "matchRepoDigestOrExact", "x": 1}"#)), "`x`"),
+        (&default(&signed(r#", "signedIdentity": {"type": "exactReference", "dockerReference": "a/b"}"#)), "a tag"),
         (&default(r#"{"type": "sigstoreSigned"}"#), "keyPath or keyData"),
-        (&default(&signed(&both)), "keyPath or keyData"),
+        (&default(&signed(both)), "keyPath or keyData"),
         (&default(&signed(r#", "fulcio": {}"#)), "`fulcio`"),
         (&default(&signed(r#", "rekorPublicKeyPath": "/k""#)), "`rekorPublicKeyPath`"),
         (&default(&signed(r#", "signedIdentity": {"type": "matchNothing"}"#)), "`matchNothing`"),
@@ -92,16 +95,16 @@ fn identities_fit_as_the_manual_says() {
     let by_digest = digested("a.example/b", &digest);
     let reference = |text: &str| Identity::ExactReference { docker_reference: text.into() };
     let repository = |text: &str| Identity::ExactRepository { docker_repository: text.into() };
-    let remap = |from: &str, to: &str| Identity::RemapIdentity { prefix: from.into(), signed_prefix: to.into() };
+    let remap = |from: &str, to: &str| Identity::Remap { prefix: from.into(), signed_prefix: to.into() };
     for (identity, image, signed, fits) in [
         (Identity::MatchExact {}, "a.example/b:1", "a.example/b:1", true),
         (Identity::MatchExact {}, "a.example/b:1", "a.example/b:2", false),
         (Identity::MatchExact {}, "a.example/b", "a.example/b", false),
         (Identity::MatchExact {}, &by_digest, "a.example/b:1", false),
-        (Identity::MatchRepoDigestOrExact, &by_digest, "a.example/b:1", true),
-        (Identity::MatchRepoDigestOrExact, &by_digest, "a.example/c:1", false),
-        (Identity::MatchRepoDigestOrExact, "a.example/b:1", "a.example/b", false),
-        (Identity::MatchRepoDigestOrExact, "a.example/b:1", "a.example/b:1", true),
+        (Identity::MatchRepoDigestOrExact {}, &by_digest, "a.example/b:1", true),
+        (Identity::MatchRepoDigestOrExact {}, &by_digest, "a.example/c:1", false),
+        (Identity::MatchRepoDigestOrExact {}, "a.example/b:1", "a.example/b", false),
+        (Identity::MatchRepoDigestOrExact {}, "a.example/b:1", "a.example/b:1", true),
         (Identity::MatchRepository {}, "a.example/b:1", "a.example/b", true),
         (Identity::MatchRepository {}, "a.example/b:1", "a.example/b:9", true),
         (Identity::MatchRepository {}, "a.example/b:1", "a.example/bb", false),
@@ -114,6 +117,8 @@ fn identities_fit_as_the_manual_says() {
         (remap("mirror.example/vendor", "vendor.example"), "mirror.example/vendor/b:1", "vendor.example/b:1", true),
         (remap("mirror.example/vendor", "vendor.example"), "mirror.example/vendors/b:1", "vendor.examples/b:1", false),
         (remap("mirror.example/vendor", "vendor.example"), "a.example/b:1", "a.example/b:1", true),
+        (remap("mirror.example/b", "a.example/c"), "mirror.example/b:1", "a.example/c:1", true),
+        (remap("mirror.example", "a.example"), "mirror.example:5000/b:1", "a.example:5000/b:1", false),
     ] {
         assert_eq!(identity.fits(&image.parse().unwrap(), signed), fits, "{identity:?} {image} {signed}");
     }

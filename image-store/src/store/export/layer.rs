@@ -115,7 +115,11 @@ impl Writer<'_> {
     fn mark(&mut self, name: &[u8]) -> io::Result<()> {
         let mut header = Header::new_gnu();
         header.set_entry_type(EntryType::Regular);
-        (header.set_mode(0o644), header.set_uid(0), header.set_gid(0), header.set_mtime(0), header.set_size(0));
+        header.set_mode(0o644);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
+        header.set_size(0);
         self.append(header, name, b"", Vec::new(), io::empty())
     }
 

@@ -15,14 +15,17 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde_json::{Value, json};
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::mpsc::{self, Receiver, Sender};
 
 use super::db::ImageRecord;
-use super::inner::{Inner, Pins, resolve};
+use super::inner::Inner;
 use super::staging::open_dir;
+use super::state::{Pins, resolve};
 use crate::digest::{Digest, Hasher};
 use crate::error::{StoreError, StoreResult};
 use crate::image::ImageConfig;
@@ -30,8 +33,10 @@ use crate::reference::Reference;
 
 /// Bytes of one piece.
 const PIECE: usize = 256 << 10;
-/// Pieces that wait to be taken.
-const WAITING: usize = 4;
+/// Parts that wait to be taken.
+const WAITING: usize = 16;
+/// How often somebody who takes nothing is looked after.
+const PAUSE: Duration = Duration::from_millis(2);
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
 /// A part of an export. All images come before the first bytes.
@@ -82,8 +87,12 @@ pub(super) fn export(inner: &Arc<Inner>, references: &[String]) -> StoreResult<R
     let owned = inner.clone();
     inner.background.spawn("image-export", move || {
         if let Err(error) = archive(&owned, images.into_values().collect(), &sender) {
-            // Nobody takes it when the export was given up.
-            let _ = sender.blocking_send(Err(error));
+            // The last parts may wait still; nobody takes it when the export was given up.
+            while let Err(TrySendError::Full(_)) = sender.try_send(Err(error.clone()))
+                && !owned.is_ending()
+            {
+                std::thread::sleep(PAUSE);
+            }
         }
     });
     Ok(parts)
@@ -142,7 +151,7 @@ fn archive(inner: &Inner, images: Vec<Image>, parts: &Sender<StoreResult<ExportP
         documents.extend([(blob(&new_id), config), (blob(&digest), manifest)]);
         let names = image.names.iter().cloned().collect();
         let part = ExportPart::Image { names, id: image.id.clone(), new_id: new_id.to_string() };
-        parts.blocking_send(Ok(part)).map_err(|_| given_up())?;
+        send(inner, parts, part).map_err(|e| StoreError::io("writing an image archive", e))?;
     }
     documents.push(("oci-layout".into(), json!({"imageLayoutVersion": "1.0.0"}).to_string()));
     documents.push(("index.json".into(), json!({"schemaVersion": 2, "manifests": index}).to_string()));
@@ -242,7 +251,11 @@ fn blob(digest: &Digest) -> String {
 fn header(out: &mut impl Write, name: &str, size: u64) -> io::Result<()> {
     let mut header = tar::Header::new_gnu();
     header.set_path(name)?;
-    (header.set_mode(0o644), header.set_uid(0), header.set_gid(0), header.set_mtime(0), header.set_size(size));
+    header.set_mode(0o644);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
+    header.set_size(size);
     header.set_cksum();
     out.write_all(header.as_bytes())
 }
@@ -252,8 +265,20 @@ fn pad(out: &mut impl Write, size: u64) -> io::Result<()> {
     out.write_all(&[0; 512][..(size.next_multiple_of(512) - size) as usize])
 }
 
-fn given_up() -> StoreError {
-    StoreError::io("writing an image archive", io::Error::other("the export was given up"))
+/// Sends a part. Ends when nobody takes it any more, and when the daemon ends.
+fn send(inner: &Inner, parts: &Sender<StoreResult<ExportPart>>, part: ExportPart) -> io::Result<()> {
+    let mut part = Ok(part);
+    loop {
+        if inner.is_ending() {
+            return Err(io::Error::other("the daemon ends"));
+        }
+        match parts.try_send(part) {
+            Ok(()) => return Ok(()),
+            Err(TrySendError::Closed(_)) => return Err(io::Error::other("the export was given up")),
+            Err(TrySendError::Full(back)) => part = back,
+        }
+        std::thread::sleep(PAUSE);
+    }
 }
 
 /// Counts and hashes.
@@ -305,11 +330,7 @@ struct Pipe<'a> {
 impl Write for Pipe<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let piece = &bytes[..bytes.len().min(PIECE)];
-        if self.inner.is_ending() {
-            return Err(io::Error::other("the daemon ends"));
-        }
-        let sent = self.parts.blocking_send(Ok(ExportPart::Bytes(Bytes::copy_from_slice(piece))));
-        sent.map_err(|_| io::Error::other("the export was given up"))?;
+        send(self.inner, self.parts, ExportPart::Bytes(Bytes::copy_from_slice(piece)))?;
         Ok(piece.len())
     }
 
