@@ -31,6 +31,9 @@ pub(crate) enum CriError {
     /// the code is `Unknown`.
     #[error("RegistryUnavailable")]
     RegistryUnavailable(#[source] StoreError),
+    /// A pull was refused by the signature policy. The kubelet knows this as it knows the one above.
+    #[error("SignatureValidationFailed")]
+    SignatureInvalid(#[source] StoreError),
     /// The image store's answer.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -118,7 +121,7 @@ pub(crate) fn code(error: &CriError) -> Code {
         CriError::State(_) => Code::FailedPrecondition,
         CriError::Unimplemented(_) => Code::Unimplemented,
         CriError::TimedOut(_) => Code::DeadlineExceeded,
-        CriError::RegistryUnavailable(_) => Code::Unknown,
+        CriError::RegistryUnavailable(_) | CriError::SignatureInvalid(_) => Code::Unknown,
         CriError::Store(e) => store_code(e),
         CriError::Sandbox(e) => sandbox_code(e),
         CriError::Agent(status) => agent_code(status.code()),
@@ -136,7 +139,7 @@ fn store_code(error: &StoreError) -> Code {
         StoreError::Unauthorized { .. } => Code::Unauthenticated,
         StoreError::Unavailable { .. } | StoreError::Stopped { .. } => Code::Unavailable,
         StoreError::DigestMismatch { .. } => Code::DataLoss,
-        StoreError::Unsupported { .. } => Code::FailedPrecondition,
+        StoreError::Unsupported { .. } | StoreError::Signature { .. } => Code::FailedPrecondition,
         StoreError::TooLarge { .. } | StoreError::NoSpace { .. } => Code::ResourceExhausted,
         _ => Code::Internal,
     }
@@ -226,6 +229,15 @@ mod tests {
                 StoreError::Unavailable { registry: "r".into(), detail: "reset".into(), source: None }.into(),
                 Code::Unavailable,
                 "registry r is unavailable: reset",
+            ),
+            (
+                CriError::SignatureInvalid(StoreError::Signature {
+                    image: "a/b:1".into(),
+                    scope: "default".into(),
+                    detail: "none".into(),
+                }),
+                Code::Unknown,
+                "SignatureValidationFailed: image a/b:1 is refused by the signature policy, scope default: none",
             ),
             (
                 CriError::RegistryUnavailable(StoreError::Unavailable {

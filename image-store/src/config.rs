@@ -31,6 +31,9 @@ pub struct Config {
     pub keep_layers: Duration,
     /// Images that are shown as pinned: references, or the beginnings of some with a `*` behind.
     pub pinned: Vec<String>,
+    /// A policy in the form of containers-policy.json(5), which every pull has to satisfy. Read when
+    /// the store is opened, and anew for each pull.
+    pub signature_policy: Option<PathBuf>,
     /// Which image of a manifest list is ours.
     pub platform: Platform,
     /// Bounds on everything that a registry or an image sends.
@@ -52,6 +55,7 @@ impl Config {
             max_unpacking_layers: 2 * std::thread::available_parallelism().map_or(1, usize::from).min(16),
             keep_layers: Duration::from_secs(3600),
             pinned: Vec::new(),
+            signature_policy: None,
             platform: Platform::default(),
             limits: Limits::default(),
             timeouts: Timeouts::default(),

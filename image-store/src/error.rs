@@ -4,7 +4,7 @@ use std::error::Error;
 use std::io;
 use std::sync::Arc;
 
-use crate::reference::ReferenceError;
+use crate::reference::{Reference, ReferenceError};
 
 /// A shared cause: an error is handed to everybody who waited for one merged pull.
 pub(crate) type Cause = Arc<dyn Error + Send + Sync>;
@@ -108,6 +108,16 @@ pub enum StoreError {
         /// The database's answer.
         source: Cause,
     },
+    /// The signature policy does not let it in (CRI: SignatureValidationFailed).
+    #[error("image {image} is refused by the signature policy, scope {scope}: {detail}")]
+    Signature {
+        /// The reference.
+        image: String,
+        /// The part of the policy that counts.
+        scope: String,
+        /// What is missing, and what was found in its place.
+        detail: String,
+    },
     /// The layer got nowhere, and others needed its memory (gRPC: Unavailable).
     #[error("{what} was stopped: its registry sent next to nothing while other pulls waited; try again later")]
     Stopped {
@@ -139,6 +149,21 @@ impl StoreError {
 
     pub(crate) fn malformed(what: impl Into<String>, detail: impl Into<String>) -> Self {
         Self::Malformed { what: what.into(), detail: detail.into() }
+    }
+
+    /// Names the image in errors of its documents, which know only what they are.
+    pub(crate) fn of_image(self, image: &Reference) -> Self {
+        let named = |what: String| match what.as_str() {
+            "image" | "image manifest" | "image index" | "image config" => format!("{what} of {image}"),
+            _ if what.contains("image config's ") => format!("{what} of {image}"),
+            _ => what,
+        };
+        match self {
+            Self::Malformed { what, detail } => Self::Malformed { what: named(what), detail },
+            Self::Unsupported { what, detail } => Self::Unsupported { what: named(what), detail },
+            Self::TooLarge { what, limit } => Self::TooLarge { what: named(what), limit },
+            other => other,
+        }
     }
 
     /// The whole chain of causes in one line, for answers that carry only text.

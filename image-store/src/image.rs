@@ -16,7 +16,8 @@ const MAX_LABEL: usize = 4096;
 /// An image in the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Image {
-    /// `sha256:<config digest>`: the one identity that CRI knows an image by.
+    /// `sha256:<config digest>`: the one identity that CRI knows an image by. Of an artifact, the
+    /// manifest's digest.
     pub id: String,
     /// `docker.io/library/busybox:latest` and such, sorted.
     pub repo_tags: Vec<String>,
@@ -29,6 +30,9 @@ pub struct Image {
     pub disk_bytes: u64,
     /// How to run it.
     pub config: ImageConfig,
+    /// The type of an OCI artifact. It has files and says nothing of how to run them, so that it can
+    /// back a volume and not a container. `None` for a container image.
+    pub artifact: Option<String>,
     /// Never to be collected.
     pub pinned: bool,
 }

@@ -39,6 +39,7 @@ mod platform;
 mod progress;
 mod reference;
 mod registry;
+mod signature;
 mod step;
 mod store;
 
@@ -50,7 +51,7 @@ pub use image::{Image, ImageConfig};
 pub use progress::{LayerProgress, PullProgress};
 pub use reference::{Reference, ReferenceError};
 pub use registry::{Auth, without_login};
-pub use store::{FsUsage, ImageId, Imported, LayerState, Layers, Store, VerifiedLayer};
+pub use store::{ExportPart, FsUsage, ImageId, Imported, LayerState, Layers, Store, VerifiedLayer};
 
 /// The extractor alone, for fuzzing and for tests.
 #[doc(hidden)]

@@ -7,7 +7,7 @@ use std::io;
 use std::path::Path;
 
 use bytes::Bytes;
-use cofferdam_image_store::{Config, Digest, Imported, Store, StoreError, StoreResult};
+use cofferdam_image_store::{Config, Digest, ExportPart, Imported, Store, StoreError, StoreResult};
 use futures::stream;
 use serde_json::{Value, json};
 
@@ -323,4 +323,97 @@ async fn layers_that_are_there_are_not_unpacked_again() {
     let imported = import(&store, None, &tar(&files)).await.unwrap();
     assert!(imported.iter().any(|image| image.id == pulled) && imported.iter().any(|image| image.id == b.id()));
     assert_eq!(store.status("a.example/a:1").unwrap().unwrap().repo_tags.len(), 2);
+}
+
+async fn parts(store: &Store, references: &[&str]) -> StoreResult<(Vec<ExportPart>, Vec<u8>)> {
+    let references: Vec<_> = references.iter().map(|reference| (*reference).to_owned()).collect();
+    let (mut parts, mut images, mut bytes) = (store.export(&references)?, Vec::new(), Vec::new());
+    while let Some(part) = parts.recv().await {
+        match part? {
+            ExportPart::Bytes(piece) => bytes.extend_from_slice(&piece),
+            image => images.push(image),
+        }
+    }
+    Ok((images, bytes))
+}
+
+#[tokio::test]
+async fn exported_images_are_imported_by_their_names() {
+    if !root() {
+        return;
+    }
+    let dir = scratch();
+    let store = Store::open(config(dir.path())).unwrap();
+    let (a, b) = (image("a", Packing::Gzip), image("b", Packing::Zstd));
+    let entries = vec![
+        entry(&a, json!({REF: "a.example/a:1"})),
+        entry(&a, json!({REF: "a.example/also-a:2"})),
+        entry(&b, json!({REF: "b.example/b:1"})),
+    ];
+    import(&store, None, &tar(&layout(&[&a, &b], entries))).await.unwrap();
+    let (images, archive) = parts(&store, &["a.example/a:1", "b.example/b:1", &b.id()]).await.unwrap();
+    let names = |part: &ExportPart| match part {
+        ExportPart::Image { names, id, new_id } => (names.clone(), id.clone(), new_id.clone()),
+        ExportPart::Bytes(_) => panic!("an image"),
+    };
+    let mut images: Vec<_> = images.iter().map(names).collect();
+    images.sort();
+    assert_eq!((&images[0].0[..], &images[0].1), (&["a.example/a:1".to_owned()][..], &a.id()), "only as asked for");
+    assert_eq!((&images[1].0[..], &images[1].1), (&["b.example/b:1".to_owned()][..], &b.id()));
+    // Both have the same lowest layer, which is in the archive once.
+    let mut files = Vec::new();
+    for entry in ::tar::Archive::new(&archive[..]).entries().unwrap() {
+        files.push(entry.unwrap().path().unwrap().display().to_string());
+    }
+    assert_eq!(files.iter().filter(|name| name.starts_with("blobs/")).count(), 2 + 2 + 3, "{files:?}");
+    for documents in [&["index.json"][..], &["manifest.json"]] {
+        // Either form is enough.
+        let mut kept = ::tar::Builder::new(Vec::new());
+        for entry in ::tar::Archive::new(&archive[..]).entries().unwrap() {
+            let entry = entry.unwrap();
+            let name = entry.path().unwrap().display().to_string();
+            if name.starts_with("blobs/") || documents.contains(&name.as_str()) {
+                kept.append(&entry.header().clone(), entry).unwrap();
+            }
+        }
+        let dir = scratch();
+        let other = Store::open(config(dir.path())).unwrap();
+        import(&other, None, &kept.into_inner().unwrap()).await.unwrap();
+        assert_eq!(tags(&other), ["a.example/a:1", "b.example/b:1"]);
+        assert_eq!(content(&other, &images[0].2, "etc/label"), "a");
+        assert_eq!(content(&other, &images[1].2, "etc/label"), "b");
+    }
+    // Removed meanwhile: an export keeps its layers until it ends.
+    let mut begun = store.export(&["a.example/a:1".into()]).unwrap();
+    store.remove(&a.id()).await.unwrap();
+    while let Some(part) = begun.recv().await {
+        part.unwrap();
+    }
+    let error = parts(&store, &["a.example/a:1"]).await.unwrap_err();
+    assert!(matches!(&error, StoreError::NotFound { what } if what.contains("a.example/a:1")), "{error:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_export_that_nobody_takes_holds_up_no_end() {
+    if !root() {
+        return;
+    }
+    let dir = scratch();
+    let store = Store::open(config(dir.path())).unwrap();
+    let noise: Vec<u8> = (0..8u32 << 20).map(|n| (n >> 3) as u8).collect();
+    let large = Image::new(vec![Tar::default().file("large", &noise).layer(Packing::Gzip)]);
+    import(&store, None, &tar(&layout(&[&large], vec![entry(&large, json!({REF: "a:1"}))]))).await.unwrap();
+    let mut parts = store.export(&["a:1".into()]).unwrap();
+    assert!(matches!(parts.recv().await, Some(Ok(ExportPart::Image { .. }))));
+    // The rest is more than waits to be taken.
+    tokio::task::spawn_blocking(move || drop(store)).await.unwrap();
+    let mut last = None;
+    while let Some(part) = parts.recv().await {
+        last = Some(part);
+    }
+    assert!(!matches!(last, Some(Ok(ExportPart::Bytes(bytes))) if bytes.ends_with(&[0; 1024])), "it is not whole");
+    // One that is given up ends by itself.
+    let store = Store::open(config(dir.path())).unwrap();
+    drop(store.export(&["a:1".into()]).unwrap());
+    drop(store);
 }

@@ -247,6 +247,7 @@ async fn bad_manifests_are_refused() {
     let malformed = |e: &StoreError| matches!(e, StoreError::Malformed { .. });
     let unsupported = |e: &StoreError| matches!(e, StoreError::Unsupported { .. });
     let too_large = |e: &StoreError| matches!(e, StoreError::TooLarge { .. });
+    let not_found = |e: &StoreError| matches!(e, StoreError::NotFound { .. });
     type Right<'a> = &'a dyn Fn(&StoreError) -> bool;
     let cases: Vec<(&str, serde_json::Value, Right<'_>)> = vec![
         ("no object", json!([1]), &malformed),
@@ -264,9 +265,9 @@ async fn bad_manifests_are_refused() {
         ("bad digest", with("layers", json!([{"mediaType": tar, "digest": "sha256:../../x", "size": 1}])), &malformed),
         ("too many layers", with("layers", vec![layer(1, tar)[0].clone(); 501].into()), &too_large),
         (
-            "no chart",
+            "a config of another type that is not there",
             with("config", json!({"mediaType": "application/x-chart", "digest": Digest::of(b"x"), "size": 1})),
-            &unsupported,
+            &not_found,
         ),
         ("other count of diff IDs", with("layers", layer(1, tar)), &malformed),
         ("no platform of ours", json!({"manifests": [entry]}), &unsupported),

@@ -1,5 +1,6 @@
 //! Images as six builders write them, against a model of what they mean: every entry's type, mode,
-//! ids, time, attributes, link target, content, and which names are one file.
+//! ids, time, attributes, link target, content, and which names are one file; also after they were
+//! exported to another store.
 
 #[path = "support/model.rs"]
 mod model;
@@ -11,7 +12,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use cofferdam_image_store::Store;
+use bytes::Bytes;
+use cofferdam_image_store::{ExportPart, Store};
+use futures::stream;
 
 use self::model::Say::{Link, Opaque, Put, Whiteout};
 use self::model::{Kind, Model, Node, Say, node};
@@ -197,7 +200,33 @@ async fn compare(builder: &str, style: Style, layers: Vec<Vec<Say>>) {
     let store = Store::open(registry.config(scratch.path())).unwrap();
     let id = store.pull(&registry.add("a/b:c", &image), None).await.unwrap();
     let dirs = store.lease(&id, "x").unwrap().dirs;
-    let found = merged(&dirs);
+    equal(builder, &dirs, &model);
+    // What is packed anew for another node is the same tree there, and packed again the same bytes.
+    let archive = exported(&store, &id).await;
+    let other = Store::open(registry.config(&scratch.path().join("other"))).unwrap();
+    let pieces = stream::iter([Ok(archive.clone())]);
+    let imported = other.import(None, pieces).await.unwrap();
+    let name = format!("{}/a/b:c", registry.address);
+    assert_eq!(imported.iter().map(|image| &image.names[..]).collect::<Vec<_>>(), [std::slice::from_ref(&name)]);
+    equal(&format!("{builder}, exported"), &other.lease(&imported[0].id, "x").unwrap().dirs, &model);
+    let (was, is) = (store.status(&id).unwrap().unwrap(), other.status(&name).unwrap().unwrap());
+    assert_eq!(is.config, was.config);
+    assert!(exported(&other, &is.id).await == archive, "{builder}: other bytes when it is exported again");
+}
+
+async fn exported(store: &Store, id: &str) -> Bytes {
+    let mut parts = store.export(&[id.to_owned()]).unwrap();
+    let mut archive = Vec::new();
+    while let Some(part) = parts.recv().await {
+        if let ExportPart::Bytes(bytes) = part.unwrap() {
+            archive.extend_from_slice(&bytes);
+        }
+    }
+    archive.into()
+}
+
+fn equal(builder: &str, dirs: &[PathBuf], model: &Model) {
+    let found = merged(dirs);
     let names: Vec<&String> = found.keys().collect();
     assert_eq!(names, model.names.keys().collect::<Vec<_>>(), "{builder}");
     let mut same: BTreeMap<usize, BTreeSet<u64>> = BTreeMap::new();

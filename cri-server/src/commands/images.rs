@@ -1,5 +1,6 @@
 //! `cofferdam images`: what the store has.
 
+mod export;
 mod import;
 mod prune;
 mod pull;
@@ -35,6 +36,20 @@ pub(crate) enum Work {
         #[arg(required = true, value_name = "FILE")]
         files: Vec<PathBuf>,
     },
+    /// Writes images into one archive, which `images import` and `docker load` take.
+    ///
+    /// The archive is an OCI layout in a tar, and what `docker save` writes as well. Layers are
+    /// packed anew and not compressed: they and the image have other digests and ids than those of
+    /// the registry.
+    Export {
+        /// Where to write the archive; `-` is standard output.
+        #[arg(long, short = 'f', value_name = "FILE", default_value = "-")]
+        file: PathBuf,
+        /// Images, by name or id. One that is named by a tag has that name in the archive, and
+        /// otherwise all its tags.
+        #[arg(required = true, value_name = "REFERENCE")]
+        references: Vec<String>,
+    },
     /// Looks whether each layer is still what was pulled; status 1 when one is not.
     ///
     /// Everything is read, at low priority. A layer whose digest was not taken before, which takes
@@ -49,6 +64,7 @@ pub(crate) fn run(path: Option<&Path>, format: Format, work: Option<Work>) -> Ou
         match work {
             Some(Work::Pull { reference }) => return pull::run(daemon, &reference).await,
             Some(Work::Import { name, files }) => return import::run(daemon, name, files).await,
+            Some(Work::Export { file, references }) => return export::run(daemon, &file, references).await,
             Some(Work::Verify) => return verify::run(daemon).await,
             Some(Work::Prune) => return prune::run(daemon).await,
             None => {}

@@ -77,6 +77,8 @@ pub(crate) struct Config {
     pub(crate) docker_config: Option<PathBuf>,
     /// Images that the kubelet is to keep.
     pub(crate) pinned: Vec<String>,
+    /// The policy that every pull has to satisfy.
+    pub(crate) signature_policy: Option<PathBuf>,
     /// How long a pull may go on without a byte of a layer.
     pub(crate) no_progress: Duration,
     /// Layers of all images that are decompressed at the same time; 0 leaves it to the store.
@@ -114,6 +116,7 @@ impl Config {
         config.certs_dir = self.certs_dir.clone();
         config.docker_config = self.docker_config.clone();
         config.pinned = self.pinned.clone();
+        config.signature_policy = self.signature_policy.clone();
         config.timeouts.progress = self.no_progress;
         config.max_parallel_layers = self.max_parallel_layers;
         if self.max_unpacking_layers > 0 {

@@ -100,6 +100,8 @@ pub(super) struct Images {
     docker_config: PathBuf,
     no_progress_seconds: u64,
     pinned: Vec<String>,
+    /// Empty: none.
+    signature_policy: PathBuf,
     /// 0: two for each processor.
     max_unpacking_layers: usize,
 }
@@ -188,6 +190,7 @@ impl Default for Images {
             docker_config: PathBuf::new(),
             no_progress_seconds: 300,
             pinned: Vec::new(),
+            signature_policy: PathBuf::new(),
         }
     }
 }
@@ -315,6 +318,7 @@ impl Settings {
             certs_dir: Some(self.images.certs_dir.clone()).filter(|path| !path.as_os_str().is_empty()),
             docker_config: Some(self.images.docker_config.clone()).filter(|path| !path.as_os_str().is_empty()),
             pinned: self.images.pinned.clone(),
+            signature_policy: Some(self.images.signature_policy.clone()).filter(|path| !path.as_os_str().is_empty()),
             no_progress: seconds(self.images.no_progress_seconds),
             max_unpacking_layers: self.images.max_unpacking_layers,
             registries: self.registries.iter().map(|(host, r)| (host.clone(), r.parts())).collect(),
@@ -333,8 +337,11 @@ impl Settings {
             ("host.agent", &self.host.agent),
             ("cni.conf_dir", &self.cni.conf_dir),
         ];
-        let optional =
-            [("images.certs_dir", &self.images.certs_dir), ("images.docker_config", &self.images.docker_config)];
+        let optional = [
+            ("images.certs_dir", &self.images.certs_dir),
+            ("images.docker_config", &self.images.docker_config),
+            ("images.signature_policy", &self.images.signature_policy),
+        ];
         paths.extend(
             optional.map(|(key, path)| (key, path.as_path())).iter().filter(|(_, p)| !p.as_os_str().is_empty()),
         );

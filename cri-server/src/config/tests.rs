@@ -50,6 +50,8 @@ fn registries_have_a_folder_and_no_credentials_unless_told() {
     assert_eq!(other.docker_config.as_deref(), Some(Path::new("/root/.docker/config.json")));
     assert!(other.registries["r"].insecure_redirects && usual.pinned.is_empty());
     assert_eq!(other.pinned, ["registry.k8s.io/*", "busybox"]);
+    let policy = store("[images]\nsignature_policy = \"/etc/containers/policy.json\"\n").signature_policy;
+    assert_eq!((usual.signature_policy, policy), (None, Some("/etc/containers/policy.json".into())));
 }
 
 #[test]
@@ -106,6 +108,7 @@ fn bad_values_name_the_key_and_the_file() {
         ("[images]\nno_progress_seconds = 0\n", "images.no_progress_seconds"),
         ("[images]\ncerts_dir = \"certs.d\"\n", "images.certs_dir"),
         ("[images]\ndocker_config = \"/a/../b\"\n", "images.docker_config"),
+        ("[images]\nsignature_policy = \"policy.json\"\n", "images.signature_policy"),
         ("[images]\npinned = [\"a:1\", \"b**\"]\n", "images.pinned"),
         ("[images]\nmax_unpacking_layers = 257\n", "images.max_unpacking_layers"),
         ("[cni]\nbin_dirs = [\"x\"]\n", "cni.bin_dirs"),

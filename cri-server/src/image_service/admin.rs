@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use cofferdam_image_store::{LayerState, VerifiedLayer};
+use cofferdam_image_store::{ExportPart, LayerState, VerifiedLayer};
 use cofferdam_proto::images::image_admin_server::ImageAdmin as Service;
 use cofferdam_proto::images::import_request::Part;
 use cofferdam_proto::images::{self as proto, ImportRequest, ImportResponse, ImportedImage, VerifyRequest};
@@ -40,6 +40,21 @@ impl Service for ImageAdmin {
         Ok(Response::new(ImportResponse { images: images.collect() }))
     }
 
+    type ExportImagesStream = BoxStream<'static, Result<proto::ExportResponse, Status>>;
+
+    async fn export_images(
+        &self,
+        request: Request<proto::ExportRequest>,
+    ) -> Result<Response<Self::ExportImagesStream>, Status> {
+        let references = request.into_inner().references;
+        if references.is_empty() {
+            return Err(CriError::invalid("no image is named").into());
+        }
+        let parts = self.0.store.export(&references).map_err(CriError::from)?;
+        let parts = stream::unfold(parts, async |mut parts| parts.recv().await.map(|part| (part, parts)));
+        Ok(Response::new(parts.map(|part| part.map(exported).map_err(|e| CriError::from(e).into())).boxed()))
+    }
+
     type VerifyLayersStream = BoxStream<'static, Result<proto::VerifiedLayer, Status>>;
 
     async fn verify_layers(&self, _: Request<VerifyRequest>) -> Result<Response<Self::VerifyLayersStream>, Status> {
@@ -53,6 +68,15 @@ impl Service for ImageAdmin {
         let layers = ReceiverStream::new(layers).map(|layer| Ok(answer(layer)));
         Ok(Response::new(stream::select(layers, verify).boxed()))
     }
+}
+
+fn exported(part: ExportPart) -> proto::ExportResponse {
+    use proto::export_response::Part;
+    let part = match part {
+        ExportPart::Image { names, id, new_id } => Part::Image(proto::ExportedImage { id, new_id, names }),
+        ExportPart::Bytes(piece) => Part::Piece(piece.into()),
+    };
+    proto::ExportResponse { part: Some(part) }
 }
 
 fn answer(layer: VerifiedLayer) -> proto::VerifiedLayer {

@@ -15,6 +15,7 @@ pub(super) async fn call(node: &Node, wanted: &str, auth: Option<&cri::AuthConfi
         auth.map(|auth| auth.for_server(&a.server_address))
     });
     node.store.pull(wanted, auth).await.map_err(|error| match error {
+        StoreError::Signature { .. } => CriError::SignatureInvalid(error),
         StoreError::Unavailable { .. } => CriError::RegistryUnavailable(error),
         error => error.into(),
     })

@@ -43,6 +43,13 @@ pub(crate) fn plan(
     now: i64,
 ) -> Result<ContainerPlan, CriError> {
     let metadata = asked.metadata.as_ref().ok_or_else(|| CriError::invalid("container config has no metadata"))?;
+    if let Some(kind) = &image.artifact {
+        let name = image.repo_tags.first().or(image.repo_digests.first()).unwrap_or(&image.id);
+        return Err(CriError::State(format!(
+            "{name} is an OCI artifact ({kind}) and no container image: it has no program to run; mount it as an \
+             image volume"
+        )));
+    }
     text::name("container name", &metadata.name, 253)?;
     let linux = asked.linux.clone().unwrap_or_default();
     let context = linux.security_context.clone().unwrap_or_default();

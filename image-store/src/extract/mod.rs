@@ -25,6 +25,7 @@ use std::os::fd::OwnedFd;
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::attributes::keeps_xattr;
 use self::attributes::{Attributes, DEFAULT_ACL};
 use self::follow::Bounds;
 pub use self::lower::complete;

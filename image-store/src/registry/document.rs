@@ -79,6 +79,15 @@ impl Session {
         Ok((document.digest, parsed))
     }
 
+    /// The bytes of what is under a tag, whatever it is.
+    pub(super) async fn tagged(&self, tag: &str) -> StoreResult<Bytes> {
+        let what = format!("{}/{} manifest {tag}", self.host, self.repository);
+        let path = format!("manifests/{tag}");
+        let (role, limit) = (Role::Resolve, self.limits.manifest_bytes);
+        let wanted = Wanted { path: &path, accept: MANIFESTS, what: &what, role, digest: None, limit };
+        Ok(self.document(&wanted).await?.bytes)
+    }
+
     /// The config document, verified.
     pub(crate) async fn config(&self, config: &Descriptor) -> StoreResult<Bytes> {
         let what = format!("{}/{} config {}", self.host, self.repository, config.digest);

@@ -26,16 +26,6 @@ const GENERIC: [&str; 8] = [
     "application/zstd",
 ];
 
-/// How a layer's tar stream is packed, as its media type says. The bytes decide where it says
-/// nothing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Compression {
-    /// Docker's `.tar` may be anything.
-    Sniff,
-    Gzip,
-    Zstd,
-}
-
 /// A blob that a manifest points to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Descriptor {
@@ -43,15 +33,50 @@ pub(crate) struct Descriptor {
     pub(crate) size: u64,
 }
 
-/// One image, checked against the limits.
+/// A layer of an image, or a blob of an artifact.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Layer {
+    pub(crate) blob: Descriptor,
+    pub(crate) media_type: String,
+    /// What the blob's file is to be called.
+    pub(crate) title: Option<String>,
+}
+
+/// One image or artifact, checked against the limits.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Manifest {
+    /// sha256 of the manifest itself.
+    pub(crate) digest: Digest,
     pub(crate) config: Descriptor,
     /// Lowest first.
-    pub(crate) layers: Vec<(Descriptor, Compression)>,
-    /// The config's media type when it is none of an image. Old tools wrote any; the config itself
-    /// tells.
-    pub(crate) odd_config: Option<String>,
+    pub(crate) layers: Vec<Layer>,
+    /// The type that the manifest gives where it may be an artifact: its artifactType, or the type
+    /// of a config that is none of an image. Old tools wrote any type for an image's config, so the
+    /// config's content tells in the end.
+    pub(crate) artifact: Option<String>,
+}
+
+impl Layer {
+    /// Whether it can be unpacked as a layer of an image.
+    ///
+    /// # Errors
+    /// [`StoreError::Unsupported`] with its media type.
+    pub(crate) fn check_type(&self) -> StoreResult<()> {
+        let known = [
+            "application/vnd.oci.image.layer.v1.tar",
+            "application/vnd.oci.image.layer.nondistributable.v1.tar",
+            "application/vnd.docker.image.rootfs.diff.tar",
+            "application/vnd.docker.image.rootfs.foreign.diff.tar",
+        ];
+        let packed = known.iter().find_map(|prefix| self.media_type.strip_prefix(prefix));
+        match packed {
+            Some("" | "+gzip" | ".gzip" | "+zstd" | ".zstd") => Ok(()),
+            // Pushed by tools that know no media types; the layer's digest tells whether it is a
+            // tar.
+            None if GENERIC.contains(&self.media_type.as_str()) => Ok(()),
+            _ => Err(unsupported(&format!("layers of type {:?} cannot be unpacked here", printable(&self.media_type)))),
+        }
+    }
 }
 
 /// An entry of an index that may be for our platform.
@@ -77,6 +102,7 @@ go_struct! {
         config: Option<RawDescriptor> = "config",
         layers: Option<Vec<Item<RawDescriptor>>> = "layers",
         manifests: Option<Vec<Item<RawDescriptor>>> = "manifests",
+        artifact_type: Loose = "artifactType",
         fs_layers: Option<serde::de::IgnoredAny> = "fsLayers",
     }
 }
@@ -103,6 +129,8 @@ go_struct! {
 go_struct! {
     struct Annotations {
         reference_type: Loose = "vnd.docker.reference.type",
+        title: Loose = "org.opencontainers.image.title",
+        filepath: Loose = "org.cncf.model.filepath",
     }
 }
 
@@ -123,9 +151,17 @@ impl RawDescriptor {
 
     /// Signatures, attestations and the like, which stand beside images in an index.
     fn is_artifact(&self) -> bool {
-        let known = matches!(&*self.media_type.text, "" | OCI_INDEX | OCI_MANIFEST | DOCKER_LIST | DOCKER_MANIFEST);
         let artifact = !matches!(&*self.artifact_type.text, "" | OCI_CONFIG | DOCKER_CONFIG);
-        !known || artifact || self.annotations.reference_type.text == "attestation-manifest"
+        !self.is_document() || artifact || self.is_attestation()
+    }
+
+    /// Whether it is of a type that is read here.
+    fn is_document(&self) -> bool {
+        matches!(&*self.media_type.text, "" | OCI_INDEX | OCI_MANIFEST | DOCKER_LIST | DOCKER_MANIFEST)
+    }
+
+    fn is_attestation(&self) -> bool {
+        self.annotations.reference_type.text == "attestation-manifest"
     }
 }
 
@@ -154,7 +190,12 @@ pub(crate) fn parse(
         (None, _, Some(_)) if matches!(media_type, OCI_INDEX | DOCKER_LIST) => {
             Err(malformed("is an image and says that it is an index"))
         }
-        (None, layers, Some(config)) => image(&config, &layers.unwrap_or_default(), limits).map(Document::Image),
+        (None, layers, Some(config)) => {
+            let kind = kind(&raw.artifact_type.text, &config.media_type.text);
+            let layers = layers.unwrap_or_default();
+            let manifest = image(Digest::of(bytes), &config, layers, kind, limits);
+            manifest.map(Document::Image)
+        }
         (None, _, None) => Err(malformed("has neither a config nor manifests")),
     }
 }
@@ -168,11 +209,18 @@ fn choose(entries: &[Item<RawDescriptor>], platform: &Platform, limits: &Limits)
             limit: format!("{} entries", limits.index_entries),
         });
     }
+    let only_artifacts = entries.iter().all(|entry| entry.0.is_artifact());
     let rank = |entry: &RawDescriptor| match entry.platform() {
+        // An artifact that no image stands beside has to say that it is for this node.
+        None if only_artifacts => None,
         None => Some(usize::MAX),
         Some(named) => named.rank(platform),
     };
-    let images = entries.iter().map(|entry| &entry.0).filter(|entry| !entry.is_artifact());
+    let suits = |entry: &&RawDescriptor| match only_artifacts {
+        true => entry.is_document() && !entry.is_attestation(),
+        false => !entry.is_artifact(),
+    };
+    let images = entries.iter().map(|entry| &entry.0).filter(suits);
     let mut ranked: Vec<_> = images.filter_map(|entry| rank(entry).map(|rank| (rank, entry))).collect();
     ranked.sort_by_key(|(rank, _)| *rank);
     let candidates = ranked.into_iter().map(|(rank, entry)| {
@@ -200,49 +248,39 @@ fn no_platform(entries: &[Item<RawDescriptor>], platform: &Platform) -> StoreErr
     unsupported(&format!("it has no {}/{} image, only {have}", platform.os, platform.architecture))
 }
 
-fn image(config: &RawDescriptor, layers: &[Item<RawDescriptor>], limits: &Limits) -> StoreResult<Manifest> {
-    let config_type = config.media_type.text.as_str();
-    let odd_config = (!matches!(config_type, OCI_CONFIG | DOCKER_CONFIG | "")).then(|| printable(config_type));
+/// The type of what may be an artifact; `None` for an image.
+fn kind(artifact_type: &str, config_type: &str) -> Option<String> {
+    let of_image = |text: &str| matches!(text, "" | OCI_CONFIG | DOCKER_CONFIG);
+    [artifact_type, config_type].into_iter().find(|text| !of_image(text)).map(printable)
+}
+
+fn image(
+    digest: Digest,
+    config: &RawDescriptor,
+    layers: Vec<Item<RawDescriptor>>,
+    artifact: Option<String>,
+    limits: &Limits,
+) -> StoreResult<Manifest> {
     let config = config.check("the config")?;
     bounded(config.size, limits.config_bytes, "image config")?;
     if layers.len() > limits.layers {
         return Err(StoreError::TooLarge { what: "image".into(), limit: format!("{} layers", limits.layers) });
     }
     let mut sum = 0u64;
-    let layers = layers.iter().map(|Item(layer)| {
-        let compression = compression(&layer.media_type.text).map_err(|error| match &odd_config {
-            Some(config_type) => not_an_image(config_type),
-            None => error,
-        })?;
-        let found = layer.check("a layer")?;
-        sum = sum.saturating_add(found.size);
+    let layers = layers.into_iter().map(|Item(layer)| {
+        let blob = layer.check("a layer")?;
+        let RawDescriptor { media_type, annotations, .. } = layer;
+        let titles = [annotations.title.text, annotations.filepath.text];
+        let title = titles.into_iter().find(|title| !title.is_empty());
+        let layer = Layer { blob, media_type: media_type.text, title };
+        if artifact.is_none() {
+            layer.check_type()?;
+        }
+        sum = sum.saturating_add(layer.blob.size);
         bounded(sum, limits.image_bytes, "image")?;
-        Ok((found, compression))
+        Ok(layer)
     });
-    Ok(Manifest { layers: layers.collect::<StoreResult<_>>()?, config, odd_config })
-}
-
-/// What is said of a manifest whose config is no image's.
-pub(crate) fn not_an_image(config_type: &str) -> StoreError {
-    unsupported(&format!("its config is {config_type:?}: not a container image"))
-}
-
-fn compression(media_type: &str) -> StoreResult<Compression> {
-    let known = [
-        "application/vnd.oci.image.layer.v1.tar",
-        "application/vnd.oci.image.layer.nondistributable.v1.tar",
-        "application/vnd.docker.image.rootfs.diff.tar",
-        "application/vnd.docker.image.rootfs.foreign.diff.tar",
-    ];
-    let packed = known.iter().find_map(|prefix| media_type.strip_prefix(prefix));
-    match packed {
-        Some("") => Ok(Compression::Sniff),
-        Some("+gzip" | ".gzip") => Ok(Compression::Gzip),
-        Some("+zstd" | ".zstd") => Ok(Compression::Zstd),
-        // Pushed by tools that know no media types; the layer's digest tells whether it is a tar.
-        None if GENERIC.contains(&media_type) => Ok(Compression::Sniff),
-        _ => Err(unsupported(&format!("layers of type {:?} cannot be unpacked here", printable(media_type)))),
-    }
+    Ok(Manifest { digest, layers: layers.collect::<StoreResult<_>>()?, config, artifact })
 }
 
 fn bounded(size: u64, limit: u64, what: &str) -> StoreResult<()> {

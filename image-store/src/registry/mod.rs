@@ -27,10 +27,12 @@ mod request;
 mod resolve;
 mod retry;
 mod session;
+mod signatures;
 mod tls;
 
 pub use self::credentials::Auth;
-pub(crate) use self::manifest::{Compression, Descriptor, Manifest, not_an_image, printable};
+pub(crate) use self::manifest::{Descriptor, Layer, Manifest, printable};
 pub use self::place::without_login;
 pub(crate) use self::receiver::Download;
 pub(crate) use self::session::{Registries, Session};
+pub(crate) use self::signatures::SignatureBlob;

@@ -78,7 +78,7 @@ impl Session {
                     let digest = entry.descriptor.digest;
                     Next { selector: digest.to_string(), expected: Some(digest), sure: entry.sure, depth: depth + 1 }
                 })),
-                Document::Image(manifest) if manifest.odd_config.is_some() && depth > 0 => {
+                Document::Image(manifest) if manifest.artifact.is_some() && depth > 0 => {
                     second_best.get_or_insert((served, manifest));
                 }
                 Document::Image(manifest) if sure => return Ok((served, manifest)),

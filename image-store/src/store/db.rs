@@ -48,6 +48,9 @@ pub(crate) struct ImageRecord {
     pub(crate) digests: BTreeSet<String>,
     pub(crate) size: u64,
     pub(crate) config: ImageConfig,
+    /// The type of an OCI artifact; `None` for an image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) artifact: Option<String>,
     /// Chain IDs, lowest first.
     pub(crate) chains: Vec<Digest>,
 }

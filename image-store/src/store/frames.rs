@@ -5,8 +5,8 @@ use std::io::{self, BufRead, Read};
 
 use zstd::stream::raw::{DParameter, Decoder, InBuffer, Operation, OutBuffer};
 
+use super::chunks::Chunks;
 use super::pool::Share;
-use super::unpack::Chunks;
 
 /// A frame's window may be so large (2^27 = 128 MiB, zstd's own default).
 const WINDOW_LOG: u32 = 27;

@@ -128,7 +128,7 @@ async fn one(inner: &Arc<Inner>, archive: &Arc<Archive>, found: Found) -> StoreR
     let meter = Meter::new(reference.to_string());
     let _running = Running::new(inner, &meter);
     let session = inner.registries.offline(reference, archive.clone());
-    let manifest = session.resolve_digest(found.root).await?;
+    let manifest = session.resolve_digest(found.root).await.map_err(|error| error.of_image(reference))?;
     let image = ImageRecord {
         tags: found.names.iter().filter_map(Reference::tag_key).collect(),
         digests: found
@@ -138,9 +138,11 @@ async fn one(inner: &Arc<Inner>, archive: &Arc<Archive>, found: Found) -> StoreR
             .collect(),
         size: size(&manifest),
         config: ImageConfig::default(),
+        artifact: None,
         chains: Vec::new(),
     };
     let result = bring(inner.clone(), session, manifest, image, &meter).await;
+    let result = result.map_err(|error| error.of_image(reference));
     match &result {
         Ok(id) => tracing::info!(image = %reference, id, "imported"),
         Err(error) => tracing::warn!(image = %reference, error = error.chain(), "import failed"),

@@ -4,7 +4,7 @@
 //! the disk), then `state` (held for moments and never over a system call, so that readers never
 //! wait for a disk).
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::HashSet;
 use std::fs::{self, Permissions};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -19,17 +19,17 @@ use rustix::fs::FlockOperation;
 use super::background::Background;
 use super::budget::Budget;
 use super::db::{Change, Db, ImageRecord, LayerRecord, LeaseRecord, Unsynced};
-use super::jobs::{Jobs, deadline};
+use super::jobs::Jobs;
 use super::recover::clean_up;
-use super::staging::{self, Record, Staging, open_dir};
+use super::staging::{Record, Staging, open_dir};
+use super::state::{Pins, State, resolve};
 use crate::config::Config;
 use crate::digest::Digest;
 use crate::error::{StoreError, StoreResult};
 use crate::lock::lock;
 use crate::pinned::Pinned;
-use crate::progress::Meter;
-use crate::reference::Reference;
 use crate::registry::Registries;
+use crate::signature::check_policy;
 
 pub(crate) struct Inner {
     pub(crate) config: Config,
@@ -50,24 +50,6 @@ pub(crate) struct Inner {
     _owner: OwnedFd,
 }
 
-#[derive(Default)]
-pub(crate) struct State {
-    pub(crate) images: BTreeMap<String, Arc<ImageRecord>>,
-    pub(crate) layers: BTreeMap<Digest, LayerRecord>,
-    pub(crate) leases: BTreeMap<String, LeaseRecord>,
-    /// Layers that running pulls need.
-    pub(super) pins: HashMap<Digest, usize>,
-    /// Layers that no image has yet, since when: the next pull may want them.
-    pub(super) kept: HashMap<Digest, SystemTime>,
-    pub(crate) meters: Vec<Arc<Meter>>,
-}
-
-/// Keeps layers while a pull runs; what is unused afterwards goes.
-pub(crate) struct Pins {
-    inner: Arc<Inner>,
-    chains: Vec<Digest>,
-}
-
 fn made(path: &Path, mode: u32) -> StoreResult<()> {
     let failed = |e| StoreError::io(format!("making {}", path.display()), e);
     fs::create_dir_all(path).map_err(failed)?;
@@ -78,6 +60,7 @@ impl Inner {
     pub(crate) fn open(config: Config) -> StoreResult<Self> {
         let registries = Registries::new(&config)?;
         let pinned = Pinned::new(&config.pinned)?;
+        config.signature_policy.as_deref().map_or(Ok(()), check_policy)?;
         for (dir, mode) in [("", 0o700), ("layers", 0o700), ("tmp", 0o700), ("empty", 0o700), ("empty/fs", 0o755)] {
             made(&config.root.join(dir), mode)?;
         }
@@ -127,11 +110,7 @@ impl Inner {
     }
 
     pub(crate) fn pin(self: &Arc<Self>, chains: &[Digest]) -> Pins {
-        let mut state = self.state();
-        for chain in chains {
-            *state.pins.entry(*chain).or_default() += 1;
-        }
-        Pins { inner: self.clone(), chains: chains.to_vec() }
+        Pins::new(self, chains)
     }
 
     pub(crate) fn layer_path(&self, chain: &Digest) -> PathBuf {
@@ -252,7 +231,11 @@ impl Inner {
     }
 
     /// Does something that nobody waits for, except the end of the store.
-    fn in_background(self: &Arc<Self>, name: &str, work: impl FnOnce(&Arc<Self>) -> StoreResult<()> + Send + 'static) {
+    pub(super) fn in_background(
+        self: &Arc<Self>,
+        name: &str,
+        work: impl FnOnce(&Arc<Self>) -> StoreResult<()> + Send + 'static,
+    ) {
         let inner = self.clone();
         self.background.spawn(name, move || {
             if let Err(error) = work(&inner) {
@@ -273,37 +256,6 @@ impl Inner {
         self.background.finish();
     }
 
-    /// Deletes what nothing needs any more, without waiting for it.
-    pub(crate) fn collect_later(self: &Arc<Self>) {
-        self.in_background("image-gc", |inner| {
-            delete(inner.collect());
-            Ok(())
-        });
-    }
-
-    /// Lets go of layers that were kept for the next pull: of those whose time is over, or of all
-    /// when the disk is nearly full or `all` is set.
-    pub(crate) fn tidy(&self, all: bool) {
-        let before =
-            if all || nearly_full(&self.config.root) { SystemTime::now() } else { deadline(self.config.keep_layers) };
-        drop(self.jobs.expire(before));
-        self.state().kept.retain(|_, since| *since > before);
-    }
-
-    /// Deletes all that is only kept for the next pull; gives the bytes of the whole layers among
-    /// it.
-    pub(crate) async fn give_back(self: &Arc<Self>) -> u64 {
-        let inner = self.clone();
-        let deleted = self.background.run("image-gc", move || {
-            let used = |inner: &Self| inner.state().layers.values().map(|layer| layer.bytes).sum::<u64>();
-            let before = used(&inner);
-            inner.tidy(true);
-            delete(inner.collect());
-            Ok(before.saturating_sub(used(&inner)))
-        });
-        deleted.await.unwrap_or(0)
-    }
-
     /// A published layer of this content that can be had on top of other layers too, and what it
     /// was when it was extracted. Blocks.
     pub(crate) fn twin(self: &Arc<Self>, diff_id: &Digest) -> Option<(PathBuf, Record, Pins)> {
@@ -313,7 +265,7 @@ impl Inner {
             let chain = *chain;
             // Under the same lock: nothing can go in between.
             *state.pins.entry(chain).or_default() += 1;
-            (chain, Pins { inner: self.clone(), chains: vec![chain] })
+            (chain, Pins::counted(self, vec![chain]))
         };
         let path = self.layer_path(&chain);
         let record = Record::of(&path).filter(|record| record.extracted.stands_alone())?;
@@ -370,133 +322,4 @@ impl Inner {
         }
         db.failing()
     }
-
-    fn collect_if_unused(self: &Arc<Self>) {
-        if !self.state().unused().is_empty() {
-            self.collect_later();
-        }
-    }
-
-    /// Takes away layers that nothing needs. What it gives back is out of the store and still to be
-    /// deleted.
-    pub(crate) fn collect(&self) -> Vec<PathBuf> {
-        let mut db = lock(&self.db);
-        let unused = self.state().unused();
-        if unused.is_empty() {
-            return Vec::new();
-        }
-        db.remove(&Change { layers: unused.iter().map(|chain| (chain, None)).collect(), ..Change::default() });
-        let leaving: Vec<Digest> = {
-            let mut state = self.state();
-            // A pull may have come for one meanwhile; then it records it again.
-            let free = |chain: &Digest| !state.pins.contains_key(chain);
-            let leaving: Vec<Digest> = unused.into_iter().filter(free).collect();
-            leaving.iter().for_each(|chain| drop(state.layers.remove(chain)));
-            leaving
-        };
-        let mut rubbish = Vec::new();
-        for chain in leaving {
-            let away = self.jobs.temporary("rubbish");
-            match fs::rename(self.layer_path(&chain), &away) {
-                Ok(()) => rubbish.push(away),
-                Err(error) => tracing::warn!(%chain, %error, "cannot remove a layer before the next start"),
-            }
-        }
-        rubbish
-    }
-}
-
-impl State {
-    /// Whether an image has the reference among its names.
-    pub(crate) fn has_name(&self, reference: &Reference) -> bool {
-        self.images.values().any(|image| match (reference.tag_key(), reference.digest()) {
-            (_, Some(digest)) => image.digests.contains(&reference.digest_key(digest)),
-            (Some(tag), None) => image.tags.contains(&tag),
-            (None, None) => false,
-        })
-    }
-
-    /// The image that has the reference among its names, when the registry serves it still under
-    /// the digest that it was pulled by: then a pull has nothing to change.
-    pub(crate) fn unchanged(&self, reference: &Reference, served: &Digest) -> Option<String> {
-        let digest = reference.digest_key(served);
-        let same = |image: &ImageRecord| {
-            image.digests.contains(&digest) && reference.tag_key().is_none_or(|tag| image.tags.contains(&tag))
-        };
-        self.images.iter().find(|(_, image)| same(image)).map(|(id, _)| id.clone())
-    }
-
-    /// The layers that the database is to know.
-    fn recorded(&self) -> impl Iterator<Item = &Digest> {
-        let images = self.images.values().flat_map(|image| &image.chains);
-        images.chain(self.leases.values().flat_map(|lease| &lease.chains))
-    }
-
-    pub(super) fn unused(&self) -> Vec<Digest> {
-        let used: HashSet<&Digest> = self.recorded().chain(self.pins.keys()).chain(self.kept.keys()).collect();
-        self.layers.keys().filter(|chain| !used.contains(chain)).copied().collect()
-    }
-}
-
-/// Deletes what [`Inner::collect`] took out.
-pub(crate) fn delete(rubbish: Vec<PathBuf>) {
-    rubbish.iter().for_each(|path| staging::delete(path));
-}
-
-impl Drop for Pins {
-    fn drop(&mut self) {
-        let unused = {
-            let mut state = self.inner.state();
-            for chain in &self.chains {
-                if let Some(count) = state.pins.get_mut(chain) {
-                    *count -= 1;
-                    if *count == 0 {
-                        state.pins.remove(chain);
-                    }
-                }
-            }
-            !state.unused().is_empty()
-        };
-        if unused {
-            self.inner.collect_later();
-        }
-    }
-}
-
-/// The image that a reference, an id, or the beginning of one stands for.
-pub(crate) fn resolve(state: &State, asked: &str) -> StoreResult<Option<String>> {
-    if state.images.contains_key(asked) {
-        return Ok(Some(asked.to_owned()));
-    }
-    let hex = asked.strip_prefix("sha256:").unwrap_or(asked);
-    let digits = !hex.is_empty() && hex.len() <= 64 && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-    if digits && hex.len() == 64 {
-        let id = format!("sha256:{hex}");
-        return Ok(state.images.contains_key(&id).then_some(id));
-    }
-    let reference = asked.parse::<Reference>();
-    if let Ok(reference) = &reference {
-        let found = state.images.iter().find(|(_, image)| match reference.digest() {
-            Some(digest) => image.digests.contains(&reference.digest_key(digest)),
-            None => reference.tag_key().is_some_and(|key| image.tags.contains(&key)),
-        });
-        if let Some((id, _)) = found {
-            return Ok(Some(id.clone()));
-        }
-    }
-    if digits {
-        let prefix = format!("sha256:{hex}");
-        let mut fitting = state.images.keys().filter(|id| id.starts_with(&prefix));
-        return match (fitting.next(), fitting.next()) {
-            (Some(_), Some(_)) => Err(StoreError::Ambiguous { id: asked.into() }),
-            (found, _) => Ok(found.cloned()),
-        };
-    }
-    reference.map(|_| None).map_err(StoreError::from)
-}
-
-/// Whether less than 15 % of the store's file system is free: by default the kubelet frees space
-/// then, and what is only kept for the next pull goes first.
-fn nearly_full(root: &Path) -> bool {
-    rustix::fs::statvfs(root).is_ok_and(|fs| fs.f_bavail < fs.f_blocks / 20 * 3)
 }

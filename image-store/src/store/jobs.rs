@@ -23,6 +23,7 @@ use tracing::field::Empty;
 
 use super::background::{Background, lost};
 use super::budget::{Budget, Pulse};
+use super::fetching::{Fed, Fetching};
 use super::staging::{Record, Staging};
 use super::unpack::{Gate, Job as Work};
 use crate::digest::Digest;
@@ -76,13 +77,6 @@ enum Feed {
     Fetching(Box<Fetching>),
     Whole(Arc<Staged>),
     Broken,
-}
-
-struct Fetching {
-    download: Option<Download>,
-    /// The bytes that came are wrong.
-    wrong: Option<StoreError>,
-    outcome: oneshot::Receiver<StoreResult<Staged>>,
 }
 
 /// A whole layer, verified, and not yet on top of others.
@@ -226,7 +220,7 @@ impl Jobs {
                 let _ = sender.send(staged);
             });
         });
-        Fetching { download: Some(Download::new(blob, sink)), wrong: None, outcome }
+        Fetching::new(Download::new(blob, sink), outcome)
     }
 
     fn unpack(&self, work: Work, blob: Digest, source: Source, gate: &Gate) -> StoreResult<Staged> {
@@ -270,50 +264,6 @@ impl Jobs {
             {
                 staging.leave();
             }
-        }
-    }
-}
-
-/// How feeding a job ended.
-enum Fed {
-    Whole(Staged),
-    /// It can go on.
-    Cut(StoreError),
-    /// It cannot.
-    Broken(StoreError),
-}
-
-impl Fetching {
-    async fn feed(&mut self, session: &Session, blob: &Descriptor, meter: &AtomicU64) -> Fed {
-        if let Some(download) = &mut self.download {
-            let fetched = tokio::select! {
-                biased;
-                outcome = &mut self.outcome => {
-                    // It ended before its bytes did.
-                    let error = outcome.unwrap_or_else(|_| Err(lost())).err().unwrap_or_else(lost);
-                    return Fed::Broken(error);
-                }
-                fetched = session.blob(blob, download, meter) => fetched,
-            };
-            match fetched {
-                Ok(_) => {}
-                Err(error @ (StoreError::DigestMismatch { .. } | StoreError::Malformed { .. })) => {
-                    // Whoever goes on when this is given up here must know it too.
-                    self.wrong = Some(error);
-                }
-                Err(error) => return Fed::Cut(error),
-            }
-        }
-        // The queue ends, and with it the unpacking.
-        self.download = None;
-        let outcome = (&mut self.outcome).await;
-        if let Some(error) = self.wrong.take() {
-            return Fed::Broken(error);
-        }
-        match outcome {
-            Ok(Ok(staged)) => Fed::Whole(staged),
-            Ok(Err(error)) => Fed::Broken(error),
-            Err(_) => Fed::Broken(lost()),
         }
     }
 }

@@ -7,25 +7,27 @@ use std::sync::Arc;
 use tracing::field::Empty;
 use tracing::info_span;
 
+use super::artifact::Form;
 use super::background::lost;
 use super::db::LayerRecord;
-use super::inner::{Inner, Pins};
+use super::inner::Inner;
 use super::jobs::{Interest, Key, Staged};
 use super::pull::Pull;
 use super::staging::{Record, Staging, open_dir};
+use super::state::Pins;
 use super::twin;
 use super::unpack::Job;
 use crate::digest::Digest;
 use crate::error::{StoreError, StoreResult};
 use crate::extract::{Extracted, complete};
-use crate::registry::{Compression, Descriptor};
+use crate::registry::Descriptor;
 use crate::step::{SPANS, step};
 
-/// What a manifest says about a layer.
+/// What a manifest says about a layer, or about a blob of an artifact.
 pub(super) struct Wanted {
     pub(super) index: usize,
     pub(super) blob: Descriptor,
-    pub(super) compression: Compression,
+    pub(super) form: Form,
     pub(super) diff_id: Digest,
 }
 
@@ -42,7 +44,7 @@ impl Wanted {
         Job {
             name: format!("layer {}", self.blob.digest),
             size: self.blob.size,
-            compression: self.compression,
+            form: self.form.clone(),
             lowest: self.index == 0,
             diff_id: self.diff_id,
             limits: inner.config.limits.clone(),

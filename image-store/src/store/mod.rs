@@ -1,9 +1,15 @@
 //! The store.
 
+mod artifact;
 mod background;
 mod blocks;
 mod budget;
+mod chunks;
+mod collect;
+mod content;
 mod db;
+mod export;
+mod fetching;
 mod frames;
 mod gzip;
 mod import;
@@ -14,6 +20,7 @@ mod pool;
 mod pull;
 mod recover;
 mod staging;
+mod state;
 mod tree;
 mod twin;
 mod unpack;
@@ -30,8 +37,11 @@ use futures::future::{BoxFuture, FutureExt, Shared, WeakShared};
 use tokio::sync::mpsc;
 use tracing::Instrument;
 
+use self::collect::delete;
 use self::db::ImageRecord;
-use self::inner::{Inner, State, delete, resolve};
+pub use self::export::ExportPart;
+use self::inner::Inner;
+use self::state::{State, resolve};
 pub use self::verify::{LayerState, VerifiedLayer};
 use crate::config::Config;
 use crate::error::StoreResult;
@@ -41,7 +51,7 @@ use crate::progress::PullProgress;
 use crate::reference::Reference;
 use crate::registry::Auth;
 
-/// `sha256:<config digest>`.
+/// `sha256:<config digest>`; of an OCI artifact, `sha256:<manifest digest>`.
 pub type ImageId = String;
 
 /// What a lease gives: the directories to stack.
@@ -155,6 +165,18 @@ impl Store {
         import::import(&self.inner, name, archive).await
     }
 
+    /// Writes images as an archive that [`Store::import`] and `docker load` take. Each has the name
+    /// that it was asked for by, or all its tags. Layers are packed anew, so that they and the
+    /// image have other digests in the archive. The export is given up when the receiver is
+    /// dropped, and whole when it ends without an error.
+    ///
+    /// # Errors
+    /// A reference that is none, or that no image has, and OCI artifacts, of which the store keeps
+    /// too little; on the way, what the disk says.
+    pub fn export(&self, references: &[String]) -> StoreResult<mpsc::Receiver<StoreResult<ExportPart>>> {
+        export::export(&self.inner, references)
+    }
+
     /// Looks at each layer whether it is still what came, one after the other, and tells `sender`.
     /// Ends when that is closed. Everything is read, at low priority.
     ///
@@ -259,6 +281,7 @@ impl Store {
             size: record.size,
             disk_bytes: layers.map(|layer| layer.bytes).sum(),
             config: record.config.clone(),
+            artifact: record.artifact.clone(),
             pinned: self.inner.pinned.has(record.tags.iter().chain(&record.digests)),
         }
     }

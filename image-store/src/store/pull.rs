@@ -12,16 +12,18 @@ use tracing::field::Empty;
 use tracing::{Instrument, info_span};
 
 use super::background::lost;
+use super::content::{Content, artifact_layers, check_config, content, image_layers, known};
 use super::db::ImageRecord;
-use super::inner::{Inner, Pins};
+use super::inner::Inner;
 use super::layer::Wanted;
+use super::state::Pins;
 use crate::digest::Digest;
 use crate::error::{StoreError, StoreResult};
-use crate::image::{ImageConfig, ParsedConfig, parse_config};
-use crate::platform::Normal;
+use crate::image::ImageConfig;
 use crate::progress::{LayerMeter, Meter};
 use crate::reference::Reference;
-use crate::registry::{Auth, Compression, Descriptor, Manifest, Session, not_an_image, printable};
+use crate::registry::{Auth, Manifest, Session};
+use crate::signature::Demand;
 use crate::step::{SPANS, step};
 
 /// What the layers of one pull share.
@@ -66,6 +68,7 @@ pub(crate) async fn pull(inner: Arc<Inner>, reference: Reference, auth: Option<A
     loop {
         tokio::select! {
             result = &mut work => {
+                let result = result.map_err(|error| error.of_image(&reference));
                 let elapsed_ms = meter.snapshot().elapsed.as_millis() as u64;
                 if matches!(result, Err(StoreError::NoSpace { .. })) {
                     // What is kept for the next pull is what there is to give back.
@@ -88,21 +91,36 @@ async fn steps(
     auth: Option<Auth>,
     meter: &Arc<Meter>,
 ) -> StoreResult<String> {
+    let demand = demand(&inner, reference).await?;
     let (registries, host) = (inner.registries.clone(), reference.host().to_owned());
     let endpoints = inner.background.run("registry-files", move || registries.endpoints(&host)).await?;
     let session = inner.registries.session(reference, auth, endpoints);
     // Registries count what is got, and not what is only asked for.
     let known = inner.state().has_name(reference);
     let head = if known { session.head(reference).await } else { None };
-    let unchanged = head.and_then(|digest| inner.state().unchanged(reference, &digest));
+    // What was let in by an earlier policy is looked at again.
+    let unchanged = head.filter(|_| demand.is_none()).and_then(|digest| inner.state().unchanged(reference, &digest));
     if let Some(id) = unchanged {
         return Ok(id);
     }
     let (served, manifest, size) = resolve(&session, reference, head).await?;
+    if let Some(demand) = demand {
+        let span = info_span!(target: SPANS, "image signature", otel.status_code = Empty);
+        step(span, demand.check(&session, [served, manifest.digest])).await?;
+    }
     let tags = reference.tag_key().into_iter().collect();
     let digests = BTreeSet::from([reference.digest_key(&served)]);
-    let image = ImageRecord { tags, digests, size, config: ImageConfig::default(), chains: Vec::new() };
+    let (config, chains) = (ImageConfig::default(), Vec::new());
+    let image = ImageRecord { tags, digests, size, config, artifact: None, chains };
     bring(inner, session, manifest, image, meter).await
+}
+
+/// What the signature policy wants of an image; `None` where it wants nothing.
+async fn demand(inner: &Inner, reference: &Reference) -> StoreResult<Option<Demand>> {
+    let Some(path) = inner.config.signature_policy.clone() else { return Ok(None) };
+    let reference = reference.clone();
+    let demand = inner.background.run("signature-policy", move || Demand::of(&path, reference)).await?;
+    Ok(Some(demand).filter(|demand| !demand.is_nothing()))
 }
 
 /// Brings the image of a manifest into the store, under the names of `image`.
@@ -113,24 +131,33 @@ pub(super) async fn bring(
     mut image: ImageRecord,
     meter: &Arc<Meter>,
 ) -> StoreResult<String> {
-    let id = manifest.config.digest.to_string();
-    meter.begin(manifest.layers.iter().map(|(blob, _)| (blob.digest, blob.size)));
-    let known = inner.state().images.get(&id).cloned();
+    meter.begin(manifest.layers.iter().map(|layer| (layer.blob.digest, layer.blob.size)));
+    let known = known(&inner, &manifest);
     // Pinned first, looked at then: nothing can go in between.
-    let pins = inner.pin(known.as_ref().map_or(&[], |known| &known.chains));
-    let known = known.filter(|_| inner.state().images.contains_key(&id));
-    let pins = if let Some(known) = known {
+    let pins = inner.pin(known.as_ref().map_or(&[], |(_, known)| &known.chains));
+    let known = known.filter(|(id, _)| inner.state().images.contains_key(id));
+    let (id, pins) = if let Some((id, known)) = known {
         meter.layers().iter().for_each(LayerMeter::finish);
         image.config = known.config.clone();
+        image.artifact = known.artifact.clone();
         image.chains = known.chains.clone();
         image.size = known.size;
-        Arc::new(pins)
+        (id, Arc::new(pins))
     } else {
         let span = info_span!(target: SPANS, "image config", otel.status_code = Empty);
-        let parsed = step(span, config(&session, &manifest)).await?;
-        check_config(&inner, &manifest, &parsed)?;
-        image.config = parsed.config;
-        image.chains = chains(&parsed.diff_ids);
+        let content = step(span, content(&session, &manifest)).await?;
+        let (id, wanted) = match content {
+            Content::Image(parsed) => {
+                check_config(&inner, &manifest, &parsed)?;
+                image.config = parsed.config;
+                (manifest.config.digest, image_layers(&manifest, parsed.diff_ids))
+            }
+            Content::Artifact(kind) => {
+                image.artifact = Some(kind);
+                (manifest.digest, artifact_layers(&manifest)?)
+            }
+        };
+        image.chains = chains(wanted.iter().map(|wanted| &wanted.diff_id));
         let pins = Arc::new(inner.pin(&image.chains));
         let pull = Pull {
             inner: inner.clone(),
@@ -141,8 +168,8 @@ pub(super) async fn bring(
             ready: watch::Sender::new(0),
             tasks: TaskTracker::new(),
         };
-        layers(Arc::new(pull), manifest.layers, parsed.diff_ids).await?;
-        pins
+        layers(Arc::new(pull), wanted).await?;
+        (id.to_string(), pins)
     };
     meter.log();
     let commit_id = id.clone();
@@ -178,72 +205,36 @@ async fn resolve(
 
 /// Bytes of an image as it is sent.
 pub(super) fn size(manifest: &Manifest) -> u64 {
-    manifest.config.size + manifest.layers.iter().map(|(layer, _)| layer.size).sum::<u64>()
+    manifest.config.size + manifest.layers.iter().map(|layer| layer.blob.size).sum::<u64>()
 }
 
-fn chains(diff_ids: &[Digest]) -> Vec<Digest> {
+fn chains<'a>(diff_ids: impl Iterator<Item = &'a Digest>) -> Vec<Digest> {
     let mut parent = None;
     let chain = |diff_id: &Digest| {
         let chain = Digest::chain(parent.as_ref(), diff_id);
         parent = Some(chain);
         chain
     };
-    diff_ids.iter().map(chain).collect()
-}
-
-fn check_config(inner: &Inner, manifest: &Manifest, parsed: &ParsedConfig) -> StoreResult<()> {
-    if parsed.diff_ids.len() != manifest.layers.len() {
-        return Err(StoreError::malformed(
-            "image config",
-            format!("has {} diff IDs for {} layers", parsed.diff_ids.len(), manifest.layers.len()),
-        ));
-    }
-    let (node, have) = (&inner.config.platform, &parsed.config);
-    // Builders that cross-compile often leave their own architecture here, and other runtimes do
-    // not look.
-    let says = Normal::new(&have.os, &have.architecture, &parsed.variant);
-    if !have.architecture.is_empty() && says.rank(node).is_none() {
-        tracing::warn!(
-            os = printable(&have.os),
-            architecture = printable(&have.architecture),
-            node = format!("{}/{}", node.os, node.architecture),
-            "the image says that it is for another platform; it is taken all the same"
-        );
-    }
-    Ok(())
-}
-
-/// The config document. One of a type that is no image's decides by its content whether it is one.
-async fn config(session: &Session, manifest: &Manifest) -> StoreResult<ParsedConfig> {
-    let read = async { parse_config(&session.config(&manifest.config).await?) };
-    match (read.await, &manifest.odd_config) {
-        (Err(StoreError::Malformed { .. } | StoreError::NotFound { .. }), Some(odd)) => Err(not_an_image(odd)),
-        (other, _) => other,
-    }
+    diff_ids.map(chain).collect()
 }
 
 /// Brings all layers into the store. When it fails, nothing of it goes on when this returns.
-async fn layers(pull: Arc<Pull>, layers: Vec<(Descriptor, Compression)>, diff_ids: Vec<Digest>) -> StoreResult<()> {
+async fn layers(pull: Arc<Pull>, layers: Vec<Wanted>) -> StoreResult<()> {
     let tasks = pull.tasks.clone();
-    let result = side_by_side(pull, layers, diff_ids).await;
+    let result = side_by_side(pull, layers).await;
     tasks.close();
     tasks.wait().await;
     result
 }
 
 /// Lowest first, several at a time.
-async fn side_by_side(
-    pull: Arc<Pull>,
-    layers: Vec<(Descriptor, Compression)>,
-    diff_ids: Vec<Digest>,
-) -> StoreResult<()> {
+async fn side_by_side(pull: Arc<Pull>, layers: Vec<Wanted>) -> StoreResult<()> {
     let places = Arc::new(Semaphore::new(pull.inner.config.max_parallel_layers.max(1)));
     let mut tasks = FuturesUnordered::new();
     let joined = |done: Result<StoreResult<()>, JoinError>| {
         done.unwrap_or_else(|e| Err(StoreError::io("a layer's task", std::io::Error::other(e))))
     };
-    for (index, ((blob, compression), diff_id)) in layers.into_iter().zip(diff_ids).enumerate() {
-        let wanted = Wanted { index, blob, compression, diff_id };
+    for wanted in layers {
         let place = loop {
             tokio::select! {
                 biased;

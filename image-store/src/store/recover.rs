@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::db::{Change, Contents, Db, LayerRecord};
-use super::inner::State;
 use super::jobs::{Jobs, deadline};
 use super::staging::{self, Record};
+use super::state::State;
 use crate::config::Config;
 use crate::digest::Digest;
 use crate::error::{StoreError, StoreResult};

@@ -165,7 +165,7 @@ fn words(sum: Sum) -> [u8; 32] {
 }
 
 /// The extended attributes that a layer can have, sorted.
-fn attributes(path: &Path) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
+pub(super) fn attributes(path: &Path) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
     let mut list = vec![0u8; 256];
     let length = loop {
         match rustix::fs::llistxattr(path, &mut list) {

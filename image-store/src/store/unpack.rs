@@ -5,25 +5,23 @@
 //!                       └─► sha256 of the tar
 //! ```
 
-use std::io::{self, BufRead, Read};
+use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
-use bytes::{Buf, Bytes};
-
+use super::artifact::{self, Form};
 use super::blocks::{Block, Blocks};
-use super::budget::{Budget, Pulse, TURN};
+use super::budget::{Budget, Pulse};
+use super::chunks::Chunks;
 use super::frames::Frames;
 use super::gzip::{self, Members};
-use super::pool::Share;
 use crate::config::Limits;
 use crate::digest::Digest;
 use crate::error::{StoreError, StoreResult};
 use crate::extract::{ExtractError, Extracted, extract};
 use crate::flow::{Next, Source};
-use crate::registry::Compression;
 
 /// The first bytes of a zstd frame (RFC 8878, 3.1.1), and of a skippable one behind its first byte,
 /// 0x50 to 0x5f.
@@ -44,8 +42,9 @@ pub(crate) struct Job {
     /// For messages.
     pub(crate) name: String,
     pub(crate) size: u64,
-    pub(crate) compression: Compression,
+    pub(crate) form: Form,
     pub(crate) lowest: bool,
+    /// Of an artifact's blob, what stands for it.
     pub(crate) diff_id: Digest,
     pub(crate) limits: Limits,
 }
@@ -57,7 +56,10 @@ impl Job {
     /// Unpacks what comes from `source`. That the compressed bytes have the right digest is for the
     /// sender to say.
     pub(crate) fn run(&self, root: OwnedFd, mut source: Source, gate: &Gate) -> StoreResult<Extracted> {
-        let result = self.unpack(root, &mut source, gate);
+        let result = match &self.form {
+            Form::Layer | Form::Tar => self.unpack(root, &mut source, gate),
+            Form::File(name) => self.keep(root, name, &mut source, gate),
+        };
         if matches!(result, Err(StoreError::Malformed { .. })) {
             // Is the layer bad, or were its bytes damaged? The digest tells, once all of them were
             // seen.
@@ -75,7 +77,7 @@ impl Job {
         let outcome = thread::scope(|scope| {
             let decompress = named("layer-decode").spawn_scoped(scope, move || {
                 self.decompress(&mut chunks, &gate.budget.blocks, &to_extract, &to_hash);
-                !chunks.current.is_empty() || chunks.left > 0
+                chunks.has_more()
             });
             let decompress = decompress.map_err(no_thread)?;
             let hash = named("layer-sha256").spawn_scoped(scope, move || {
@@ -97,7 +99,7 @@ impl Job {
             return Err(StoreError::malformed(&self.name, "has bytes behind its compressed data"));
         }
         let actual = actual.map_err(panicked)?;
-        if actual != self.diff_id {
+        if self.form == Form::Layer && actual != self.diff_id {
             return Err(StoreError::DigestMismatch {
                 what: format!("{} (unpacked)", self.name),
                 expected: self.diff_id.to_string(),
@@ -105,6 +107,19 @@ impl Job {
             });
         }
         Ok(extracted)
+    }
+
+    /// Keeps the bytes as they are in a file, which goes through the extractor as a tar of one
+    /// entry does.
+    fn keep(&self, root: OwnedFd, name: &str, source: &mut Source, gate: &Gate) -> StoreResult<Extracted> {
+        let headers = artifact::headers(name, self.size).map_err(|e| StoreError::io("making a tar header", e))?;
+        let padding = io::repeat(0).take(self.size.next_multiple_of(512) - self.size);
+        let stream = Read::chain(&headers[..], Chunks::new(source, gate, self.size)).chain(padding);
+        let extracted = extract(stream, root, self.lowest, &self.limits);
+        if gate.pulse.is_stopped() {
+            return Err(StoreError::stopped(&self.name));
+        }
+        extracted.map(|(extracted, _)| extracted).map_err(|e| self.extract_failed(e))
     }
 
     fn extract(&self, root: OwnedFd, stream: Stream) -> StoreResult<Extracted> {
@@ -123,7 +138,7 @@ impl Job {
         to_extract: &SyncSender<Sent>,
         to_hash: &SyncSender<Arc<Block>>,
     ) {
-        let mut decoder = match self.decoder(chunks) {
+        let mut decoder = match Self::decoder(chunks) {
             Ok(decoder) => decoder,
             Err(error) => return drop(to_extract.send(Err(error))),
         };
@@ -141,26 +156,16 @@ impl Job {
         }
     }
 
-    fn decoder<'a, 'b>(&self, chunks: &'a mut Chunks<'b>) -> io::Result<Decoder<'a, 'b>> {
+    fn decoder<'a, 'b>(chunks: &'a mut Chunks<'b>) -> io::Result<Decoder<'a, 'b>> {
         // The bytes tell, not the media type: some pushers call plain layers gzip, or zstd layers
         // gzip.
         let magic = chunks.peek(4)?;
-        let found = if magic.starts_with(&gzip::MAGIC) {
-            Compression::Gzip
-        } else if magic.starts_with(&ZSTD)
-            || matches!(magic, [0x50..=0x5f, rest @ ..] if rest.starts_with(&ZSTD_SKIPPABLE))
-        {
-            Compression::Zstd
-        } else {
-            Compression::Sniff
-        };
-        if found != self.compression {
-            tracing::debug!(layer = self.name, says = ?self.compression, ?found, "a layer's media type");
-        }
-        Ok(match found {
-            Compression::Gzip => Decoder::Gzip(Box::new(Members::new(chunks))),
-            Compression::Zstd => Decoder::Zstd(Frames::new(chunks)),
-            Compression::Sniff => Decoder::Plain(chunks),
+        let zstd =
+            magic.starts_with(&ZSTD) || matches!(magic, [0x50..=0x5f, rest @ ..] if rest.starts_with(&ZSTD_SKIPPABLE));
+        Ok(match magic.starts_with(&gzip::MAGIC) {
+            true => Decoder::Gzip(Box::new(Members::new(chunks))),
+            false if zstd => Decoder::Zstd(Frames::new(chunks)),
+            false => Decoder::Plain(chunks),
         })
     }
 
@@ -169,126 +174,25 @@ impl Job {
             Some(TooLong(limit)) => {
                 StoreError::TooLarge { what: format!("{}, unpacked,", self.name), limit: format!("{limit} bytes") }
             }
+            None if matches!(self.form, Form::File(_)) => StoreError::malformed(&self.name, error.to_string()),
             None => StoreError::malformed(&self.name, format!("cannot be decompressed: {error}")),
         }
     }
 
     pub(crate) fn extract_failed(&self, error: ExtractError) -> StoreError {
+        let kind = if matches!(self.form, Form::File(_)) { "file" } else { "tar entry" };
         match error {
             ExtractError::Malformed { entry, reason } => {
-                StoreError::malformed(&self.name, format!("tar entry {entry:?}: {reason}"))
+                StoreError::malformed(&self.name, format!("{kind} {entry:?}: {reason}"))
             }
             ExtractError::TooLarge { entry, limit } => {
-                StoreError::TooLarge { what: format!("{}: tar entry {entry:?}", self.name), limit }
+                StoreError::TooLarge { what: format!("{}: {kind} {entry:?}", self.name), limit }
             }
             ExtractError::Io { entry, operation, source } => {
-                StoreError::io(format!("{}: tar entry {entry:?}: {operation}", self.name), source)
+                StoreError::io(format!("{}: {kind} {entry:?}: {operation}", self.name), source)
             }
             ExtractError::Read(source) => self.read_failed(&source),
         }
-    }
-}
-
-/// The chunks as one stream that ends where the blob ends; before that, a closed queue is an error.
-/// Holds the layer's slot while there is something to decompress.
-pub(super) struct Chunks<'a> {
-    source: &'a mut Source,
-    gate: &'a Gate,
-    current: Bytes,
-    left: u64,
-    slot: Option<Share>,
-    /// Bytes since the slot was got.
-    turn: u64,
-}
-
-impl<'a> Chunks<'a> {
-    fn new(source: &'a mut Source, gate: &'a Gate, left: u64) -> Self {
-        Self { source, gate, current: Bytes::new(), left, slot: None, turn: 0 }
-    }
-
-    fn next(&mut self) -> io::Result<Option<Bytes>> {
-        let next = match self.source.next_now() {
-            Some(next) => next,
-            None => {
-                self.slot = None;
-                self.gate.pulse.waits();
-                self.source.next()
-            }
-        };
-        let chunk = match next {
-            Next::Bytes(chunk) => chunk,
-            Next::End if self.left == 0 => return Ok(None),
-            Next::End => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the download ended early")),
-            Next::Stopped => return Err(stopped()),
-        };
-        let length = chunk.len() as u64;
-        self.gate.pulse.goes_on(length);
-        self.left = self.left.saturating_sub(length);
-        self.turn += length;
-        if self.turn > TURN && self.gate.budget.slots.wanted() {
-            self.slot = None;
-        }
-        self.take_slot()?;
-        Ok(Some(chunk))
-    }
-
-    fn take_slot(&mut self) -> io::Result<()> {
-        if self.slot.is_none() {
-            let pulse = &self.gate.pulse;
-            self.slot = Some(self.gate.budget.slots.take(1, || !pulse.is_stopped()).ok_or_else(stopped)?);
-            self.turn = 0;
-        }
-        Ok(())
-    }
-
-    /// Waits for a window of so many bytes, without the slot.
-    pub(super) fn window(&mut self, bytes: u64) -> io::Result<Share> {
-        self.slot = None;
-        let window = self.gate.budget.window(bytes, &self.gate.pulse).ok_or_else(stopped)?;
-        self.take_slot()?;
-        Ok(window)
-    }
-
-    /// The next bytes, `length` of them unless the blob ends before that: they tell the format.
-    pub(super) fn peek(&mut self, length: usize) -> io::Result<&[u8]> {
-        while self.current.len() < length {
-            let Some(chunk) = self.next()? else {
-                break;
-            };
-            self.current =
-                if self.current.is_empty() { chunk } else { [&self.current[..], &chunk[..]].concat().into() };
-        }
-        Ok(&self.current[..self.current.len().min(length)])
-    }
-}
-
-fn stopped() -> io::Error {
-    io::Error::other("the layer was stopped")
-}
-
-impl BufRead for Chunks<'_> {
-    fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        while self.current.is_empty() {
-            match self.next()? {
-                Some(chunk) => self.current = chunk,
-                None => break,
-            }
-        }
-        Ok(&self.current)
-    }
-
-    fn consume(&mut self, amount: usize) {
-        self.current.advance(amount);
-    }
-}
-
-impl Read for Chunks<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let available = self.fill_buf()?;
-        let length = available.len().min(buffer.len());
-        buffer[..length].copy_from_slice(&available[..length]);
-        self.consume(length);
-        Ok(length)
     }
 }
 

@@ -25,6 +25,7 @@ pub(crate) fn image() -> Image {
             stop_signal: Some("SIGQUIT".into()),
             ..Default::default()
         },
+        artifact: None,
         disk_bytes: 0,
         pinned: false,
     }
@@ -54,6 +55,16 @@ fn planned(asked: &ContainerConfig) -> Result<ContainerPlan, CriError> {
 
 fn process_of(asked: &ContainerConfig) -> Process {
     planned(asked).unwrap().request.process.unwrap()
+}
+
+#[test]
+fn an_artifact_is_no_image_for_a_container() {
+    let (tags, kind) = (vec!["registry.example/model:1".to_owned()], "application/vnd.cncf.model.manifest.v1+json");
+    let artifact = Image { repo_tags: tags, artifact: Some(kind.into()), ..image() };
+    let error = plan("id", &pod_record("p"), &asked(), &artifact, 7).unwrap_err();
+    let text = crate::error::message(&error);
+    assert!(text.contains("registry.example/model:1") && text.contains(kind) && text.contains("volume"), "{text}");
+    assert_eq!(crate::error::code(&error), tonic::Code::FailedPrecondition);
 }
 
 #[test]
