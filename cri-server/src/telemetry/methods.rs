@@ -63,7 +63,7 @@ const SERVICES: [(&str, &[&str]); 3] = [
             "StreamImages",
         ],
     ),
-    ("/cofferdam.v1.ImageAdmin/", &["ImportImages", "VerifyLayers"]),
+    ("/cofferdam.v1.ImageAdmin/", &["ExportImages", "ImportImages", "VerifyLayers"]),
 ];
 
 /// The method of a request's path, from the list.
