@@ -130,7 +130,7 @@ impl Report {
         for row in &self.rows {
             let _ = writeln!(text, "{}", row.markdown());
         }
-        text.push_str("\n## Where the time of a vm pod's start goes\n\nFrom the daemon's own events, milliseconds. CNI and the boot run side by side.\n\n| step | p50 | p99 | n |\n|---|---|---|---|\n");
+        text.push_str("\n## Where the time of a vm pod's start goes\n\nFrom the daemon's own events, milliseconds. CNI and the restore run side by side.\n\n| step | p50 | p99 | n |\n|---|---|---|---|\n");
         for (step, samples) in self.steps.iter().filter(|(_, samples)| !samples.is_empty()) {
             let _ = writeln!(
                 text,
