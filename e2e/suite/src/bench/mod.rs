@@ -76,15 +76,16 @@ fn systemctl(verb: &str, unit: &str) -> Outcome {
 
 async fn measure(options: &Options) -> Outcome {
     crictl::wait_for("containerd to listen", || Ok(std::path::Path::new(PEER_SOCKET).exists()))?;
+    let mut samples = Samples::default();
+    // First: it starts the daemon anew, which ends connections, and what comes later is about a
+    // daemon that has served a while.
+    templates::boots(options.n, &mut samples)?;
     let mut ours = Client::connect("cofferdam", crictl::SOCKET).await?;
     let mut peer = Client::connect("containerd", PEER_SOCKET).await?;
-    let mut samples = Samples::default();
     let mut notes = Vec::new();
     for client in [&mut ours, &mut peer] {
         client.pull(BUSYBOX).await?;
     }
-    // First: it starts the daemon anew, and what comes later is about one that has served a while.
-    templates::boots(options.n, &mut samples)?;
     println!("bench: one round that does not count: whatever is slow only once is over then");
     starts(&mut ours, &mut peer, 1, &mut Samples::default()).await?;
     let earlier = started_vm_pods()?.len();
