@@ -40,6 +40,7 @@ struct Samples(BTreeMap<(&'static str, &'static str), Vec<f64>>);
 
 impl Samples {
     fn add(&mut self, row: &'static str, who: &'static str, value: f64) {
+        println!("bench: {row}, {who}: {value:.1}");
         self.0.entry((row, who)).or_default().push(value);
     }
 
