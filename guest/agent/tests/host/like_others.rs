@@ -117,7 +117,7 @@ async fn a_program_started_by_nohup_outlives_a_hung_up_exec() {
     need_host_pods!();
     let mut pod = Pod::start().await;
     pod.run(pod.shell("a", "exec sleep 100000")).await.unwrap();
-    let script = "(trap '' HUP; exec sleep 4244) & sleep 4245 & echo go; sleep 4246";
+    let script = "sleep 4245 & (trap '' HUP; echo go; exec sleep 4244) & sleep 4246";
     let start = ExecInput { kind: Some(exec_input::Kind::Start(sh("a", script))) };
     let mut output = pod.client.exec(tokio_stream::iter([start])).await.unwrap().into_inner();
     while let Some(message) = output.message().await.unwrap() {
