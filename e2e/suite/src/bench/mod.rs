@@ -285,7 +285,7 @@ const STEPS: &[(&str, Option<&str>, &str)] = &[
     ("monitor: to the guest's going on", Some("kernel_loaded"), "vcpu_started"),
     ("agent: to its first answer", Some("vcpu_started"), "agent_answered"),
     ("agent: random numbers, clock, disk, share", Some("agent_answered"), "mounted"),
-    ("pod: host name, network, sandbox", Some("mounted"), "configured"),
+    ("pod: the rest of CNI, then host name and network", Some("mounted"), "configured"),
     ("restore: monitor's exec to the agent's first answer", Some("monitor_spawned"), "agent_answered"),
     ("all of it", None, "configured"),
 ];
