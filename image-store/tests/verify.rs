@@ -42,6 +42,29 @@ async fn pulled(dir: &Path, registry: &Registry) -> (Arc<Store>, Vec<PathBuf>) {
     (store, dirs)
 }
 
+/// Two layers, room for the first, and nobody takes it: the store ends all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn somebody_who_takes_nothing_does_not_hold_up_the_end() {
+    if !root() {
+        return;
+    }
+    let dir = scratch();
+    let registry = Registry::start().await;
+    let (store, _) = pulled(dir.path(), &registry).await;
+    let (sender, receiver) = mpsc::channel(1);
+    let (owned, counted) = (store.clone(), sender.clone());
+    let work = tokio::spawn(async move { owned.verify(sender).await });
+    while counted.capacity() > 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    work.abort();
+    assert!(work.await.unwrap_err().is_cancelled());
+    let store = Arc::into_inner(store).unwrap();
+    let end = tokio::task::spawn_blocking(move || drop(store));
+    tokio::time::timeout(Duration::from_secs(30), end).await.expect("the store does not end").unwrap();
+    drop(receiver);
+}
+
 #[tokio::test]
 async fn what_changed_is_found_whatever_it_is() {
     if !root() {

@@ -11,10 +11,12 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cofferdam_ledger::Failing;
 use rustix::fs::FlockOperation;
+use tokio::sync::mpsc::Sender;
+use tokio::sync::mpsc::error::TrySendError;
 
 use super::background::Background;
 use super::budget::Budget;
@@ -30,6 +32,9 @@ use crate::lock::lock;
 use crate::pinned::Pinned;
 use crate::registry::Registries;
 use crate::signature::check_policy;
+
+/// How often somebody who takes nothing is looked after.
+const PAUSE: Duration = Duration::from_millis(2);
 
 pub(crate) struct Inner {
     pub(crate) config: Config,
@@ -247,6 +252,20 @@ impl Inner {
     /// Whether the store ends.
     pub(super) fn is_ending(&self) -> bool {
         self.ending.load(Relaxed)
+    }
+
+    /// Sends `item` as soon as there is room for it. False when nobody takes it any more, and when
+    /// the store ends: somebody who takes nothing must not hold that up. Blocks.
+    pub(super) fn send<T>(&self, to: &Sender<T>, mut item: T) -> bool {
+        while !self.is_ending() {
+            match to.try_send(item) {
+                Ok(()) => return true,
+                Err(TrySendError::Closed(_)) => return false,
+                Err(TrySendError::Full(back)) => item = back,
+            }
+            std::thread::sleep(PAUSE);
+        }
+        false
     }
 
     /// Waits for what was begun in the background.

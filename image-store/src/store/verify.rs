@@ -97,7 +97,7 @@ impl Inner {
                 tracing::error!(%chain, why, "a layer is damaged");
             }
             let layer = VerifiedLayer { chain, images: self.images_of(&chain), state };
-            if sender.blocking_send(layer).is_err() {
+            if !self.send(sender, layer) {
                 return Ok(());
             }
         }

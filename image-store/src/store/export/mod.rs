@@ -15,13 +15,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use serde_json::{Value, json};
-use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::mpsc::{self, Receiver, Sender};
 
+use super::artifact::headers;
 use super::db::ImageRecord;
 use super::inner::Inner;
 use super::staging::open_dir;
@@ -35,8 +34,6 @@ use crate::reference::Reference;
 const PIECE: usize = 256 << 10;
 /// Parts that wait to be taken.
 const WAITING: usize = 16;
-/// How often somebody who takes nothing is looked after.
-const PAUSE: Duration = Duration::from_millis(2);
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
 /// A part of an export. All images come before the first bytes.
@@ -87,12 +84,7 @@ pub(super) fn export(inner: &Arc<Inner>, references: &[String]) -> StoreResult<R
     let owned = inner.clone();
     inner.background.spawn("image-export", move || {
         if let Err(error) = archive(&owned, images.into_values().collect(), &sender) {
-            // The last parts may wait still; nobody takes it when the export was given up.
-            while let Err(TrySendError::Full(_)) = sender.try_send(Err(error.clone()))
-                && !owned.is_ending()
-            {
-                std::thread::sleep(PAUSE);
-            }
+            owned.send(&sender, Err(error));
         }
     });
     Ok(parts)
@@ -249,15 +241,7 @@ fn blob(digest: &Digest) -> String {
 
 /// The header of a file of the archive.
 fn header(out: &mut impl Write, name: &str, size: u64) -> io::Result<()> {
-    let mut header = tar::Header::new_gnu();
-    header.set_path(name)?;
-    header.set_mode(0o644);
-    header.set_uid(0);
-    header.set_gid(0);
-    header.set_mtime(0);
-    header.set_size(size);
-    header.set_cksum();
-    out.write_all(header.as_bytes())
+    out.write_all(&headers(name, size)?)
 }
 
 /// What fills a file's last block.
@@ -267,17 +251,9 @@ fn pad(out: &mut impl Write, size: u64) -> io::Result<()> {
 
 /// Sends a part. Ends when nobody takes it any more, and when the daemon ends.
 fn send(inner: &Inner, parts: &Sender<StoreResult<ExportPart>>, part: ExportPart) -> io::Result<()> {
-    let mut part = Ok(part);
-    loop {
-        if inner.is_ending() {
-            return Err(io::Error::other("the daemon ends"));
-        }
-        match parts.try_send(part) {
-            Ok(()) => return Ok(()),
-            Err(TrySendError::Closed(_)) => return Err(io::Error::other("the export was given up")),
-            Err(TrySendError::Full(back)) => part = back,
-        }
-        std::thread::sleep(PAUSE);
+    match inner.send(parts, Ok(part)) {
+        true => Ok(()),
+        false => Err(io::Error::other("the export was given up, or the daemon ends")),
     }
 }
 
