@@ -1,14 +1,14 @@
 //! `cofferdam images export`: writes what the daemon packs into a file.
 
-#![expect(clippy::disallowed_methods, reason = "nothing else runs here while the archive is written")]
-
-use std::fs::{self, File};
+use std::fs::Permissions;
 use std::io::{self, IsTerminal, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use cofferdam_proto::images::export_response::Part;
 use cofferdam_proto::images::{ExportRequest, ExportedImage};
+use tempfile::{Builder, NamedTempFile};
 
 use super::super::Outcome;
 use super::super::client::Daemon;
@@ -40,10 +40,10 @@ fn line(image: &ExportedImage) -> String {
     format!("{names}: {} is {} in the archive", plain(&image.id), plain(&image.new_id))
 }
 
-/// Where the archive goes. A file gets its name when it is whole.
+/// Where the archive goes. A file gets its name when it is whole, and is deleted otherwise.
 enum Target {
     Stdout,
-    File { file: File, name: PathBuf, part: PathBuf, whole: bool },
+    File { file: NamedTempFile, name: PathBuf },
 }
 
 impl Target {
@@ -51,47 +51,41 @@ impl Target {
         if name == Path::new("-") {
             return Ok(Self::Stdout);
         }
-        let mut part = name.as_os_str().to_owned();
-        part.push(".part");
-        let part = PathBuf::from(part);
-        let failed = |e: io::Error| io::Error::new(e.kind(), format!("making {}: {e}", part.display()));
-        let file = File::create(&part).map_err(failed)?;
-        Ok(Self::File { file, name: name.to_owned(), part, whole: false })
+        let folder = match name.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder,
+            _ => Path::new("."),
+        };
+        // As for any new file, the umask takes away what others may not.
+        let file = Builder::new().permissions(Permissions::from_mode(0o666)).tempfile_in(folder);
+        let failed = |e: io::Error| io::Error::new(e.kind(), format!("making a file in {}: {e}", folder.display()));
+        Ok(Self::File { file: file.map_err(failed)?, name: name.to_owned() })
     }
 
     fn write(&mut self, piece: &[u8]) -> io::Result<()> {
         match self {
             Self::Stdout => io::stdout().lock().write_all(piece),
-            Self::File { file, part, .. } => {
-                file.write_all(piece).map_err(|e| io::Error::new(e.kind(), format!("writing {}: {e}", part.display())))
+            Self::File { file, name } => {
+                let failed = |e: io::Error| io::Error::new(e.kind(), format!("writing {}: {e}", name.display()));
+                file.as_file_mut().write_all(piece).map_err(failed)
             }
         }
     }
 
-    fn finish(&mut self) -> io::Result<()> {
+    fn finish(self) -> io::Result<()> {
         match self {
             Self::Stdout => io::stdout().lock().flush(),
-            Self::File { name, part, whole, .. } => {
-                fs::rename(&*part, &*name)
-                    .map_err(|e| io::Error::new(e.kind(), format!("renaming to {}: {e}", name.display())))?;
-                *whole = true;
-                Ok(())
+            Self::File { file, name } => {
+                let failed = |e: io::Error| io::Error::new(e.kind(), format!("renaming to {}: {e}", name.display()));
+                file.persist(&name).map(drop).map_err(|e| failed(e.error))
             }
-        }
-    }
-}
-
-impl Drop for Target {
-    fn drop(&mut self) {
-        if let Self::File { part, whole: false, .. } = self {
-            // What is left of it is no archive.
-            let _ = fs::remove_file(part);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
@@ -105,7 +99,6 @@ mod tests {
         let mut target = Target::new(&name).unwrap();
         target.write(b"whole").unwrap();
         target.finish().unwrap();
-        drop(target);
         assert_eq!(fs::read(&name).unwrap(), b"whole");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
         assert!(Target::new(&dir.path().join("none/a.tar")).is_err());
