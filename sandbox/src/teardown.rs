@@ -107,7 +107,7 @@ async fn attachment(shared: &Arc<Shared>, dirs: &Dirs, id: &str) -> Result<Optio
         // Plugins find what a pod has by its id: what was in the record makes that surer, and is not needed.
         tracing::error!(
             pod = id,
-            error = chain(&error),
+            error = error.chain(),
             "the network's record cannot be read: plugins are asked all the same"
         );
         let spec = dirs::read::<PodSpec>(&dirs.spec()).ok().flatten();
@@ -117,7 +117,7 @@ async fn attachment(shared: &Arc<Shared>, dirs: &Dirs, id: &str) -> Result<Optio
         let made = list.and_then(|list| {
             Attachment::new(list, &id, &network, "", cgroup.as_ref().map_or("", |cgroup| cgroup.name()))
         });
-        Ok(made.inspect_err(|error| tracing::error!(pod = id, error = chain(error), "and cannot be asked")).ok())
+        Ok(made.inspect_err(|error| tracing::error!(pod = id, error = error.chain(), "and cannot be asked")).ok())
     })
     .await
 }
@@ -144,7 +144,7 @@ async fn detach(shared: &Arc<Shared>, dirs: &Dirs, id: &str) -> Result<(), Sandb
             // After a reboot the interface is gone whatever plugins say, and an ADD that did not succeed may never be undone by
             // plugins that cannot work at all. They were asked for their leases and rules.
             Err(error) if !there || !attachment.complete => {
-                tracing::warn!(pod = %attachment.container, error = %chain(&error), "a plugin failed to undo what was hardly done");
+                tracing::warn!(pod = %attachment.container, error = error.chain(), "a plugin failed to undo what was hardly done");
             }
             other => other?,
         }
@@ -156,16 +156,6 @@ async fn detach(shared: &Arc<Shared>, dirs: &Dirs, id: &str) -> Result<(), Sandb
         remove_file(&dirs.network())
     })
     .await
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    text
 }
 
 #[expect(clippy::disallowed_methods, reason = "on blocking threads only")]

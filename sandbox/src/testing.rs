@@ -104,5 +104,5 @@ pub(crate) fn cgroup2() -> PathBuf {
 pub(crate) fn new_id() -> String {
     let mut bytes = [0; 32];
     getrandom::fill(&mut bytes).unwrap();
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    hex::encode(bytes)
 }

@@ -145,14 +145,14 @@ impl Pod {
                 match met {
                     Ok(()) => break,
                     Err(error) if wait == AGAIN => {
-                        let error = with_causes(&error);
+                        let error = error.chain();
                         tracing::warn!(
                             pod = pod.id(),
                             error,
                             "the pod's programs do not say which versions they speak; asking again"
                         );
                     }
-                    Err(error) => tracing::debug!(pod = pod.id(), error = with_causes(&error), "no answer yet"),
+                    Err(error) => tracing::debug!(pod = pod.id(), error = error.chain(), "no answer yet"),
                 }
                 tokio::select! {
                     () = tokio::time::sleep(wait) => {}
@@ -175,11 +175,6 @@ impl Pod {
             }
         });
     }
-}
-
-fn with_causes(error: &SandboxError) -> String {
-    let cause = std::error::Error::source(error).map(|cause| format!(": {cause}"));
-    error.to_string() + &cause.unwrap_or_default()
 }
 
 /// Agrees with an agent on the newest of `versions` that it speaks. Waits for the agent as long as

@@ -28,7 +28,7 @@ pub struct BeforePod {
 
 impl BeforePod {
     /// The agent is not settled before the process ends whose exit code `preparing` tells.
-    pub async fn wait_for(&self, preparing: oneshot::Receiver<i32>) {
+    pub async fn settles_after(&self, preparing: oneshot::Receiver<i32>) {
         *self.preparing.lock().await = Some(preparing);
     }
 
@@ -65,7 +65,7 @@ pub async fn settle(agent: &Agent) -> Result<()> {
 /// Gives the guest its random numbers and its clock, and mounts disk and share, once.
 ///
 /// # Errors
-/// Says what failed; the call may be repeated.
+/// Says what failed. What was mounted stays, so the guest is of no use then.
 pub async fn mount(agent: &Agent, request: &MountPodRequest) -> Result<()> {
     must_be_guest(agent)?;
     let seed = &request.random_seed;

@@ -86,7 +86,7 @@ fn serve() -> Result<()> {
         let cgroups = agent.cgroup_root.clone();
         let child = sys::fork(0, None, || u8::from(cgroup::prepare(&cgroups, Path::new(GUEST_PARENT)).is_err()))
             .doing("start a process")?;
-        agent.before_pod.wait_for(agent.reaper.watch(child.pid)).await;
+        agent.before_pod.settles_after(agent.reaper.watch(child.pid)).await;
         tokio::spawn(reclaim::run(agent.clone(), agent.cgroup_root.join(GUEST_PARENT)));
         // Only the node may call, not what runs in the guest.
         let incoming = listener.incoming().filter_map(|stream| async {

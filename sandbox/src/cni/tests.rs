@@ -58,13 +58,6 @@ impl Bench {
     }
 }
 
-fn chain(error: &SandboxError) -> String {
-    match std::error::Error::source(error) {
-        Some(source) => format!("{error}: {source}"),
-        None => error.to_string(),
-    }
-}
-
 #[tokio::test]
 async fn add_goes_forward_with_results_and_del_backward() {
     let bench = Bench::new(&[
@@ -120,10 +113,10 @@ async fn a_failure_names_plugin_and_network_and_del_still_asks_all() {
     let mut attachment = attachment(CHAIN);
     let error = attachment.add(&bench.config, Path::new("/n"), |_| ready(Ok(()))).await.unwrap_err();
     let expected = "cannot add the pod to network lab: plugin second: no addresses; range is full (code 7)";
-    assert_eq!(chain(&error), expected);
+    assert_eq!(error.chain(), expected);
     assert_eq!((attachment.result.clone(), attachment.complete), (Some(json!({})), false));
     let error = attachment.del(&bench.config, Some(Path::new("/n"))).await.unwrap_err();
-    assert!(chain(&error).contains("take the pod off network lab: plugin second: no addresses"), "{}", chain(&error));
+    assert!(error.chain().contains("take the pod off network lab: plugin second: no addresses"), "{}", error.chain());
     assert!(bench.calls()[3].starts_with("DEL first /n "));
 }
 
@@ -139,7 +132,7 @@ async fn what_plugins_may_answer_is_bounded() {
         let bench = Bench::new(&[("first", script)]);
         let mut attachment = attachment(r#"{"cniVersion": "1.0.0", "name": "lab", "type": "first"}"#);
         let error = attachment.add(&bench.config, Path::new("/n"), |_| ready(Ok(()))).await.unwrap_err();
-        assert!(chain(&error).contains(expected), "{script}: {}", chain(&error));
+        assert!(error.chain().contains(expected), "{script}: {}", error.chain());
     }
 }
 

@@ -40,7 +40,7 @@ fn spec(shared: &Shared, shape: Shape) -> Result<PodSpec, SandboxError> {
     getrandom::fill(&mut random).doing(|| "name a microVM".into())?;
     let parent = shared.config.vm.template.as_ref().map(|template| template.cgroup_parent.clone());
     Ok(PodSpec {
-        id: random.iter().map(|byte| format!("{byte:02x}")).collect(),
+        id: hex::encode(random),
         kind: Kind::Vm,
         vm: shape.size,
         vm_max: VmSize { vcpus: shape.vcpus_max, memory_mib: shape.size.memory_mib + shape.hotplug_mib },

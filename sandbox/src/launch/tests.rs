@@ -61,11 +61,6 @@ fn no_trace_of(node: &Node, id: &str) {
     assert!(!node.config.cgroup_root.join("cofferdam-test").join(id).exists(), "its cgroup is left");
 }
 
-fn chain(error: &SandboxError) -> String {
-    let source = std::error::Error::source(error).map(|source| format!(": {source}"));
-    error.to_string() + &source.unwrap_or_default()
-}
-
 fn runtime(config: &Config) -> Runtime {
     Runtime::open(config.clone()).unwrap()
 }
@@ -89,7 +84,7 @@ fn a_monitor_that_dies_says_why_and_leaves_nothing() {
         let runtime = runtime(&node.config);
         let spec = spec(Kind::Vm);
         let error = runtime.launch(&spec).await.err().unwrap();
-        assert_eq!(chain(&error), "cannot start the pod: the monitor died: the machine is on fire");
+        assert_eq!(error.chain(), "cannot start the pod: the monitor died: the machine is on fire");
         no_trace_of(&node, &spec.id);
         assert!(runtime.adopt(&spec.id).await.is_err());
         runtime.remove(&spec.id).await.unwrap();
@@ -104,7 +99,7 @@ fn a_failure_of_the_network_ends_the_boot_and_names_the_plugin() {
         fs::write(node.folder.path().join("net.d/10-lab.conflist"), list).unwrap();
         let spec = spec(Kind::Vm);
         let error = runtime(&node.config).launch(&spec).await.err().unwrap();
-        let text = chain(&error);
+        let text = error.chain();
         assert!(text.starts_with("cannot add the pod to network lab: plugin bridge: "), "{text}");
         no_trace_of(&node, &spec.id);
     });
@@ -166,7 +161,7 @@ fn with_pods(test: impl AsyncFn(&Node, Kind) + Send + Clone + 'static) {
 }
 
 async fn launch(runtime: &Runtime, spec: &PodSpec) -> Pod {
-    runtime.launch(spec).await.unwrap_or_else(|error| panic!("{}", chain(&error)))
+    runtime.launch(spec).await.unwrap_or_else(|error| panic!("{}", error.chain()))
 }
 
 async fn container(node: &Node, pod: &Pod, script: &str) -> String {

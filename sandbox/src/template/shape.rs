@@ -96,7 +96,7 @@ impl Inputs {
             changed.iter().for_each(|number| hash.update(number.to_ne_bytes()));
         }
         hash.update(&config.kernel_args);
-        Ok(Self(hash.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect()))
+        Ok(Self(hex::encode(&hash.finalize()[..8])))
     }
 
     /// The digits.

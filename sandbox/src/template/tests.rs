@@ -33,6 +33,15 @@ fn made(config: &VmConfig, shape: Shape) -> Template {
     Template::new(shape, Inputs::of(config).unwrap(), memory, file())
 }
 
+/// Templates with the one of the usual pod.
+fn with_usual(config: &VmConfig) -> (Templates, mpsc::UnboundedReceiver<Shape>, Shape) {
+    let (templates, mut asked) = templates();
+    templates.choose(config, USUAL, 1).unwrap_err();
+    let shape = asked.try_recv().unwrap();
+    templates.add(made(config, shape));
+    (templates, asked, shape)
+}
+
 #[test]
 fn a_template_is_asked_for_once_and_used_when_it_is_there() {
     let folder = tempfile::tempdir().unwrap();
@@ -56,10 +65,7 @@ fn a_template_is_asked_for_once_and_used_when_it_is_there() {
 fn a_template_of_other_inputs_is_thrown_away() {
     let folder = tempfile::tempdir().unwrap();
     let config = config(folder.path());
-    let (templates, mut asked) = templates();
-    templates.choose(&config, USUAL, 1).unwrap_err();
-    let shape = asked.try_recv().unwrap();
-    templates.add(made(&config, shape));
+    let (templates, mut asked, shape) = with_usual(&config);
     std::fs::write(&config.kernel, "another").unwrap();
     templates.choose(&config, USUAL, 1).unwrap_err();
     assert_eq!((templates.usage().ready, asked.try_recv()), (0, Ok(shape)));
@@ -69,10 +75,7 @@ fn a_template_of_other_inputs_is_thrown_away() {
 fn a_template_that_fails_is_not_made_again_at_once() {
     let folder = tempfile::tempdir().unwrap();
     let config = config(folder.path());
-    let (templates, mut asked) = templates();
-    templates.choose(&config, USUAL, 1).unwrap_err();
-    let shape = asked.try_recv().unwrap();
-    templates.add(made(&config, shape));
+    let (templates, mut asked, shape) = with_usual(&config);
     let template = templates.choose(&config, USUAL, 1).unwrap();
     templates.discard(&template);
     templates.choose(&config, USUAL, 1).unwrap_err();

@@ -219,7 +219,7 @@ async fn agreed(speaks: u8, versions: RangeInclusive<u32>) -> (Result<u32, Strin
         async move { UnixStream::connect(path).await.map(hyper_util::rt::TokioIo::new) }
     }));
     let outcome = greet(AgentClient::new(channel), versions).await;
-    (outcome.map(|program| program.api).map_err(|error| with_causes(&error)), logged(&calls))
+    (outcome.map(|program| program.api).map_err(|error| error.chain()), logged(&calls))
 }
 
 #[tokio::test]

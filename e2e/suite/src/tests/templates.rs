@@ -2,8 +2,7 @@
 //! template, and what cannot be restored boots.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
-use std::io;
+use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -67,16 +66,7 @@ fn memories() -> Outcome<Vec<PathBuf>> {
 fn digests() -> Outcome<BTreeSet<Vec<u8>>> {
     let mut digests = BTreeSet::new();
     for path in memories()? {
-        let mut hash = Sha256::new();
-        let mut file = File::open(&path).doing("open a template's memory")?;
-        let mut chunk = vec![0; 1 << 20];
-        loop {
-            match io::Read::read(&mut file, &mut chunk).doing("read a template's memory")? {
-                0 => break,
-                n => hash.update(&chunk[..n]),
-            }
-        }
-        digests.insert(hash.finalize().to_vec());
+        digests.insert(Sha256::digest(fs::read(&path).doing("read a template's memory")?).to_vec());
     }
     Ok(digests)
 }

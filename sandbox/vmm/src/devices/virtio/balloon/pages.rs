@@ -37,11 +37,11 @@ fn release(slice: &VolatileSlice<'_>, length: usize) -> io::Result<()> {
     if whole == 0 {
         return Ok(());
     }
-    // SAFETY: `skipped + whole` is at most `length`, which is at most the length of the slice, so
-    // the range lies in the guest's mapping, and that lives as long as the slice. It is private
-    // memory, of which nothing here holds a reference: the monitor reads and writes it by volatile
-    // accesses only, and the guest has said that it does not use it. In a clone it shows what it
-    // was saved with again.
+    // The guest has said that it does not use it; in a clone it shows what it was saved with again.
+    //
+    // SAFETY: `skipped + whole` is at most the slice's length, so the range lies in the guest's
+    // mapping, which lives as long as the slice. It is private memory, to which nothing here holds a
+    // reference: the monitor reads and writes it by volatile accesses only.
     if unsafe { libc::madvise(start.wrapping_add(skipped).cast(), whole, libc::MADV_DONTNEED) } < 0 {
         return Err(io::Error::last_os_error());
     }
