@@ -145,6 +145,42 @@ fn assert_whole(tree: &Path, context: &str) {
     }
 }
 
+/// A killed daemon can leave one whole layer in two directories: one that it was about to delete and
+/// one that it had just unpacked. The next daemon keeps one of them, and has deleted the other one
+/// when it is open.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_equal_layers_one_is_kept() {
+    if !root() {
+        return;
+    }
+    let (dir, registry) = (scratch(), Registry::start().await);
+    let reference = registry.add("image0:x", &image(0));
+    let config = registry.config(dir.path());
+    let tmp = config.root.join("tmp");
+    let names = || fs::read_dir(&tmp).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>();
+    let store = Store::open(config.clone()).unwrap();
+    let id = store.pull(&reference, None).await.unwrap();
+    let whole = fs::read_dir(config.root.join("layers")).unwrap().next().unwrap().unwrap().path();
+    assert!(whole.join("record").exists());
+    let copy = |from: &Path, to: &Path| {
+        assert!(Command::new("cp").arg("-a").args([from, to]).status().unwrap().success());
+    };
+    let saved = dir.path().join("saved");
+    copy(&whole, &saved);
+    store.remove(&id).await.unwrap();
+    store.forget_unfinished().await;
+    drop(store); // Waits for deletions.
+    assert!(names().is_empty());
+    for name in ["rubbish-1", "layer-2"] {
+        copy(&saved, &tmp.join(name));
+    }
+    let store = Store::open(config).unwrap();
+    let found = names();
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert_whole(&found[0].join("fs"), "two equal layers");
+    drop(store);
+}
+
 /// A layer that was not yet synced when the machine went down may be there in part.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_not_synced_ends_with_the_boot() {

@@ -113,13 +113,16 @@ impl Jobs {
         Staging::new(self.temporary("layer"), self.background.clone())
     }
 
-    /// Takes in a whole layer that an earlier daemon left.
+    /// Takes in a whole layer that an earlier daemon left. A second one like it is deleted. Blocks.
     pub(crate) fn adopt(&self, path: PathBuf, record: Record, since: SystemTime) {
         let staging = Staging::found(path, self.background.clone());
         let key = Key { blob: record.blob, diff_id: record.diff_id, lowest: None };
+        if lock(&self.table).contains_key(&key) {
+            return staging.delete();
+        }
         let staged = Staged { staging: Mutex::new(Some(staging)), extracted: record.extracted, lowest: record.lowest };
         let job = Job { feed: tokio::sync::Mutex::new(Feed::Whole(Arc::new(staged))), pulse: Mutex::default() };
-        lock(&self.table).entry(key).or_insert(Entry { job: Arc::new(job), users: 0, since });
+        lock(&self.table).insert(key, Entry { job: Arc::new(job), users: 0, since });
     }
 
     fn interest(self: &Arc<Self>, key: Key) -> Interest {
