@@ -183,9 +183,8 @@ async fn run(exec: Exec, start: &ExecStart, mut input: Streaming<ExecInput>, out
         Ending::Exited(code) => (code, false),
         Ending::TimedOut | Ending::HungUp => {
             let timed_out = matches!(end, Ending::TimedOut);
-            // Before anything is awaited: its number is its own until it was reaped.
             let why = if timed_out { Why::TimedOut } else { Why::HungUp };
-            descendants::kill(&container.cgroup, child.pid, &child.pidfd, why);
+            descendants::kill(&container.cgroup, child.pid, &child.pidfd, why).await;
             (exit.await.unwrap_or(255), timed_out)
         }
     };
