@@ -14,7 +14,7 @@
 //! | 1 | |
 //! | 2 | [`LaunchConfig::more_tap_fds`], which a monitor of version 1 would leave out |
 //! | 3 | [`Request::Plug`] and [`Request::Unplug`], for which the guest was told of places at its boot |
-//! | 4 | [`LaunchConfig::restore`]; [`Request::Save`] and [`Request::Resume`] |
+//! | 4 | [`LaunchConfig::restore`]; [`Request::Save`], [`Request::Pause`] and [`Request::Resume`] |
 //!
 //! **End.** When the VM ends, the monitor writes one JSON [`ExitReport`] to `exit_fd` and exits with
 //! status 0 for [`ExitReason::PowerOff`], else 1.
@@ -180,7 +180,11 @@ pub enum Request {
     /// The monitor does nothing else meanwhile, which takes as long as what its devices have begun
     /// with files of the node, and as reading all of the guest's memory.
     Save,
-    /// Lets a VM go on that [`Request::Save`] has paused; answered by [`Reply::Done`].
+    /// Pauses the VM: its vCPUs and devices do nothing until [`Request::Resume`]. Its clocks go on.
+    /// Answered by [`Reply::Done`], also when it is paused already.
+    Pause,
+    /// Lets a VM go on that [`Request::Save`] or [`Request::Pause`] has paused; answered by
+    /// [`Reply::Done`].
     Resume,
     /// Ends the VM at once; the exit report says [`ExitReason::Killed`]. Answered by [`Reply::Done`] first.
     Kill,

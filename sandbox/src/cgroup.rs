@@ -93,6 +93,12 @@ impl PodCgroup {
         least
     }
 
+    /// Memory that is charged to it, bytes; 0 when it is not there.
+    pub(crate) fn memory_used(&self) -> u64 {
+        let text = fs::read_to_string(self.path().join("memory.current")).unwrap_or_default();
+        text.trim().parse().unwrap_or(0)
+    }
+
     /// How many processes in it the kernel killed because memory was short there or on the node.
     pub(crate) fn oom_kills(&self) -> u64 {
         let text = fs::read_to_string(self.path().join("memory.events")).unwrap_or_default();

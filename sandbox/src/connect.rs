@@ -183,7 +183,11 @@ pub(crate) fn console(dirs: &Dirs) -> Result<String, SandboxError> {
 
 /// Has the monitor do what changes the guest's size. Blocks for a moment.
 pub(crate) fn request(dirs: &Dirs, request: &Request) -> Result<(), SandboxError> {
-    let step = || "have the monitor change the guest's size".to_owned();
+    order(dirs, request, "change the guest's size")
+}
+
+fn order(dirs: &Dirs, request: &Request, what: &str) -> Result<(), SandboxError> {
+    let step = || format!("have the monitor {what}");
     match Control::open(&dirs.control(), ANSWER_LIMIT)?.packets.ask(request, None).doing(step)? {
         Reply::Done => Ok(()),
         other => Err(unexpected(other)).doing(step),
@@ -199,6 +203,16 @@ pub(crate) fn save(dirs: &Dirs, memory: &OwnedFd, state: &OwnedFd) -> Result<(),
         Reply::Done => Ok(()),
         other => Err(unexpected(other)).doing(step),
     }
+}
+
+/// Has the monitor pause its VM. Blocks for a moment.
+pub(crate) fn pause(dirs: &Dirs) -> Result<(), SandboxError> {
+    order(dirs, &Request::Pause, "pause its VM")
+}
+
+/// Has the monitor let its paused VM go on. Blocks for a moment.
+pub(crate) fn resume(dirs: &Dirs) -> Result<(), SandboxError> {
+    order(dirs, &Request::Resume, "let its VM go on")
 }
 
 /// Has the monitor make a disk of the block device `device`; answers its place. Blocks for a

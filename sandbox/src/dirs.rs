@@ -134,6 +134,11 @@ impl Dirs {
     pub(crate) fn disk(&self) -> PathBuf {
         self.state.join("disk.ext4")
     }
+    /// All that a vm pod has of its microVM, but for the network namespace.
+    pub(crate) fn of_microvm(&self) -> [PathBuf; 7] {
+        let (process, stderr, exit) = (self.process(), self.stderr(), self.exit_report());
+        [process, stderr, exit, self.control(), self.vsock(), self.tree(), self.disk()]
+    }
     pub(crate) fn containers(&self) -> PathBuf {
         self.state.join("containers")
     }

@@ -27,6 +27,7 @@ mod look;
 pub mod mountinfo;
 mod netns;
 mod pod;
+mod pool;
 mod probe;
 mod process;
 mod quota;

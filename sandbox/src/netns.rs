@@ -61,11 +61,15 @@ pub(crate) struct NetNs {
     pub(crate) taps: Vec<OwnedFd>,
 }
 
+/// Mounts the namespace `fd` at `path`. Blocks for a moment.
+pub(crate) fn name(path: &Path, fd: &OwnedFd) -> Result<(), SandboxError> {
+    mount_point(path)?;
+    mount_bind(format!("/proc/self/fd/{}", fd.as_raw_fd()), path).doing(|| making(path))
+}
+
 /// Mounts the namespace `fd` at `path` and brings `lo` up in it. Blocks for a moment.
 pub(crate) fn adopt(path: &Path, fd: OwnedFd) -> Result<NetNs, SandboxError> {
-    let step = || making(path);
-    mount_point(path)?;
-    mount_bind(format!("/proc/self/fd/{}", fd.as_raw_fd()), path).doing(step)?;
+    name(path, &fd)?;
     inside(fd.as_fd(), || up("lo").doing(|| "bring up lo in the pod's network namespace".into()))?;
     Ok(NetNs { fd, taps: Vec::new() })
 }

@@ -10,6 +10,7 @@ use cofferdam_proto::agent::agent_client::AgentClient;
 use cofferdam_proto::monitor::{ExitReason, ExitReport};
 use cofferdam_proto::sink::SinkRequest;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tonic::transport::Channel;
 
 use crate::cgroup::PodCgroup;
@@ -84,6 +85,7 @@ pub struct End {
 pub(crate) struct Watched {
     pub(crate) pid: u32,
     pub(crate) ended: watch::Receiver<Option<End>>,
+    task: JoinHandle<()>,
 }
 
 impl Watched {
@@ -92,7 +94,7 @@ impl Watched {
         let (sender, ended) = watch::channel(None);
         let (dirs, cgroup, watches) = (dirs.clone(), cgroup.clone(), watches.clone());
         let pid = started.record.pid;
-        tokio::spawn(async move {
+        let task = tokio::spawn(async move {
             let stderr = dirs.stderr();
             let signal = tokio::select! {
                 signal = process::wait(started.pidfd) => signal,
@@ -105,7 +107,19 @@ impl Watched {
             tracing::debug!(pod = %run.display(), clean = end.clean, detail = %end.detail, "pod ended");
             let _ = sender.send(Some(end));
         });
-        Self { pid, ended }
+        Self { pid, ended, task }
+    }
+
+    /// Whether it has not ended yet.
+    pub(crate) fn is_running(&self) -> bool {
+        self.ended.borrow().is_none()
+    }
+
+    /// Watches the process no longer.
+    pub(crate) async fn stop(self) {
+        self.task.abort();
+        // Ended by the abort: its error says no more than that.
+        let _ = self.task.await;
     }
 
     /// Waits for the end.
@@ -179,7 +193,7 @@ impl Pod {
         channel: Channel,
         watched: Watched,
     ) -> Self {
-        let Watched { pid, ended } = watched;
+        let Watched { pid, ended, task: _ } = watched;
         let (gone, mapping) = (watch::Sender::new(false), OnceLock::new());
         let inner = Inner { shared, spec, dirs, cgroup, network, timeline, pid, channel, ended, gone, mapping, known };
         Self { inner: Arc::new(inner) }

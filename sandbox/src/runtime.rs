@@ -14,10 +14,11 @@ use crate::cni::{NetworkList, Networks};
 use crate::dirs::{self, Dirs, ProcessRecord, ReadyRecord};
 use crate::error::{Doing, SandboxError, blocking};
 use crate::pod::{End, Pod, Watched};
+use crate::pool::Pool;
 use crate::process::{self, Started};
 use crate::sealed::Sealed;
 use crate::spec::{Config, Kind, PodSpec};
-use crate::template::{self, TemplateUsage, Templates};
+use crate::template::{self, Origin, TemplateUsage, Templates};
 use crate::versions::Known;
 use crate::watches::Watches;
 use crate::{connect, launch, probe, quota, teardown, users};
@@ -44,9 +45,19 @@ pub(crate) struct Shared {
     pub(crate) watches: Watches,
     pub(crate) clock_steps: Steps,
     pub(crate) templates: Templates,
+    pub(crate) pool: Pool,
 }
 
 impl Shared {
+    /// A microVM came up.
+    pub(crate) fn came_up(&self, origin: Origin) {
+        match origin {
+            Origin::Pool => self.pool.was_taken(),
+            Origin::Template => self.templates.came_up(true),
+            Origin::Boot => self.templates.came_up(false),
+        }
+    }
+
     /// Launch, export, stop and remove of one pod exclude each other.
     pub(crate) async fn lock(&self, id: &str) -> OwnedMutexGuard<()> {
         let lock = {
@@ -86,9 +97,22 @@ impl Runtime {
         let no_users = users::try_out(&config.state_dir).err();
         let (networks, sealed, watches) = (Networks::default(), Sealed::default(), Watches::default());
         let (clock_steps, templates) = (Steps::default(), Templates::open(&config.vm));
-        let shared =
-            Shared { config, locks, networks, sealed, vm_works, host_works, no_users, watches, clock_steps, templates };
-        Ok(Self { shared: Arc::new(shared) })
+        let pool = Pool::new(config.vm.template.as_ref().map_or(0, |template| template.pool));
+        Ok(Self {
+            shared: Arc::new(Shared {
+                config,
+                locks,
+                networks,
+                sealed,
+                vm_works,
+                host_works,
+                no_users,
+                watches,
+                clock_steps,
+                templates,
+                pool,
+            }),
+        })
     }
 
     /// Whether this node can run pods of `kind`; tried once, then remembered while the answer is yes. Blocks.
@@ -107,11 +131,20 @@ impl Runtime {
     /// Makes templates for microVMs in the background from now on, the usual pod's at once. For a node that can run microVMs ([`Runtime::probe`]).
     pub fn make_templates(&self) {
         tokio::spawn(template::make(Arc::clone(&self.shared)));
+        if self.shared.config.vm.template.as_ref().is_some_and(|template| template.pool > 0) {
+            tokio::spawn(launch::fill(Arc::clone(&self.shared)));
+        }
     }
 
-    /// What templates there are, and what they were used for.
+    /// What templates there are, and what they were used for. Blocks for a moment.
     pub fn templates(&self) -> TemplateUsage {
-        self.shared.templates.usage()
+        let (waiting, waiting_bytes) = self.shared.pool.usage();
+        TemplateUsage { waiting, waiting_bytes, taken: self.shared.pool.taken(), ..self.shared.templates.usage() }
+    }
+
+    /// Ends the microVMs that wait for pods; no more are made. Pods go on.
+    pub async fn close_pool(&self) {
+        launch::remove(&self.shared, self.shared.pool.close()).await;
     }
 
     /// Watches files of the node.

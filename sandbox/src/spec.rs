@@ -63,8 +63,11 @@ pub struct TemplateConfig {
     pub size: VmSize,
     /// What a microVM that is restored can grow to.
     pub most: VmSize,
-    /// Parent cgroup of a microVM that becomes a template, as [`PodSpec::cgroup_parent`].
+    /// Parent cgroup of a microVM that becomes a template or waits for a pod, as
+    /// [`PodSpec::cgroup_parent`].
     pub cgroup_parent: String,
+    /// How many microVMs of the usual pod are restored ahead of their pods.
+    pub pool: usize,
 }
 
 /// Where CNI's plugins and configurations are.

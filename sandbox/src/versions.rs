@@ -75,7 +75,7 @@ impl Programs {
 }
 
 /// What a pod keeps of them.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Known {
     monitor: OnceLock<ProgramVersion>,
     agent: OnceCell<ProgramVersion>,

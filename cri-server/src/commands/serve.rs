@@ -109,6 +109,9 @@ async fn serve(config: Config, traces: Option<Traces>) -> Result<(), Box<dyn std
     tracing::info!("told to end; pods go on");
     let _ = stop.send(());
     node.streaming.leave().await;
+    if tokio::time::timeout(GOODBYE, node.runtime.close_pool()).await.is_err() {
+        tracing::warn!("microVMs that waited for pods are left to the next daemon, which ends them");
+    }
     if let Ok(ended) = tokio::time::timeout(GOODBYE, server).await {
         ended??;
     }

@@ -60,6 +60,7 @@ pub(super) struct Vm {
     disk_template: PathBuf,
     boot_timeout_seconds: u64,
     template: bool,
+    pool: u16,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -161,6 +162,7 @@ impl Default for Vm {
             disk_template: PathBuf::new(),
             boot_timeout_seconds: 60,
             template: true,
+            pool: 0,
         }
     }
 }
@@ -245,6 +247,13 @@ impl Settings {
         in_range("vm.memory_max_mib", self.vm.memory_max_mib.into(), 64, 1 << 20)?;
         in_range("vm.unlimited_memory_percent", self.vm.unlimited_memory_percent.into(), 0, 100)?;
         in_range("vm.unlimited_memory_max_mib", self.vm.unlimited_memory_max_mib.into(), 0, 1 << 20)?;
+        in_range("vm.pool", self.vm.pool.into(), 0, 100)?;
+        if self.vm.pool > 0 && !self.vm.template {
+            return Err((
+                "vm.pool",
+                "needs vm.template = true: microVMs that wait are restored from a template".into(),
+            ));
+        }
         in_range("vm.boot_timeout_seconds", self.vm.boot_timeout_seconds, 1, 3600)?;
         in_range("cni.plugin_timeout_seconds", self.cni.plugin_timeout_seconds, 1, 3600)?;
         in_range("images.max_parallel_layers", self.images.max_parallel_layers as u64, 1, 64)?;
@@ -364,7 +373,7 @@ impl Vm {
     fn parts(&self, cgroup_parent: &CgroupParent) -> VmConfig {
         let (size, most, cgroup_parent) = (self.size(), self.most(), cgroup_parent.as_str().to_owned());
         VmConfig {
-            template: self.template.then_some(TemplateConfig { size, most, cgroup_parent }),
+            template: self.template.then_some(TemplateConfig { size, most, cgroup_parent, pool: self.pool.into() }),
             monitor: self.monitor.clone(),
             kernel: self.kernel.clone(),
             initramfs: self.initramfs.clone(),

@@ -73,6 +73,8 @@ struct Templates {
     ready: Gauge,
     pending: Gauge,
     bytes: Gauge,
+    waiting: Gauge,
+    waiting_bytes: Gauge,
 }
 
 impl Templates {
@@ -80,7 +82,7 @@ impl Templates {
         let templates = Self::default();
         registry.register(
             "vm_starts",
-            "MicroVMs that came up, by what they came from: a template, or a boot",
+            "MicroVMs of pods, by what they came from: the pool, a template, or a boot",
             templates.starts.clone(),
         );
         registry.register(
@@ -100,17 +102,26 @@ impl Templates {
             Unit::Bytes,
             templates.bytes.clone(),
         );
+        registry.register("vm_pool", "MicroVMs that are restored and wait for a pod", templates.waiting.clone());
+        registry.register_with_unit(
+            "vm_pool",
+            "Memory of the node that waiting microVMs take",
+            Unit::Bytes,
+            templates.waiting_bytes.clone(),
+        );
         templates
     }
 
     fn set(&self, usage: &TemplateUsage) {
-        for (from, count) in [("template", usage.restored), ("boot", usage.booted)] {
+        for (from, count) in [("pool", usage.taken), ("template", usage.restored), ("boot", usage.booted)] {
             self.starts.get_or_create(&[("from", from)]).inner().store(count, Relaxed);
         }
         self.failures.inner().store(usage.failed, Relaxed);
         self.ready.set(i64::try_from(usage.ready).unwrap_or(i64::MAX));
         self.pending.set(i64::try_from(usage.pending).unwrap_or(i64::MAX));
         self.bytes.set(i64::try_from(usage.bytes).unwrap_or(i64::MAX));
+        self.waiting.set(i64::try_from(usage.waiting).unwrap_or(i64::MAX));
+        self.waiting_bytes.set(i64::try_from(usage.waiting_bytes).unwrap_or(i64::MAX));
     }
 }
 
@@ -297,15 +308,21 @@ mod tests {
             restored: 3,
             booted: 2,
             failed: 1,
+            waiting: 4,
+            waiting_bytes: 8192,
+            taken: 5,
         });
         let text = telemetry.encoded().unwrap();
         for line in [
+            "cofferdam_vm_starts_total{from=\"pool\"} 5",
             "cofferdam_vm_starts_total{from=\"template\"} 3",
             "cofferdam_vm_starts_total{from=\"boot\"} 2",
             "cofferdam_vm_template_failures_total 1",
             "cofferdam_vm_templates 1",
             "cofferdam_vm_templates_pending 2",
             "cofferdam_vm_template_bytes 4096",
+            "cofferdam_vm_pool 4",
+            "cofferdam_vm_pool_bytes 8192",
             "cofferdam_rpc_duration_seconds_bucket{le=\"0.0025\",method=\"Version\",code=\"Ok\"} 0",
             "cofferdam_rpc_duration_seconds_bucket{le=\"0.005\",method=\"Version\",code=\"Ok\"} 1",
             "cofferdam_rpc_duration_seconds_count{method=\"Version\",code=\"Internal\"} 1",

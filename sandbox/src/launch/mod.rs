@@ -1,9 +1,12 @@
 //! Launches a pod. Network and process come up side by side: neither needs the other before the agent is told its address.
 
 mod agent;
+mod fill;
 mod host;
 mod network;
 mod save;
+mod take;
+mod unowned;
 mod vm;
 
 use std::sync::Arc;
@@ -21,14 +24,17 @@ use crate::error::{Doing, SandboxError, blocking};
 use crate::link::GuestNetwork;
 use crate::netns::{self, NetNs};
 use crate::pod::{Pod, Watched};
+use crate::pool::Waiting;
 use crate::runtime::{Shared, Timeline};
 use crate::spec::{Kind, NetworkStatus, PodSpec, VmSize};
 use crate::step::{SPANS, step};
-use crate::template::{Shape, Template};
+use crate::template::{Origin, Shape, Template};
 use crate::users::{self, Spaces};
 use crate::versions::Known;
 use crate::{clock, connect, quota, size, teardown};
+pub(crate) use fill::{fill, remove};
 pub(crate) use save::boot_and_save;
+use take::{Remains, Taken};
 
 /// What the steps of one launch share.
 struct Launch {
@@ -40,6 +46,8 @@ struct Launch {
     shape: Shape,
     /// What the microVM is restored from; without one it boots.
     template: Option<Arc<Template>>,
+    /// A microVM that was restored before the launch.
+    taken: Option<Taken>,
     netns: Option<NetNs>,
     users: Option<Spaces>,
     clock: Clock,
@@ -55,6 +63,17 @@ struct Again {
     cards: AtomicUsize,
     /// Its template could not be used.
     without_template: AtomicBool,
+}
+
+/// What a pod's microVM is made of.
+#[derive(Default)]
+struct VmSource {
+    /// Network cards.
+    cards: usize,
+    /// Without one it boots.
+    template: Option<Arc<Template>>,
+    /// One that is restored from the template already.
+    waiting: Option<Waiting>,
 }
 
 /// Launches the pod or leaves nothing of it. The caller holds the pod's lock.
@@ -73,7 +92,14 @@ pub(crate) async fn launch(shared: &Arc<Shared>, spec: &PodSpec) -> Result<Pod, 
     let cards = cards(shared, &spec);
     let template = if spec.kind == Kind::Vm { template_for(shared, &spec, cards).await } else { None };
     let again = Arc::new(Again::default());
-    let outcome = run(shared, &spec, &dirs, (cgroup, clock), (cards, template.clone()), &again).await;
+    let waiting = template.as_ref().and_then(|template| shared.pool.take(template));
+    let remains = waiting.as_ref().map(Remains::of);
+    let vm = VmSource { cards, template: template.clone(), waiting };
+    let outcome = run(shared, &spec, &dirs, (cgroup, clock), vm, &again).await;
+    if let Some(remains) = remains {
+        remains.remove(shared);
+        shared.pool.look_again();
+    }
     let Err(error) = outcome else { return outcome };
     if let Err(error) = teardown::remove(shared, &dirs, &spec.id).await {
         tracing::error!(pod = %spec.id, %error, "cannot undo a launch");
@@ -126,7 +152,8 @@ async fn template_for(shared: &Arc<Shared>, spec: &PodSpec, cards: usize) -> Opt
 async fn boot(shared: &Arc<Shared>, spec: &PodSpec, dirs: &Dirs) -> Result<Pod, SandboxError> {
     let cgroup = PodCgroup::new(&shared.config, &spec.cgroup_parent, &spec.id)?;
     let cards = cards(shared, spec);
-    let outcome = run(shared, spec, dirs, (cgroup, Clock::new()), (cards, None), &Arc::default()).await;
+    let vm = VmSource { cards, ..VmSource::default() };
+    let outcome = run(shared, spec, dirs, (cgroup, Clock::new()), vm, &Arc::default()).await;
     if outcome.is_err()
         && let Err(error) = teardown::remove(shared, dirs, &spec.id).await
     {
@@ -140,7 +167,7 @@ async fn run(
     spec: &PodSpec,
     dirs: &Dirs,
     (cgroup, clock): (PodCgroup, Clock),
-    (cards, template): (usize, Option<Arc<Template>>),
+    VmSource { cards, template, waiting }: VmSource,
     again: &Arc<Again>,
 ) -> Result<Pod, SandboxError> {
     // What the guest starts with is what its template had: it grows to what the pod gets.
@@ -156,9 +183,16 @@ async fn run(
         }
         None => Shape::to_boot(&spec, cards),
     };
+    let (taken, netns) = match waiting {
+        Some(waiting) => {
+            let (taken, netns) = Taken::new(waiting).await;
+            (Some(taken), Some(netns))
+        }
+        None => (None, None),
+    };
     let (netns, users) = {
         let (spec, dirs) = (spec.clone(), dirs.clone());
-        blocking(move || prepare(&spec, &dirs, cards)).await?
+        blocking(move || prepare(&spec, &dirs, cards, netns)).await?
     };
     let _quota = {
         let (cgroup, dirs) = (cgroup.clone(), dirs.clone());
@@ -166,9 +200,26 @@ async fn run(
     };
     clock.mark("prepared");
     let (failed, is_restored) = (CancellationToken::new(), template.is_some());
+    let origin = match (&taken, is_restored) {
+        (Some(_), _) => Origin::Pool,
+        (None, true) => Origin::Template,
+        (None, false) => Origin::Boot,
+    };
     let (shared_too, again) = (Arc::clone(shared), Arc::clone(again));
-    let launch = Launch { shared: shared_too, spec, dirs, cgroup, shape, template, netns, users, clock, again, failed };
-    let launch = Arc::new(launch);
+    let launch = Arc::new(Launch {
+        shared: shared_too,
+        spec,
+        dirs,
+        cgroup,
+        shape,
+        template,
+        taken,
+        netns,
+        users,
+        clock,
+        again,
+        failed,
+    });
     let channel = connect::agent(&launch.dirs, launch.spec.kind);
     let (network, process) = tokio::join!(launch.network(), launch.process(&channel));
     let (status, guest) = network?;
@@ -186,7 +237,7 @@ async fn run(
     let (path, ready) = (launch.dirs.ready(), ReadyRecord { network: status });
     blocking(move || dirs::write(&path, &ready)).await?;
     if pod.kind() == Kind::Vm {
-        shared.templates.came_up(is_restored);
+        shared.came_up(origin);
     }
     clock::follow(shared, &pod, false);
     Ok(pod)
@@ -224,8 +275,14 @@ fn check(spec: &PodSpec) -> Result<(), SandboxError> {
     Ok(())
 }
 
-/// Directories, the specification for whoever cleans up, and the network namespace.
-fn prepare(spec: &PodSpec, dirs: &Dirs, cards: usize) -> Result<(Option<NetNs>, Option<Spaces>), SandboxError> {
+/// Directories, the specification for whoever cleans up, and the network namespace, unless it is
+/// made already.
+fn prepare(
+    spec: &PodSpec,
+    dirs: &Dirs,
+    cards: usize,
+    made: Option<NetNs>,
+) -> Result<(Option<NetNs>, Option<Spaces>), SandboxError> {
     dirs::make_private(&dirs.run)?;
     dirs::make_private(&dirs.state)?;
     dirs::write(&dirs.spec(), spec)?;
@@ -233,6 +290,10 @@ fn prepare(spec: &PodSpec, dirs: &Dirs, cards: usize) -> Result<(Option<NetNs>, 
         let spaces = users::create(range)?;
         let net = spaces.net.try_clone().doing(|| "copy a descriptor".into())?;
         return Ok((Some(netns::adopt(&dirs.netns(), net)?), Some(spaces)));
+    }
+    if let Some(netns) = made {
+        netns::name(&dirs.netns(), &netns.fd)?;
+        return Ok((Some(netns), None));
     }
     let netns = spec.network.as_ref().map(|_| netns::create(&dirs.netns(), cards)).transpose()?;
     Ok((netns, None))
@@ -259,6 +320,22 @@ impl Launch {
 
     /// The process's half: started, and its agent has answered.
     async fn process(self: &Arc<Self>, channel: &Channel) -> Result<(Watched, Known), SandboxError> {
+        let (watched, known) = match &self.taken {
+            Some(taken) => {
+                let span = info_span!(target: SPANS, "microVM take", otel.status_code = Empty);
+                step(span, take::take(self, taken)).await?
+            }
+            None => self.started(channel).await?,
+        };
+        if self.spec.kind == Kind::Vm {
+            let span = info_span!(target: SPANS, "agent mount pod", otel.status_code = Empty);
+            step(span, self.mount(channel, &watched)).await?;
+            self.clock.mark("mounted");
+        }
+        Ok((watched, known))
+    }
+
+    async fn started(self: &Arc<Self>, channel: &Channel) -> Result<(Watched, Known), SandboxError> {
         let watched = match self.spec.kind {
             Kind::Vm => {
                 let span = info_span!(target: SPANS, "monitor start", otel.status_code = Empty);
@@ -275,11 +352,6 @@ impl Launch {
             Kind::Host => info_span!(target: SPANS, "agent greet", otel.status_code = Empty),
         };
         let known = step(span, self.answered(channel, &watched)).await?;
-        if self.spec.kind == Kind::Vm {
-            let span = info_span!(target: SPANS, "agent mount pod", otel.status_code = Empty);
-            step(span, self.mount(channel, &watched)).await?;
-            self.clock.mark("mounted");
-        }
         Ok((watched, known))
     }
 }

@@ -58,6 +58,17 @@ impl Template {
     }
 }
 
+/// How a pod's microVM came up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// It booted.
+    Boot,
+    /// It was restored for the pod.
+    Template,
+    /// It was restored ahead of the pod.
+    Pool,
+}
+
 /// What templates are and were used for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct TemplateUsage {
@@ -73,6 +84,12 @@ pub struct TemplateUsage {
     pub booted: u64,
     /// MicroVMs that could not be restored, and booted then.
     pub failed: u64,
+    /// MicroVMs that were restored ahead of their pods, and have none yet.
+    pub waiting: usize,
+    /// Memory of the node that those take, bytes.
+    pub waiting_bytes: u64,
+    /// Pods that got a microVM that had waited.
+    pub taken: u64,
 }
 
 /// The node's templates.
@@ -177,6 +194,7 @@ impl Templates {
             restored: self.restored.load(Relaxed),
             booted: self.booted.load(Relaxed),
             failed: self.failed.load(Relaxed),
+            ..TemplateUsage::default()
         }
     }
 
@@ -211,6 +229,7 @@ pub(crate) async fn make(shared: Arc<Shared>) {
                 let shared = Arc::clone(&shared);
                 let added = blocking(move || {
                     shared.templates.add(template);
+                    shared.pool.look_again();
                     Ok(())
                 });
                 if added.await.is_ok() {

@@ -112,7 +112,8 @@ mod tests {
     const USUAL: VmSize = VmSize { vcpus: 1, memory_mib: 256 };
 
     fn config() -> TemplateConfig {
-        TemplateConfig { size: USUAL, most: VmSize { vcpus: 4, memory_mib: 8193 }, cgroup_parent: String::new() }
+        let most = VmSize { vcpus: 4, memory_mib: 8193 };
+        TemplateConfig { size: USUAL, most, cgroup_parent: String::new(), pool: 0 }
     }
 
     fn restored(vcpus: u8, memory_mib: u32) -> Option<(u32, u32)> {

@@ -15,7 +15,7 @@ fn config(folder: &Path) -> VmConfig {
     }
     std::fs::write(&config.kernel, "one").unwrap();
     let most = VmSize { vcpus: 2, memory_mib: 1024 };
-    VmConfig { template: Some(TemplateConfig { size: USUAL, most, cgroup_parent: String::new() }), ..config }
+    VmConfig { template: Some(TemplateConfig { size: USUAL, most, cgroup_parent: String::new(), pool: 0 }), ..config }
 }
 
 /// Templates with somebody who makes them, and what is asked for.

@@ -146,6 +146,7 @@ impl Control {
         let mut fds = fds.into_iter();
         Answer::Now(match request {
             Request::Save => self.save(fds.collect()),
+            Request::Pause => self.pause(),
             Request::Resume => self.resume(),
             Request::Memory { .. } | Request::Vcpus { .. } | Request::Plug { .. } | Request::Unplug { .. }
                 if self.is_paused() =>
@@ -238,6 +239,14 @@ impl Control {
             return refused("a request to save needs two memfds: for the memory, and for the state".into());
         };
         match saver.save(memory, state) {
+            Ok(()) => Reply::Done,
+            Err(error) => refused(report::chain(&error)),
+        }
+    }
+
+    fn pause(&mut self) -> Reply {
+        let Some(saver) = &mut self.parts.saver else { return refused("there is no VM to pause".into()) };
+        match saver.pause() {
             Ok(()) => Reply::Done,
             Err(error) => refused(report::chain(&error)),
         }

@@ -84,14 +84,24 @@ impl Saver {
     /// Pauses the VM, and writes it to `memory` and `state`. It stays paused.
     pub(crate) fn save(&mut self, memory: OwnedFd, state: OwnedFd) -> Result<(), SaverError> {
         let was_paused = self.paused;
-        let saved = self.pause().and_then(|()| self.write(&File::from(memory), &File::from(state)));
+        let saved = self.stop().and_then(|()| self.write(&File::from(memory), &File::from(state)));
         if saved.is_err() && !was_paused {
             self.resume()?;
         }
         saved
     }
 
-    fn pause(&mut self) -> Result<(), SaverError> {
+    /// Pauses the VM. One that cannot be paused goes on.
+    pub(crate) fn pause(&mut self) -> Result<(), SaverError> {
+        let was_paused = self.paused;
+        let stopped = self.stop();
+        if stopped.is_err() && !was_paused {
+            self.resume()?;
+        }
+        stopped
+    }
+
+    fn stop(&mut self) -> Result<(), SaverError> {
         if !self.paused {
             // Also when it fails, some vCPUs have stopped.
             self.paused = true;

@@ -4,12 +4,14 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
+use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
 use super::report::Row;
-use super::{PEER_SOCKET, Samples, last_boot_ms};
+use super::{PEER_SOCKET, Samples, last_boot_ms, wash_memory};
 use crate::crictl::{self, BUSYBOX, Crictl, Pod};
 use crate::failure::{Doing, Failure, Outcome};
+use crate::openmetrics::scrape;
 use crate::rpc::{Client, Net};
 use crate::{daemon, processes, templates};
 
@@ -18,6 +20,9 @@ const MANY: usize = 20;
 /// How long idle pods are left alone before their memory is looked at: a guest gives back what it
 /// freed by and by.
 const SETTLES: Duration = Duration::from_secs(30);
+
+/// Who is measured when a pod gets a microVM that has waited.
+pub(super) const FROM_THE_POOL: &str = "vm, from the pool";
 
 const PLUGIN: &str = "/opt/cni/bin/e2e-least";
 const NETWORK: &str = "/etc/cni/net.d/00-e2e-least.conflist";
@@ -55,14 +60,46 @@ impl Drop for LeastNetwork {
     }
 }
 
-/// One vm pod whose network takes next to no time.
-pub(super) async fn without_cni(ours: &mut Client, samples: &mut Samples) -> Outcome {
+/// One vm pod whose network takes next to no time, for the samples of `who`.
+pub(super) async fn without_cni(ours: &mut Client, who: &'static str, samples: &mut Samples) -> Outcome {
     let network = LeastNetwork::new()?;
     let started = ours.start("vm", Net::Cni, BUSYBOX).await?;
-    samples.took("pod_to_running_no_cni", "vm", started.run_pod + started.create_start);
+    samples.took("pod_to_running_no_cni", who, started.run_pod + started.create_start);
     ours.remove(&started.pod).await?;
     drop(network);
     Ok(())
+}
+
+/// Pods without CNI that get a microVM of the pool, beside the peer's.
+pub(super) fn from_the_pool(runtime: &Runtime, n: usize, samples: &mut Samples) -> Outcome {
+    daemon::with_settings("[vm]\npool = 1\n", || {
+        runtime.block_on(async {
+            let mut ours = Client::connect("cofferdam", crictl::SOCKET).await?;
+            let mut peer = Client::connect("containerd", PEER_SOCKET).await?;
+            for client in [&mut ours, &mut peer] {
+                client.pull(BUSYBOX).await?;
+            }
+            let mut uncounted = Samples::default();
+            for round in 0..=n {
+                println!("bench: start from the pool {round} of {n} (0 does not count)");
+                let samples = if round == 0 { &mut uncounted } else { &mut *samples };
+                crictl::wait_for("a microVM to wait in the pool", || {
+                    Ok(scrape()?.value("cofferdam_vm_pool", &[]) == Some(1.0))
+                })?;
+                wash_memory();
+                without_cni(&mut ours, FROM_THE_POOL, samples).await?;
+                without_cni_peer(&mut peer, samples).await?;
+            }
+            Ok(())
+        })
+    })
+}
+
+/// One of the peer's pods on the node's network.
+pub(super) async fn without_cni_peer(peer: &mut Client, samples: &mut Samples) -> Outcome {
+    let started = peer.start("", Net::Node, BUSYBOX).await?;
+    samples.took("pod_to_running_no_cni", "peer", started.run_pod + started.create_start);
+    peer.remove(&started.pod).await
 }
 
 /// Many pods at once, and many that idle.

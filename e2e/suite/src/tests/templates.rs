@@ -12,7 +12,7 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use super::{Test, tour};
-use crate::crictl::{Container, Crictl, Pod};
+use crate::crictl::{Container, Crictl, Pod, wait_for};
 use crate::failure::{Doing, Failure, Outcome, ensure};
 use crate::openmetrics::scrape;
 use crate::{daemon, processes, templates};
@@ -23,6 +23,7 @@ pub(super) const TESTS: &[Test] = &[
     ("templates_outlive_the_daemon", outlive),
     ("a_microvm_that_cannot_be_restored_boots", boots),
     ("tour_without_templates", without),
+    ("pods_take_waiting_microvms", pool),
 ];
 
 /// How many microVMs came up from a template, from a boot, and how many of these after a failure.
@@ -77,6 +78,16 @@ const IDENTITY: &str = "od -An -v -tx8 -w8 -N8000 /dev/urandom; od -An -v -tx8 -
     cat /proc/sys/kernel/random/boot_id; for i in 1 2 3 4 5 6 7 8; do cat /proc/sys/kernel/random/uuid; done; \
     hostname; cat /sys/class/net/eth0/address; echo done";
 
+/// Has a pod say its [`IDENTITY`].
+fn identity(crictl: &Crictl, id: &str, pod: &Pod) -> Outcome<Vec<String>> {
+    let container = crictl.run_container(id, pod, &Container::shell("identity", IDENTITY))?;
+    let log = crictl.wait_log(&container, "done\n")?;
+    let lines = log.lines().map(str::trim).filter(|line| *line != "done" && !line.is_empty());
+    let said: Vec<_> = lines.map(str::to_owned).collect();
+    ensure!(said.len() == 2 * 1000 + 1 + 8 + 2, "a clone says {} things of itself: {log}", said.len());
+    Ok(said)
+}
+
 fn strangers() -> Outcome {
     let crictl = Crictl::default();
     let mut seen = BTreeSet::new();
@@ -85,13 +96,9 @@ fn strangers() -> Outcome {
         for name in ["stranger-one", "stranger-two"] {
             let pod = Pod::new(name);
             let id = crictl.run_pod("vm", &pod)?;
-            let container = crictl.run_container(&id, &pod, &Container::shell("identity", IDENTITY))?;
-            let log = crictl.wait_log(&container, "done\n")?;
-            let said: Vec<&str> =
-                log.lines().map(str::trim).filter(|line| *line != "done" && !line.is_empty()).collect();
-            ensure!(said.len() == 2 * 1000 + 1 + 8 + 2, "a clone says {} things of itself: {log}", said.len());
+            let said = identity(&crictl, &id, &pod)?;
             lines += said.len();
-            seen.extend(said.iter().map(|line| (*line).to_owned()));
+            seen.extend(said);
             crictl.remove_pod(&id)?;
         }
         Ok(())
@@ -169,6 +176,56 @@ fn boots() -> Outcome {
     })?;
     // The template was thrown away: another daemon makes it anew at once.
     daemon::restart()
+}
+
+/// Pods get microVMs that were restored before; each is one of its own, the pool is filled again,
+/// and no waiting microVM outlives its daemon.
+fn pool() -> Outcome {
+    let value = |name: &str, labels: &[(&str, &str)]| Ok::<_, Failure>(scrape()?.value(name, labels).unwrap_or(0.0));
+    let full = |what: &str| wait_for(what, || Ok(value("cofferdam_vm_pool", &[])? == 2.0));
+    let taken = || value("cofferdam_vm_starts_total", &[("from", "pool")]);
+    let crictl = Crictl::default();
+    daemon::with_settings("[vm]\npool = 2\n", || {
+        full("two microVMs to wait")?;
+        ensure!(value("cofferdam_vm_pool_bytes", &[])? != 0.0, "waiting microVMs take no memory");
+        let mut seen = BTreeSet::new();
+        let mut lines = 0;
+        for name in ["from-the-pool", "from-the-pool-too"] {
+            let (pod, before) = (Pod::new(name), taken()?);
+            let id = crictl.run_pod("vm", &pod)?;
+            ensure!(taken()? == before + 1.0, "{name} did not get a microVM that waited");
+            let said = identity(&crictl, &id, &pod)?;
+            lines += said.len();
+            seen.extend(said);
+            crictl.remove_pod(&id)?;
+            full("the pool to be filled again")?;
+        }
+        ensure!(seen.len() == lines, "two pods have {} of {lines} things in common", lines - seen.len());
+
+        // A pod that took one is found again by the next daemon, and the pool is made anew.
+        let pod = Pod::new("outlives-the-pool");
+        let id = crictl.run_pod("vm", &pod)?;
+        let container = crictl.run_container(&id, &pod, &Container::shell("sleeper", "sleep 1000"))?;
+        daemon::kill_and_restart()?;
+        full("two other microVMs to wait")?;
+        ensure!(processes::all("cofferdam-vmm").len() == 3, "waiting microVMs of a killed daemon still run");
+        let echo = crictl.run(&["exec", "--sync", &container, "echo", "still here"])?;
+        ensure!(echo.contains("still here"), "exec in a pod from the pool, after the daemon was killed: {echo}");
+
+        // One that ends while it waits is replaced.
+        let monitor = processes::all("cofferdam-vmm").into_iter().max().ok_or("no monitor runs")?;
+        let monitor = rustix::process::Pid::from_raw(monitor.cast_signed()).ok_or("a monitor without an id")?;
+        rustix::process::kill_process(monitor, rustix::process::Signal::KILL).doing("kill a waiting monitor")?;
+        let before = taken()?;
+        let other = Pod::new("after-a-loss");
+        let id_other = crictl.run_pod("vm", &other)?;
+        ensure!(taken()? == before + 1.0, "after a waiting microVM had ended, a pod did not get the other one");
+        full("the ended one to be replaced")?;
+        crictl.remove_pod(&id_other)?;
+        crictl.remove_pod(&id)
+    })?;
+    ensure!(processes::all("cofferdam-vmm").is_empty(), "waiting microVMs outlived the daemon");
+    Ok(())
 }
 
 fn without() -> Outcome {
