@@ -236,6 +236,9 @@ pub struct Status {
     pub queue_kicks: u64,
     /// Interrupts injected by devices since start.
     pub interrupts: u64,
+    /// Requests of the guest to the file server (virtio-fs) carried out since start.
+    #[serde(default)]
+    pub file_requests: u64,
     /// Memory beside what the guest started with; absent when it can have none.
     #[serde(default)]
     pub memory: Option<Memory>,

@@ -159,14 +159,7 @@ impl Monitor {
 
     /// Sends one request; answers what it is answered.
     pub(crate) fn ask(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> Outcome<Reply> {
-        let socket = packets()?;
-        let address = SocketAddrUnix::new(self.dir.join("control")).doing("name the control socket")?;
-        rustix::net::connect(&socket, &address).doing("connect to the monitor")?;
-        packet::send(&socket, &Request::Hello { api_version: API_VERSION }, None).doing("greet the monitor")?;
-        packet::recv::<Reply>(&socket).doing("be greeted by the monitor")?;
-        packet::send_all(&socket, request, fds).doing("ask the monitor")?;
-        let reply = packet::recv::<Reply>(&socket).doing("be answered by the monitor")?;
-        Ok(reply.ok_or("the monitor closed the connection")?.0)
+        ask(&self.dir.join("control"), request, fds)
     }
 
     /// As [`Self::ask`], for what is only done or refused.
@@ -179,10 +172,7 @@ impl Monitor {
 
     /// How it is.
     pub(crate) fn status(&self) -> Outcome<Status> {
-        match self.ask(&Request::Status, &[])? {
-            Reply::Status(status) => Ok(status),
-            other => Err(Failure(format!("a request for the status was answered by {other:?}"))),
-        }
+        status(&self.dir.join("control"))
     }
 
     /// Saves the VM, which is paused afterwards.
@@ -207,6 +197,26 @@ impl Drop for Monitor {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
+    }
+}
+
+/// Sends one request to the monitor that serves `control`; answers what it is answered.
+fn ask(control: &Path, request: &Request, fds: &[BorrowedFd<'_>]) -> Outcome<Reply> {
+    let socket = packets()?;
+    let address = SocketAddrUnix::new(control).doing("name the control socket")?;
+    rustix::net::connect(&socket, &address).doing("connect to the monitor")?;
+    packet::send(&socket, &Request::Hello { api_version: API_VERSION }, None).doing("greet the monitor")?;
+    packet::recv::<Reply>(&socket).doing("be greeted by the monitor")?;
+    packet::send_all(&socket, request, fds).doing("ask the monitor")?;
+    let reply = packet::recv::<Reply>(&socket).doing("be answered by the monitor")?;
+    Ok(reply.ok_or("the monitor closed the connection")?.0)
+}
+
+/// How the VM is whose monitor serves `control`.
+pub(crate) fn status(control: &Path) -> Outcome<Status> {
+    match ask(control, &Request::Status, &[])? {
+        Reply::Status(status) => Ok(status),
+        other => Err(Failure(format!("a request for the status was answered by {other:?}"))),
     }
 }
 

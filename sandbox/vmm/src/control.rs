@@ -10,7 +10,7 @@ use cofferdam_proto::packet::{self, PacketError};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::accept::Listener;
-use crate::counters::{INTERRUPTS, QUEUE_KICKS, VCPU_EXITS};
+use crate::counters::{FILE_REQUESTS, INTERRUPTS, QUEUE_KICKS, VCPU_EXITS};
 use crate::devices::serial::SerialPort;
 use crate::devices::virtio::mem::Mem;
 use crate::devices::virtio::vsock::Vsock;
@@ -202,6 +202,7 @@ impl Control {
             vcpu_exits: VCPU_EXITS.get(),
             queue_kicks: QUEUE_KICKS.get(),
             interrupts: INTERRUPTS.get(),
+            file_requests: FILE_REQUESTS.get(),
             memory: self.memory(),
             vcpus: self.parts.vcpus.as_ref().map(|vcpus| lock(vcpus).count()),
             disks: self.parts.disks.list(),

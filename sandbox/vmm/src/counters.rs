@@ -9,6 +9,9 @@ pub(crate) static QUEUE_KICKS: Counter = Counter::new();
 /// Interrupts that devices injected.
 pub(crate) static INTERRUPTS: Counter = Counter::new();
 
+/// Requests of the guest that the file server has carried out.
+pub(crate) static FILE_REQUESTS: Counter = Counter::new();
+
 /// A number that only grows.
 pub(crate) struct Counter(AtomicU64);
 

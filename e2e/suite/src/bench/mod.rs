@@ -1,5 +1,6 @@
 //! Cofferdam beside containerd + runc, in one run, alternating.
 
+mod counts;
 mod limits;
 mod lists;
 pub(crate) mod memory;
@@ -94,6 +95,7 @@ async fn measure(options: &Options, mut samples: Samples) -> Outcome {
     starts(&mut ours, &mut peer, options.n, &mut samples).await?;
     let pods = started_vm_pods()?.split_off(earlier);
     starts_without_cni(&mut ours, &mut peer, options.n, &mut samples).await?;
+    counts::measure(&mut ours, &mut samples).await?;
     templates::many(&mut ours, options.n, &mut samples).await?;
     println!("bench: pulls");
     for round in 0..options.pulls {
@@ -132,6 +134,7 @@ fn rows(samples: &Samples) -> Vec<Row> {
     rows.extend(lists::rows(samples));
     rows.extend(limits::rows(samples));
     rows.extend(templates::rows(samples));
+    rows.extend(counts::rows(samples));
     rows.extend([
         samples.row("pull", None, "ms"),
         samples.row("monitor_rss_mib", Some("vm"), "MiB"),

@@ -22,6 +22,7 @@ use super::extra;
 use super::places::{Place, Places};
 use super::request::{self, MAX_REQUEST};
 use super::share::Share;
+use crate::counters::FILE_REQUESTS;
 use crate::devices::virtio::{Activation, Buffers, Interrupt, QueueLine};
 use crate::event_loop::{event_fd, lock};
 use crate::lock_in::{ThreadKind, start_thread};
@@ -247,6 +248,7 @@ impl Shared {
     }
 
     fn complete(&self, queue: usize, chain: &Chain, length: u32) {
+        FILE_REQUESTS.add();
         lock(&self.state).queues[queue].complete(&self.memory, &self.interrupt, chain.head_index(), length);
     }
 
