@@ -125,6 +125,11 @@ pub struct Restore {
     pub memory_fd: i32,
     /// Everything else.
     pub state_fd: i32,
+    /// Pages that the guest will write to soon: each the first one's number in the memory file, in
+    /// pages of 4 KiB, and how many there are. The guest gets its own copies of them before it runs.
+    /// A hint: nothing depends on it but the time that the guest takes.
+    #[serde(default)]
+    pub written: Vec<(u32, u32)>,
 }
 
 /// One control packet to the monitor.

@@ -87,7 +87,8 @@ impl Monitor {
         let restore = match plan.saved {
             Some(saved) => {
                 let copy = |file: &File| file.try_clone().map(OwnedFd::from).doing("copy a descriptor");
-                Some(Restore { memory_fd: give(copy(&saved.memory)?)?, state_fd: give(copy(&saved.state)?)? })
+                let (memory_fd, state_fd) = (give(copy(&saved.memory)?)?, give(copy(&saved.state)?)?);
+                Some(Restore { memory_fd, state_fd, written: Vec::new() })
             }
             None => None,
         };

@@ -6,6 +6,7 @@ mod host;
 mod network;
 mod save;
 mod take;
+mod trial;
 mod unowned;
 mod vm;
 
@@ -35,6 +36,7 @@ use crate::{clock, connect, quota, size, teardown};
 pub(crate) use fill::{fill, remove};
 pub(crate) use save::boot_and_save;
 use take::{Remains, Taken};
+pub(crate) use trial::try_out;
 
 /// What the steps of one launch share.
 struct Launch {

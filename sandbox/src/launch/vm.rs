@@ -63,7 +63,11 @@ fn spawn(launch: &Launch) -> Result<process::Started, SandboxError> {
         disk_fd: disk.as_raw_fd(),
         tap_fd: taps.first().map(AsRawFd::as_raw_fd),
         more_tap_fds: taps.iter().skip(1).map(AsRawFd::as_raw_fd).collect(),
-        restore: template.map(|t| Restore { memory_fd: t.memory.as_raw_fd(), state_fd: t.state.as_raw_fd() }),
+        restore: template.map(|template| Restore {
+            memory_fd: template.memory.as_raw_fd(),
+            state_fd: template.state.as_raw_fd(),
+            written: template.written().to_vec(),
+        }),
     })?;
     let mut inherit: Vec<_> =
         [&settings, &kernel, &initrd, &control, &vsock, &exit, &kvm, &share.root, &share.mounts, &disk]

@@ -11,11 +11,11 @@ use rustix::fs::SealFlags;
 use sd_notify::NotifyState;
 
 use super::shape::{Inputs, Shape};
-use super::{SEALS, Template};
+use super::{SEALS, Template, written};
 
 /// Names begin with it; `<inputs>.<shape>.<part>` follows.
 const PREFIX: &str = "template.";
-const PARTS: [&str; 2] = ["memory", "state"];
+const PARTS: [&str; 3] = ["memory", "state", "written"];
 
 fn name(inputs: &Inputs, shape: Shape, part: &str) -> String {
     format!("{PREFIX}{}.{shape}.{part}", inputs.as_str())
@@ -23,7 +23,14 @@ fn name(inputs: &Inputs, shape: Shape, part: &str) -> String {
 
 /// Gives the descriptors of a template to systemd. Blocks for a moment.
 pub(super) fn keep(template: &Template) {
-    for (part, fd) in PARTS.into_iter().zip([&template.memory, &template.state]) {
+    let written = match written::to_file(template.written()) {
+        Ok(written) => written,
+        Err(error) => {
+            tracing::debug!(error = error.chain(), "a template is not kept for the next start");
+            return;
+        }
+    };
+    for (part, fd) in PARTS.into_iter().zip([&template.memory, &template.state, &written]) {
         let name = name(&template.inputs, template.shape, part);
         let state = [NotifyState::FdStore, NotifyState::FdName(&name)];
         if let Err(error) = sd_notify::notify_with_fds(&state, &[fd.as_fd()]) {
@@ -69,21 +76,22 @@ fn pair(mut named: BTreeMap<String, OwnedFd>, inputs: Option<&Inputs>, forget: i
     let mut templates = Vec::new();
     for memory_name in &names {
         let Some(stem) = memory_name.strip_suffix(PARTS[0]) else { continue };
-        let state_name = format!("{stem}{}", PARTS[1]);
+        let [state_name, written_name] = [PARTS[1], PARTS[2]].map(|part| format!("{stem}{part}"));
         let shape = inputs.and_then(|inputs| {
             let shape = stem.strip_prefix(PREFIX)?.strip_prefix(inputs.as_str())?;
             shape.strip_prefix('.')?.strip_suffix('.')?.parse().ok()
         });
         let (Some(shape), Some(inputs)) = (shape, inputs) else { continue };
-        let parts = (named.remove(memory_name), named.remove(&state_name));
-        if let (Some(memory), Some(state)) = parts
-            && is_sealed(&memory)
-            && is_sealed(&state)
+        let parts = (named.remove(memory_name), named.remove(&state_name), named.remove(&written_name));
+        if let (Some(memory), Some(state), Some(written)) = parts
+            && [&memory, &state, &written].into_iter().all(is_sealed)
+            && let Ok(written) = written::of_file(written)
         {
-            templates.push(Template::new(shape, inputs.clone(), memory, state));
+            let template = Template::new(shape, inputs.clone(), memory, state);
+            let _ = template.written.set(written);
+            templates.push(template);
         } else {
-            forget(memory_name);
-            forget(&state_name);
+            [memory_name, &state_name, &written_name].into_iter().for_each(|name| forget(name));
         }
     }
     named.keys().filter(|name| name.starts_with(PREFIX)).for_each(|name| forget(name));
@@ -127,9 +135,14 @@ mod tests {
         let named = BTreeMap::from([
             (own("1-4-256-7936-1", "memory"), file(true)),
             (own("1-4-256-7936-1", "state"), file(true)),
+            (own("1-4-256-7936-1", "written"), written::to_file(&[(7, 2)]).unwrap()),
             (own("1-4-64-7936-1", "memory"), file(true)),
             (own("1-4-128-7936-1", "memory"), file(true)),
             (own("1-4-128-7936-1", "state"), file(false)),
+            (own("1-4-128-7936-1", "written"), written::to_file(&[]).unwrap()),
+            (own("1-4-192-7936-1", "memory"), file(true)),
+            (own("1-4-192-7936-1", "state"), file(true)),
+            (own("1-4-192-7936-1", "written"), file(true)),
             (own("rubbish", "memory"), file(true)),
             (own("rubbish", "state"), file(true)),
             ("template.0123456789abcdef.1-4-256-7936-1.memory".into(), file(true)),
@@ -139,8 +152,11 @@ mod tests {
         let forgotten = RefCell::new(Vec::new());
         let found = pair(named, Some(&inputs), |name| forgotten.borrow_mut().push(name.to_owned()));
         assert_eq!(found.iter().map(|t| t.shape.to_string()).collect::<Vec<_>>(), ["1-4-256-7936-1"]);
+        assert_eq!(found[0].written(), [(7, 2)]);
         let forgotten = forgotten.into_inner();
-        for name in [own("1-4-64-7936-1", "memory"), own("1-4-128-7936-1", "state"), own("rubbish", "state")] {
+        let names = [("64", "memory"), ("128", "state"), ("192", "written")]
+            .map(|(size, part)| own(&format!("1-4-{size}-7936-1"), part));
+        for name in names.into_iter().chain([own("rubbish", "state")]) {
             assert!(forgotten.contains(&name), "{name}: {forgotten:?}");
         }
         assert!(forgotten.iter().any(|name| name.starts_with("template.0123456789abcdef.")));

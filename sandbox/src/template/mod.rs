@@ -10,12 +10,13 @@
 
 mod kept;
 mod shape;
+mod written;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{SealFlags, fstat};
@@ -46,6 +47,8 @@ pub(crate) struct Template {
     pub(crate) state: OwnedFd,
     /// What both take of the node's memory.
     bytes: u64,
+    /// Pages that clones write to before they serve a pod; not known until one was tried out.
+    written: OnceLock<Vec<(u32, u32)>>,
 }
 
 impl Template {
@@ -54,7 +57,13 @@ impl Template {
     fn new(shape: Shape, inputs: Inputs, memory: OwnedFd, state: OwnedFd) -> Self {
         let blocks: i64 =
             [&memory, &state].into_iter().filter_map(|fd| fstat(fd).ok()).map(|stat| stat.st_blocks).sum();
-        Self { shape, inputs, memory, state, bytes: u64::try_from(blocks).unwrap_or(0) * 512 }
+        let bytes = u64::try_from(blocks).unwrap_or(0) * 512;
+        Self { shape, inputs, memory, state, bytes, written: OnceLock::new() }
+    }
+
+    /// Pages that clones write to before they serve a pod, as `Restore::written`.
+    pub(crate) fn written(&self) -> &[(u32, u32)] {
+        self.written.get().map(Vec::as_slice).unwrap_or_default()
     }
 }
 
@@ -199,13 +208,13 @@ impl Templates {
     }
 
     /// Keeps what was made, and lets go of the one that was not used for the longest time.
-    fn add(&self, template: Template) {
+    fn add(&self, template: Arc<Template>) {
         kept::keep(&template);
         let mut kept = self.kept();
         kept.asked.remove(&template.shape);
         kept.failures.remove(&template.shape);
         kept.ready.retain(|other| other.shape != template.shape);
-        kept.ready.push(Arc::new(template));
+        kept.ready.push(template);
         if kept.ready.len() > MOST {
             kept::forget(&kept.ready.remove(0));
         }
@@ -247,11 +256,16 @@ pub(crate) async fn make(shared: Arc<Shared>) {
     }
 }
 
-async fn make_one(shared: &Arc<Shared>, shape: Shape) -> Result<Template, SandboxError> {
+async fn make_one(shared: &Arc<Shared>, shape: Shape) -> Result<Arc<Template>, SandboxError> {
     let config = shared.config.vm.clone();
     let inputs = blocking(move || Inputs::of(&config)).await?;
     let (memory, state) = launch::boot_and_save(shared, shape).await?;
-    blocking(move || Ok(Template::new(shape, inputs, memory, state))).await
+    let template = blocking(move || Ok(Arc::new(Template::new(shape, inputs, memory, state)))).await?;
+    // Also shows that microVMs can be restored from it.
+    let looked_at = Arc::clone(&template);
+    let written = launch::try_out(shared, &template, move |pid| written::find(pid, &looked_at.memory)).await?;
+    let _ = template.written.set(written);
+    Ok(template)
 }
 
 #[cfg(test)]

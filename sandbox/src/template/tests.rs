@@ -38,7 +38,7 @@ fn with_usual(config: &VmConfig) -> (Templates, mpsc::UnboundedReceiver<Shape>, 
     let (templates, mut asked) = templates();
     templates.choose(config, USUAL, 1).unwrap_err();
     let shape = asked.try_recv().unwrap();
-    templates.add(made(config, shape));
+    templates.add(Arc::new(made(config, shape)));
     (templates, asked, shape)
 }
 
@@ -54,7 +54,7 @@ fn a_template_is_asked_for_once_and_used_when_it_is_there() {
     let shape = asked.try_recv().unwrap();
     assert!(asked.try_recv().is_err(), "it was asked for twice");
     assert_eq!((templates.usage().ready, templates.usage().pending), (0, 1));
-    templates.add(made(&config, shape));
+    templates.add(Arc::new(made(&config, shape)));
     assert_eq!(templates.choose(&config, VmSize { vcpus: 2, memory_mib: 1000 }, 1).unwrap().shape, shape);
     let usage = templates.usage();
     assert_eq!((usage.ready, usage.pending, usage.bytes), (1, 0, 8192));
@@ -99,11 +99,11 @@ fn the_one_that_was_not_used_for_the_longest_time_goes() {
     let (templates, mut asked) = templates();
     for cards in 1..=MOST {
         templates.choose(&config, USUAL, cards).unwrap_err();
-        templates.add(made(&config, asked.try_recv().unwrap()));
+        templates.add(Arc::new(made(&config, asked.try_recv().unwrap())));
     }
     templates.choose(&config, USUAL, 1).unwrap();
     templates.choose(&config, USUAL, MOST + 1).unwrap_err();
-    templates.add(made(&config, asked.try_recv().unwrap()));
+    templates.add(Arc::new(made(&config, asked.try_recv().unwrap())));
     assert_eq!(templates.usage().ready, MOST);
     assert!(templates.choose(&config, USUAL, 1).is_ok());
     assert!(templates.choose(&config, USUAL, 2).is_err());

@@ -91,7 +91,7 @@ fn launch(dir: &Path, monitor: &str, files: [&str; 4], rest: &[&str], saved: Opt
     let restore = match saved {
         Some([memory, state]) => {
             let (memory_fd, state_fd) = (inherited(memory.try_clone()?)?, inherited(state.try_clone()?)?);
-            Some(Restore { memory_fd, state_fd })
+            Some(Restore { memory_fd, state_fd, written: Vec::new() })
         }
         None => None,
     };

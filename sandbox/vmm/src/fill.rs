@@ -58,7 +58,7 @@ pub(crate) enum Fill {
     /// A kernel and its initramfs.
     Boot { kernel: OwnedFd, initramfs: OwnedFd },
     /// A state, and the memory that goes with it.
-    Restore { state: Box<State>, memory: File },
+    Restore { state: Box<State>, memory: File, written: Vec<(u32, u32)> },
 }
 
 impl Fill {
@@ -69,17 +69,17 @@ impl Fill {
         initramfs: OwnedFd,
         restore: Option<Restore>,
     ) -> Result<Self, FillError> {
-        let Some(Restore { memory, state }) = restore else { return Ok(Self::Boot { kernel, initramfs }) };
+        let Some(Restore { memory, state, written }) = restore else { return Ok(Self::Boot { kernel, initramfs }) };
         let state: State = saved::read(&File::from(state))?;
         state.origin.check(origin)?;
-        Ok(Self::Restore { state: Box::new(state), memory: File::from(memory) })
+        Ok(Self::Restore { state: Box::new(state), memory: File::from(memory), written })
     }
 
     /// The guest's RAM, without what can be plugged.
     pub(crate) fn ram(&self, memory_mib: u32) -> Result<GuestMemoryMmap, FillError> {
         match self {
             Self::Boot { .. } => memory::map(memory_mib).map_err(FillError::Memory),
-            Self::Restore { state, memory } => {
+            Self::Restore { state, memory, .. } => {
                 let memory = memory.try_clone().map_err(FillError::Memory)?;
                 Ok(saved::map(memory, memory_mib, state.pair)?)
             }
@@ -123,7 +123,13 @@ impl Fill {
                 let entry = boot::load(ram, kernel, initramfs, &cmdline, count.most)?;
                 Ok(maker.boot(count.made, entry)?)
             }
-            Self::Restore { state, .. } => Ok(maker.restore(&state.vcpus, &state.machine)?),
+            Self::Restore { state, written, .. } => {
+                let vcpus = maker.restore(&state.vcpus, &state.machine)?;
+                if let Some(first) = vcpus.first() {
+                    first.map_beforehand(&saved::copy_beforehand(ram, &written));
+                }
+                Ok(vcpus)
+            }
         }
     }
 }

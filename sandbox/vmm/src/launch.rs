@@ -104,6 +104,8 @@ pub(crate) struct Restore {
     pub(crate) memory: OwnedFd,
     /// Everything else.
     pub(crate) state: OwnedFd,
+    /// Pages that its guest will write to soon, as [`cofferdam_proto::monitor::Restore::written`].
+    pub(crate) written: Vec<(u32, u32)>,
 }
 
 /// What was read from `--config-fd`.
@@ -165,6 +167,7 @@ impl Launch {
                 Some(restore) => Some(Restore {
                     memory: take(restore.memory_fd, "the saved memory")?,
                     state: take(restore.state_fd, "the saved state")?,
+                    written: restore.written.clone(),
                 }),
                 None => None,
             },
@@ -251,7 +254,7 @@ mod tests {
         assert_eq!(handed.taps.len(), 1);
         assert_eq!(settings.vcpus_max, 4);
         assert!(handed.restore.is_none());
-        let restore = Some(monitor::Restore { memory_fd: loose(), state_fd: loose() });
+        let restore = Some(monitor::Restore { memory_fd: loose(), state_fd: loose(), written: Vec::new() });
         assert!(launch(&LaunchConfig { restore, ..config() }).ok().unwrap().1.restore.is_some());
         let flags = rustix::io::fcntl_getfd(&handed.disk).unwrap();
         assert!(flags.contains(rustix::io::FdFlags::CLOEXEC));

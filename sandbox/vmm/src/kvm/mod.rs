@@ -8,6 +8,7 @@ mod chips;
 mod cpuid;
 mod gate;
 mod msrs;
+mod pre_fault;
 mod recorder;
 mod registers;
 mod state;

@@ -7,13 +7,13 @@ use kvm_bindings::{
     CpuId, KVM_SYSTEM_EVENT_RESET, Msrs, kvm_lapic_state, kvm_msr_entry, kvm_regs, kvm_segment, kvm_xcrs,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
-use vm_memory::GuestMemoryMmap;
+use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use super::gate::{Gate, Halted};
 use super::recorder::{Exit, Recorder};
 use super::registers::Registers;
 use super::state::{Reading, VcpuState};
-use super::{KvmError, cpuid, step};
+use super::{KvmError, cpuid, pre_fault, step};
 use crate::boot::Entry;
 use crate::bus::Bus;
 use crate::counters::VCPU_EXITS;
@@ -87,6 +87,11 @@ impl Vcpu {
             fd.set_xcrs(&xcrs).map_err(step("set a vCPU's XCR0"))?;
         }
         Ok(Self { fd, id, cpuid, recorder: Recorder::new(), _memory: memory.clone() })
+    }
+
+    /// Maps pages that the monitor has already, as far as KVM can.
+    pub(crate) fn map_beforehand(&self, pages: &[(GuestAddress, u64)]) {
+        pre_fault::map(&self.fd, pages);
     }
 
     /// The vCPU starts at `entry`.

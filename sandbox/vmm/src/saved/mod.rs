@@ -14,6 +14,7 @@ mod memory;
 mod origin;
 #[cfg(test)]
 mod tests;
+mod warm;
 
 use std::io;
 
@@ -23,6 +24,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) use file::{FileError, read, write};
 pub(crate) use memory::{MemoryError, map, write as write_memory};
 pub(crate) use origin::{Mismatch, Origin};
+pub(crate) use warm::copy as copy_beforehand;
 
 use crate::devices::serial::SerialRegisters;
 use crate::devices::virtio::saved::SavedDevice;

@@ -41,7 +41,7 @@ fn state(pair: Pair, memory: &GuestMemoryMmap) -> State {
 /// What a monitor begins with that is told to restore both files.
 fn fill(origin: &Origin, memory: &File, state: &File) -> Result<Fill, FillError> {
     let copy = |file: &File| OwnedFd::from(file.try_clone().unwrap());
-    let restore = Restore { memory: copy(memory), state: copy(state) };
+    let restore = Restore { memory: copy(memory), state: copy(state), written: Vec::new() };
     Fill::new(origin, memfd().into(), memfd().into(), Some(restore))
 }
 
