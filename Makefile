@@ -7,7 +7,7 @@ export CARGO_TERM_PROGRESS_WHEN ?= never
 DIST := target/dist
 say = @printf '\033[1m[make] %s\033[0m\n' "$(1)"
 
-.PHONY: help demo test critest conformance kubelet-smoke cluster cluster-test bench soak node build dist install setup lint unit e2e guest-kernel clean
+.PHONY: help demo test critest conformance kubelet-smoke cluster cluster-test bench soak node build dist install setup lint unit e2e test-one guest-kernel clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,10 @@ node: setup ## A shell in the node VM with Cofferdam running
 e2e: setup ## Only the tests in the node VM; TEST=name for some of them
 	@$(BESIDE) build
 	@e2e/in-node.sh test $(TEST)
+
+test-one: setup ## Tests in a node that goes on running, so that the next time takes seconds; TEST=name
+	@$(BESIDE) build
+	@e2e/in-node.sh one $(or $(TEST),$(error say which: make test-one TEST=name))
 
 build: setup ## Build the product into target/dist
 	$(call say,building the product: about 8 minutes the first time)

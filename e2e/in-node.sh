@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Runs something in a fresh node VM with Cofferdam installed and running.
+# Runs something in a node VM, a fresh one unless it says otherwise, with Cofferdam installed and running.
 #
 #   e2e/in-node.sh demo | test [NAME] | critest [host|vm] | kubelet | bench | soak | shell
+#   e2e/in-node.sh one NAME    tests in a node that goes on running, for the next time
 set -euo pipefail
 cd "$(dirname "$0")/.."
-what=${1:?usage: e2e/in-node.sh demo|test|critest|kubelet|bench|soak|shell}
+what=${1:?usage: e2e/in-node.sh demo|test|one|critest|kubelet|bench|soak|shell}
 shift
 journal=target/e2e/cofferdam.log
 [ "$what" != kubelet ] || journal=target/kubelet-smoke/cofferdam.log
@@ -45,16 +46,21 @@ if [ "$what" = kubelet ]; then
     install -D -m 644 e2e/kubelet/kubelet.service "$product/etc/systemd/system/kubelet.service"
 fi
 
-say "starting the node VM"
-trap '"$node" stop >/dev/null 2>&1 || true' EXIT
-"$node" start --product "$product"
-"$node" wait
-say "installing Cofferdam in it and starting cofferdam.service"
-install_product
+if [ "$what" = one ] && "$node" alive >/dev/null 2>&1; then
+    say "putting the product into the node VM that runs ('VM=$VM $node stop' ends it)"
+    renew_product
+else
+    say "starting the node VM"
+    [ "$what" = one ] || trap '"$node" stop >/dev/null 2>&1 || true' EXIT
+    "$node" start --product "$product"
+    "$node" wait
+    say "installing Cofferdam in it and starting cofferdam.service"
+    install_product
+fi
 status=0
 case $what in
 demo) "$node" run 'cofferdam-e2e demo' || status=$? ;;
-test) "$node" run "cofferdam-e2e test ${1:-}" || status=$? ;;
+test | one) "$node" run "cofferdam-e2e test ${1:-}" || status=$? ;;
 critest) e2e/critest/run.sh "$1" || status=$? ;;
 kubelet) "$node" run 'cofferdam-e2e kubelet' || status=$? ;;
 bench)
@@ -83,7 +89,7 @@ if [ $status != 0 ]; then
     elif [ "$what" != test ] && grep -qE 'KVM_RUN failed: Bad address .*rip 0xffffffff[c-f]|pod died .*crashed with a triple fault' "$journal" && [[ "$("$node" accel)" = *tcg ]]; then
         slip="the emulator slipped, as the journal says"
     fi
-    if [ -n "$slip" ] && [ -z "${AGAIN:-}" ]; then
+    if [ -n "$slip" ] && [ -z "${AGAIN:-}" ] && [ "$what" != one ]; then
         mv "$journal" "$journal.slip"
         say "failed, and $slip: once more, in a new node; the journal of this one is in $journal.slip"
         "$node" stop >/dev/null 2>&1 || true

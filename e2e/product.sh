@@ -19,3 +19,11 @@ install_product() {
         exit 1
     }
 }
+
+# Puts what was laid out into a node that runs already, and starts the daemon anew.
+renew_product() {
+    tar -C "$product" -cSf - . | "$node" run 'tar -C / --no-same-owner --unlink-first -xSf - && systemctl daemon-reload && systemctl restart cofferdam' || {
+        say "the product cannot be renewed in the node: 'VM=$VM $node stop' ends it, and the next run starts another"
+        exit 1
+    }
+}
