@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use crate::error::{Doing, SandboxError};
 
 /// One mount.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct MountInfo {
     /// The kernel's number of it; may be used again when it is gone.
     pub id: u64,
@@ -22,6 +22,10 @@ pub struct MountInfo {
     pub point: PathBuf,
     /// The mount or its file system takes no writes.
     pub read_only: bool,
+    /// What is mounted on it shows on copies of it, and what is mounted on those on it.
+    pub shared: bool,
+    /// What is mounted on another one shows on it, or would on its copies.
+    pub slave: bool,
     /// No bind mount shows it or what lies on it.
     pub unbindable: bool,
     /// Type of the file system: `tmpfs`.
@@ -35,6 +39,11 @@ pub struct MountInfo {
 pub fn read() -> Result<Vec<MountInfo>, SandboxError> {
     let text = fs::read_to_string("/proc/thread-self/mountinfo").doing(|| "read the node's mounts".into())?;
     Ok(text.lines().filter_map(parse).collect())
+}
+
+/// The one of `mounts` that `path` lies on. Of mounts on one place the last is on top.
+pub fn holding<'a>(path: &Path, mounts: &'a [MountInfo]) -> Option<&'a MountInfo> {
+    mounts.iter().filter(|mount| path.starts_with(&mount.point)).max_by_key(|mount| mount.point.components().count())
 }
 
 /// `36 35 98:0 /root /point rw,noatime shared:1 - ext4 /dev/sda1 rw,errors=continue`
@@ -52,6 +61,8 @@ fn parse(line: &str) -> Option<MountInfo> {
         device: (major.parse().ok()?, minor.parse().ok()?),
         root: unescape(root),
         point: unescape(point),
+        shared: tags.iter().any(|tag| tag.starts_with("shared:")),
+        slave: tags.iter().any(|tag| tag.starts_with("master:")),
         unbindable: tags.contains(&"unbindable"),
         read_only: read_only(options) || rest.nth(1).is_some_and(read_only),
         kind,
@@ -90,7 +101,9 @@ mod tests {
         assert_eq!((mount.id, mount.device, mount.kind.as_str()), (36, (98, 7), "ext3"));
         assert_eq!((mount.root.to_str(), mount.point.to_str()), (Some("/a b"), Some(r"/mnt/c\d")));
         assert!(mount.read_only, "the file system is");
-        assert!(mount.parent == 35 && !mount.unbindable);
+        assert!(mount.parent == 35 && !mount.unbindable && mount.shared && mount.slave);
+        let private = parse("36 35 0:7 / /x rw - tmpfs none rw").unwrap();
+        assert!(!private.shared && !private.slave);
         assert!(parse("36 35 0:7 / /x rw unbindable - tmpfs none rw").unwrap().unbindable);
         assert!(!parse("36 35 0:7 / /x rw - tmpfs none rw,size=1k").unwrap().read_only);
         assert!(parse("36 35 0:7 / /x ro,nosuid - tmpfs none rw").unwrap().read_only);

@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU8;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -24,7 +25,7 @@ use crate::spec::{Config, Kind, NetworkStatus, PodSpec, VmSize};
 use crate::usage::{self, PodUsage};
 use crate::versions::Known;
 use crate::watches::Watches;
-use crate::{connect, share, teardown, users};
+use crate::{connect, resize, share, teardown, users};
 
 /// How long a pod may take to end by itself when it is asked to, before it is killed.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(15);
@@ -51,6 +52,8 @@ pub(crate) struct Inner {
     mapping: OnceLock<OwnedFd>,
     /// Which programs it runs in.
     pub(crate) known: Known,
+    /// How many vCPUs its guest has online, or [`resize::UNKNOWN`].
+    pub(crate) online: AtomicU8,
 }
 
 impl Inner {
@@ -195,7 +198,9 @@ impl Pod {
     ) -> Self {
         let Watched { pid, ended, task: _ } = watched;
         let (gone, mapping) = (watch::Sender::new(false), OnceLock::new());
-        let inner = Inner { shared, spec, dirs, cgroup, network, timeline, pid, channel, ended, gone, mapping, known };
+        let online = AtomicU8::new(resize::UNKNOWN);
+        let inner =
+            Inner { shared, spec, dirs, cgroup, network, timeline, pid, channel, ended, gone, mapping, known, online };
         Self { inner: Arc::new(inner) }
     }
 

@@ -1,8 +1,10 @@
-//! A running guest's vCPUs and memory (virtio-mem) grow and shrink, together or not at all.
+//! A running guest's vCPUs and memory (virtio-mem) grow and shrink with the limits of the whole pod, together or not at all; with those of
+//! its containers each grows as far as it can.
 //!
 //! The vCPUs come first: unlike memory, they can always be put back.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use cofferdam_proto::agent::{ResizeGuestReply, ResizeGuestRequest};
@@ -22,10 +24,18 @@ const LIMIT: Duration = Duration::from_secs(90);
 /// How long the guest may take to bring its vCPUs up or take them off; its agent gives up before.
 const VCPU_LIMIT: Duration = Duration::from_secs(60);
 
+/// Nobody has said how many vCPUs are online in the guest.
+pub(crate) const UNKNOWN: u8 = 0;
+
 impl Pod {
     /// What the guest started with; nothing for [`Kind::Host`].
     pub fn vm_size(&self) -> Option<VmSize> {
         (self.kind() == Kind::Vm).then_some(self.inner.spec.vm)
+    }
+
+    /// A guest that was just started has the vCPUs that it started with.
+    pub(crate) fn has_as_started(&self) {
+        self.inner.online.store(self.inner.spec.vm.vcpus, Ordering::Relaxed);
     }
 
     /// Gives the guest `wanted` in all, and waits until it has it. All or nothing: what the guest did before it could not go on is
@@ -53,28 +63,43 @@ impl Pod {
         done
     }
 
-    /// Has the guest grow to `least` of each, as far as it can have so much; nothing ever shrinks.
+    /// Has the guest grow to `least` of each, as far as it can have so much; nothing ever shrinks. Each of the two is tried whatever
+    /// becomes of the other, and what failed is tried again by the next call.
     ///
     /// # Errors
-    /// As [`Pod::resize`].
+    /// As [`Pod::resize`]; when both fail, that of the vCPUs.
     pub async fn grow(&self, least: VmSize) -> Result<(), SandboxError> {
         let Some(started) = self.vm_size() else { return Ok(()) };
         if least.vcpus <= started.vcpus && least.memory_mib <= started.memory_mib {
             return Ok(());
         }
         let now = self.status().await?;
-        let has = VmSize {
-            vcpus: now.vcpus.map_or(started.vcpus, |now| now.made),
-            memory_mib: started.memory_mib + now.memory.map_or(0, |now| now.requested_mib),
-        };
-        let most = self.most();
-        let most = VmSize {
-            vcpus: now.vcpus.map_or(started.vcpus, |now| now.most),
-            memory_mib: self.room_mib().await?.map_or(most.memory_mib, |room| room.min(most.memory_mib)),
-        };
-        let wanted = VmSize { vcpus: least.vcpus.min(most.vcpus), memory_mib: least.memory_mib.min(most.memory_mib) };
-        let wanted = wanted.at_least(has);
-        if wanted == has { Ok(()) } else { self.resize(wanted).await }
+        let vcpus = self.grow_vcpus(started.vcpus, now.vcpus, least.vcpus).await;
+        let memory = self.grow_memory(started, now.memory, least.memory_mib).await;
+        vcpus.and(memory)
+    }
+
+    async fn grow_vcpus(&self, started: u8, now: Option<Vcpus>, least: u8) -> Result<(), SandboxError> {
+        let Some(now) = now else { return Ok(()) };
+        let wanted = least.min(now.most);
+        match self.inner.online.load(Ordering::Relaxed) {
+            _ if wanted <= started => Ok(()),
+            // All that were ever made may be online.
+            UNKNOWN => self.set_vcpus(now, wanted.max(now.made)).await.map(drop),
+            online if wanted <= online => Ok(()),
+            _ => self.set_vcpus(now, wanted).await.map(drop),
+        }
+    }
+
+    async fn grow_memory(&self, started: VmSize, now: Option<Memory>, least_mib: u32) -> Result<(), SandboxError> {
+        let most = self.most().memory_mib;
+        let most = self.room_mib().await?.map_or(most, |room| room.min(most));
+        let has = started.memory_mib + now.map_or(0, |now| now.requested_mib);
+        let wanted = least_mib.min(most).max(has);
+        match memory_change(started, now, wanted)? {
+            Some((now, plugged)) if wanted > has => self.change_memory(started, now, plugged).await,
+            _ => Ok(()),
+        }
     }
 
     /// The largest guest that the pod's cgroup has room for.
@@ -87,13 +112,15 @@ impl Pod {
         .await
     }
 
-    /// Has the first `count` of the guest's vCPUs online; answers how many were before.
+    /// Has the first `count` of the guest's vCPUs online; answers how many were before. When that fails, the guest has those that it had,
+    /// or the error says which it has: the monitor's further ones sleep, and its agent puts back what it changed.
     async fn set_vcpus(&self, now: Vcpus, count: u8) -> Result<u8, SandboxError> {
         if now.made < count {
             self.request(Request::Vcpus { count }).await?;
         }
         let mut agent = self.agent();
         let step = format!("have {count} vCPUs online in the guest");
+        let known = self.inner.online.swap(UNKNOWN, Ordering::Relaxed);
         let answer = tokio::select! {
             answer = agent.resize_guest(ResizeGuestRequest { vcpus: count.into() }) => answer,
             () = tokio::time::sleep(VCPU_LIMIT) => {
@@ -103,14 +130,22 @@ impl Pod {
         };
         match answer.map(tonic::Response::into_inner) {
             Ok(ResizeGuestReply { vcpus, vcpus_before }) if vcpus == u32::from(count) => {
+                self.inner.online.store(count, Ordering::Relaxed);
                 // A guest's word: nothing but a number that it may be asked for again.
                 Ok(u8::try_from(vcpus_before).unwrap_or(now.most).clamp(1, now.most))
             }
             Ok(reply) => Err(SandboxError::step(step, format!("its agent says it has {}", reply.vcpus))),
             Err(status) if matches!(status.code(), Code::FailedPrecondition | Code::InvalidArgument) => {
+                self.inner.online.store(known, Ordering::Relaxed);
                 Err(SandboxError::Refused(format!("the guest cannot have {count} vCPUs: {}", status.message())))
             }
-            Err(status) => Err(SandboxError::step(step, status.message())),
+            Err(status) => {
+                if status.code() == Code::Internal {
+                    // It has put them back; where it could not, the next change sets them all.
+                    self.inner.online.store(known, Ordering::Relaxed);
+                }
+                Err(SandboxError::step(step, status.message()))
+            }
         }
     }
 
@@ -202,40 +237,4 @@ fn memory_change(started: VmSize, now: Option<Memory>, wanted_mib: u32) -> Resul
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const STARTED: VmSize = VmSize { vcpus: 2, memory_mib: 256 };
-
-    #[test]
-    fn vcpus_go_down_to_one_and_up_to_what_the_guest_was_told_of() {
-        let now = Vcpus { most: 4, made: 2 };
-        for wanted in 1..=4 {
-            assert_eq!(vcpus_change(STARTED, Some(now), wanted).unwrap(), Some(now));
-        }
-        for (now, wanted, most) in [(Some(now), 5, "4 vCPUs at most, not 5"), (None, 3, "2 vCPUs at most, not 3")] {
-            let error = vcpus_change(STARTED, now, wanted).unwrap_err();
-            let text = error.to_string();
-            assert!(matches!(error, SandboxError::Refused(_)), "{text}");
-            assert!(text.contains(most) && text.contains("vm.vcpus_max"), "{text}");
-        }
-        assert!(vcpus_change(STARTED, Some(now), 0).is_err());
-        assert_eq!(vcpus_change(STARTED, None, 1).unwrap(), None, "a guest that keeps them is held by its cgroup");
-    }
-
-    #[test]
-    fn memory_stays_between_what_it_started_with_and_what_was_reserved() {
-        let now = Memory { most_mib: 512, requested_mib: 64, plugged_mib: 64 };
-        let change = |wanted| memory_change(STARTED, Some(now), wanted).map(|change| change.map(|(_, wanted)| wanted));
-        assert_eq!(change(256).unwrap(), Some(0));
-        assert_eq!(change(320).unwrap(), None);
-        assert_eq!(change(321).unwrap(), Some(66), "in steps of 2 MiB");
-        assert_eq!(change(768).unwrap(), Some(512));
-        assert!(change(255).unwrap_err().to_string().contains("cannot shrink to 255 MiB"));
-        assert!(change(769).unwrap_err().to_string().contains("vm.memory_max_mib"));
-        let on_its_way = Memory { plugged_mib: 32, ..now };
-        assert!(memory_change(STARTED, Some(on_its_way), 320).unwrap().is_some());
-        assert_eq!(memory_change(STARTED, None, 256).unwrap(), None);
-        assert!(memory_change(STARTED, None, 258).is_err());
-    }
-}
+mod tests;

@@ -209,4 +209,4 @@ pub(crate) fn nothing_in_common(program: &str, oldest: u32, newest: u32, refusal
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -6,7 +6,7 @@
 mod names;
 mod spec;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 
@@ -21,6 +21,9 @@ use crate::node::shorten;
 
 /// Where specifications are; of a device that several folders have, the last one's counts.
 pub(crate) const FOLDERS: [&str; 2] = ["/etc/cdi", "/var/run/cdi"];
+
+/// What annotations that name devices begin with.
+const ANNOTATIONS: &str = "cdi.k8s.io/";
 
 /// Most devices of one container.
 const MAX_DEVICES: usize = 256;
@@ -41,6 +44,23 @@ pub(crate) struct Edits {
     devices: Vec<agent::Device>,
     mounts: Vec<Mount>,
     groups: Vec<u32>,
+}
+
+/// The devices of a request: its field's, then those of the annotations by which device plugins named them before there was a field.
+pub(crate) fn asked(field: &[CdiDevice], annotations: &HashMap<String, String>) -> Result<Vec<CdiDevice>, CriError> {
+    let mut all = field.to_vec();
+    let mut annotated: Vec<_> = annotations.iter().filter(|(key, _)| key.starts_with(ANNOTATIONS)).collect();
+    annotated.sort();
+    for (key, value) in annotated {
+        for name in value.split(',') {
+            if names::split(name).is_none() {
+                let (key, name) = (shorten(key), shorten(name));
+                return Err(CriError::invalid(format!("annotation {key}: {name:?} is not vendor/class=device")));
+            }
+            all.push(CdiDevice { name: name.to_owned() });
+        }
+    }
+    Ok(all)
 }
 
 /// What the devices of a request change. `folders` are searched from the last to the first. Blocks.

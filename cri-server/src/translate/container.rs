@@ -71,7 +71,7 @@ pub(crate) fn plan(
         .or_else(|| image.config.stop_signal.as_deref().and_then(signal::parse))
         .unwrap_or(signal::TERM);
     let folders = cdi::FOLDERS.map(std::path::Path::new);
-    let edits = cdi::edits(pod.kind, &asked.cdi_devices, &folders)?;
+    let edits = cdi::edits(pod.kind, &cdi::asked(&asked.cdi_devices, &asked.annotations)?, &folders)?;
     let volumes = mounts::volumes(&edits.mounts(&asked.mounts), pod.kind, pod.namespaces.users)?;
     let (devices, disks) = devices::given(pod.kind, &asked.devices)?;
     let mut request = agent::CreateContainerRequest {
@@ -194,13 +194,15 @@ fn image_volumes(image: &Image) -> Result<Vec<String>, CriError> {
 }
 
 /// CRI's `command` takes the place of the image's entrypoint and arguments; `args` that of its
-/// arguments alone.
+/// arguments alone. An entrypoint that is one empty word is none: so a Dockerfile unsets it.
 fn args(asked: &ContainerConfig, image: &Image) -> Result<Vec<String>, CriError> {
     let config = &image.config;
+    let unset = matches!(&config.entrypoint[..], [word] if word.is_empty());
+    let entrypoint: &[String] = if unset { &[] } else { &config.entrypoint };
     let (first, rest) = match (asked.command.is_empty(), asked.args.is_empty()) {
-        (false, _) => (&asked.command, &asked.args),
-        (true, false) => (&config.entrypoint, &asked.args),
-        (true, true) => (&config.entrypoint, &config.cmd),
+        (false, _) => (&asked.command[..], &asked.args),
+        (true, false) => (entrypoint, &asked.args),
+        (true, true) => (entrypoint, &config.cmd),
     };
     let args: Vec<String> = first.iter().chain(rest).cloned().collect();
     if args.first().is_none_or(String::is_empty) {
@@ -224,7 +226,8 @@ fn check_strings(what: &str, list: &[String]) -> Result<(), CriError> {
 }
 
 /// The image's variables, in its order, then the container's own; a later one takes the place of an
-/// earlier one of its name. Values are bytes: a Secret's need not be text.
+/// earlier one of its name. One of the image's without `=` takes an earlier one away, as in other
+/// runtimes. Values are bytes: a Secret's need not be text.
 fn env(pod: &PodRecord, asked: &ContainerConfig, image: &Image) -> Result<Vec<Vec<u8>>, CriError> {
     let mut env: Vec<(&str, &[u8])> = vec![("PATH", DEFAULT_PATH.as_bytes())];
     if !pod.hostname.is_empty() {
@@ -233,17 +236,21 @@ fn env(pod: &PodRecord, asked: &ContainerConfig, image: &Image) -> Result<Vec<Ve
     if asked.tty {
         env.push(("TERM", b"xterm"));
     }
-    let image = image.config.env.iter().map(|e| e.split_once('=').unwrap_or((e, "")));
+    let image = image.config.env.iter().map(|e| e.split_once('=').map_or((&e[..], None), |(key, v)| (key, Some(v))));
     for (key, value) in image.clone() {
         text::line("the name of the image's environment variable", key, MAX_STRING)?;
         // Programs copy it into files that are read by lines, as /etc/passwd is.
         if key == "HOME" {
-            text::line("the image's HOME", value, 4096)?;
+            text::line("the image's HOME", value.unwrap_or_default(), 4096)?;
         }
     }
-    let image = image.map(|(key, value)| ("the image's", key, value.as_bytes()));
-    let own = asked.envs.iter().map(|e| ("the container's", e.key.as_str(), e.value.as_slice()));
+    let image = image.map(|(key, value)| ("the image's", key, value.map(str::as_bytes)));
+    let own = asked.envs.iter().map(|e| ("the container's", e.key.as_str(), Some(e.value.as_slice())));
     for (whose, key, value) in image.chain(own) {
+        let Some(value) = value else {
+            env.retain(|(known, _)| *known != key);
+            continue;
+        };
         if key.is_empty() || key.contains(['=', '\0']) || value.contains(&0) || key.len() + value.len() > MAX_STRING {
             let shown = crate::node::shorten(key);
             return Err(CriError::invalid(format!(

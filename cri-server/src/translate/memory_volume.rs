@@ -51,8 +51,7 @@ pub(crate) fn mount(source: &Path, mount: &agent::Mount) -> Result<Option<agent:
 
 /// `.../volumes/kubernetes.io~empty-dir/NAME` with a tmpfs on it, or a bind mount of a folder in that (the kubelet's subPath).
 fn find<'a>(source: &Path, mounts: &'a [MountInfo]) -> Option<Found<'a>> {
-    // Of mounts on one place the last is on top.
-    let holds = mounts.iter().filter(|m| source.starts_with(&m.point)).max_by_key(|m| m.point.components().count())?;
+    let holds = mountinfo::holding(source, mounts)?;
     if holds.kind != "tmpfs" {
         return None;
     }
@@ -73,7 +72,7 @@ mod tests {
 
     fn info(device: u32, root: &str, point: &str, kind: &str) -> MountInfo {
         let (root, point, kind) = (root.into(), point.into(), kind.into());
-        MountInfo { id: 1, parent: 0, device: (0, device), root, point, read_only: false, unbindable: false, kind }
+        MountInfo { id: 1, device: (0, device), root, point, kind, ..MountInfo::default() }
     }
 
     #[test]

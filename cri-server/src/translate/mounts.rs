@@ -4,6 +4,7 @@ use std::path::{Component, Path, PathBuf};
 
 use cofferdam_proto::agent;
 use cofferdam_proto::cri::{ImageSpec, Mount, MountPropagation};
+use cofferdam_sandbox::mountinfo::{self, MountInfo};
 use cofferdam_sandbox::{Access, Kind, UserRange};
 
 use super::text;
@@ -163,6 +164,23 @@ pub(crate) fn source(host_path: &Path) -> Result<PathBuf, CriError> {
         }
         Err(e) => Err(failed(e)),
     }
+}
+
+/// Refuses a volume whose mounts are to propagate and cannot, since its source lies on a mount that has none of it. `source` is a path
+/// without symlinks.
+pub(crate) fn propagates(source: &Path, mount: &agent::Mount, mounts: &[MountInfo]) -> Result<(), CriError> {
+    let Some(on) = mountinfo::holding(source, mounts) else { return Ok(()) };
+    let needed = match mount.propagation.as_str() {
+        "shared" if !on.shared => "Bidirectional needs a shared mount",
+        "slave" if !on.shared && !on.slave => "HostToContainer needs a shared mount or a slave of one",
+        _ => return Ok(()),
+    };
+    let (path, point) = (source.display(), on.point.display());
+    Err(CriError::invalid(format!(
+        "mount at {:?}: mount propagation {needed}, and {path} is on {point}, which is none: `mount --make-rshared {point}` on the node \
+         makes it one",
+        mount.destination
+    )))
 }
 
 /// What is echoed in the status.

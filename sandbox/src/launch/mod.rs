@@ -233,6 +233,7 @@ async fn run(
     let parts = (status.clone(), launch.clock.timeline(), known);
     let (spec, dirs) = (launch.spec.clone(), launch.dirs.clone());
     let pod = Pod::new(Arc::clone(shared), spec, dirs, cgroup, parts, channel, watched);
+    pod.has_as_started();
     if is_restored {
         grow(&launch, &pod, wanted).await?;
     }

@@ -28,10 +28,10 @@ use crate::dirs::{self, Dirs};
 use crate::{Adopted, Runtime, process};
 
 const MONITOR: &str = include_str!("v1/monitor.txt");
-const SPEC: &str = include_str!("v1/spec.json");
+pub(crate) const SPEC: &str = include_str!("v1/spec.json");
 const READY: &str = include_str!("v1/ready.json");
 const NETWORK: &str = include_str!("v1/network.json");
-const ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+pub(crate) const ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
 type Log = Arc<Mutex<Vec<String>>>;
 
@@ -113,7 +113,12 @@ impl Service<http::Request<Body>> for OldAgent {
 }
 
 /// Serves `agent` at `path`, below the monitor's vsock greeting if it is that of a microVM.
-fn serve(path: &Path, agent: OldAgent, vsock: bool) {
+pub(crate) fn serve<A>(path: &Path, agent: A, vsock: bool)
+where
+    A: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible> + NamedService,
+    A: Clone + Send + Sync + 'static,
+    A::Future: Send + 'static,
+{
     let listener = UnixListener::bind(path).unwrap();
     let connections = stream::unfold(listener, move |listener| async move {
         let stream = greeted(listener.accept().await.unwrap().0, vsock).await;
@@ -140,17 +145,23 @@ struct OldPod {
     calls: Log,
 }
 
+/// Writes the records of a pod with the specification `spec`; answers a process that stands for its monitor.
+pub(crate) fn recorded(dirs: &Dirs, spec: &str) -> Child {
+    fs::create_dir_all(&dirs.run).unwrap();
+    fs::create_dir_all(&dirs.state).unwrap();
+    let process = Command::new("sleep").arg("600").spawn().unwrap();
+    let record = process::identify(process.id()).unwrap().record;
+    fs::write(dirs.spec(), spec).unwrap();
+    fs::write(dirs.ready(), READY).unwrap();
+    fs::write(dirs.network(), NETWORK).unwrap();
+    let text = format!(r#"{{"pid":{},"start_time":{}}}"#, record.pid, record.start_time);
+    fs::write(dirs.process(), text).unwrap();
+    process
+}
+
 impl OldPod {
     fn new(dirs: &Dirs) -> Self {
-        fs::create_dir_all(&dirs.run).unwrap();
-        fs::create_dir_all(&dirs.state).unwrap();
-        let process = Command::new("sleep").arg("600").spawn().unwrap();
-        let record = process::identify(process.id()).unwrap().record;
-        fs::write(dirs.spec(), SPEC).unwrap();
-        fs::write(dirs.ready(), READY).unwrap();
-        fs::write(dirs.network(), NETWORK).unwrap();
-        let text = format!(r#"{{"pid":{},"start_time":{}}}"#, record.pid, record.start_time);
-        fs::write(dirs.process(), text).unwrap();
+        let process = recorded(dirs, SPEC);
         let (unheard, calls) = (Log::default(), Log::default());
         recorded_monitor(connect::listener(&dirs.control(), SocketType::SEQPACKET).unwrap(), unheard.clone());
         serve(&dirs.vsock(), OldAgent { speaks: 1, calls: calls.clone() }, true);

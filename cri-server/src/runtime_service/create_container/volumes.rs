@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use cofferdam_proto::agent;
-use cofferdam_sandbox::{Access, Kind, Pod as Sandbox};
+use cofferdam_sandbox::{Access, Kind, Pod as Sandbox, mountinfo};
 
 use crate::error::{CriError, During};
 use crate::node::swaps::{self, Swapped};
@@ -84,6 +84,9 @@ async fn show_path(
     let (asked, in_vm, mapped, wanted) = (host_path.clone(), sandbox.kind() == Kind::Vm, access.mapped, mount.clone());
     let look = move || {
         let source = mounts::source(&asked)?;
+        if wanted.propagation != "private" {
+            mounts::propagates(&source, &wanted, &mountinfo::read()?)?;
+        }
         // Of a pod with users of its own it stays the node's, whose owners the share maps.
         let memory = if in_vm && !mapped { memory_volume::mount(&source, &wanted)? } else { None };
         let link = if in_vm && wanted.readonly { swaps::data_link(&source) } else { None };

@@ -105,6 +105,24 @@ fn an_unknown_device_is_named_with_where_it_was_looked_for() {
 }
 
 #[test]
+fn annotations_name_devices_as_the_field_does() {
+    let field = [CdiDevice { name: "v.com/c=field".into() }];
+    let annotation = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+    let annotations = HashMap::from([
+        annotation("cdi.k8s.io/plugin_b", "v.com/c=d"),
+        annotation("cdi.k8s.io/plugin_a", "v.com/c=e,w.com/x=y"),
+        annotation("example.com/cdi.k8s.io", "v.com/c=other"),
+    ]);
+    let names: Vec<String> = asked(&field, &annotations).unwrap().into_iter().map(|device| device.name).collect();
+    assert_eq!(names, ["v.com/c=field", "v.com/c=e", "w.com/x=y", "v.com/c=d"]);
+    for bad in ["", "v.com/c=d, v.com/c=e", "v.com/c=d,", "gpu0"] {
+        let annotations = HashMap::from([annotation("cdi.k8s.io/plugin", bad)]);
+        let why = asked(&[], &annotations).unwrap_err().to_string();
+        assert!(why.contains("cdi.k8s.io/plugin") && why.contains("vendor/class=device"), "{why}");
+    }
+}
+
+#[test]
 fn a_microvm_gets_none() {
     let asked = [CdiDevice { name: "v.com/c=d".into() }];
     let error = edits(Kind::Vm, &asked, &[]).unwrap_err();

@@ -127,6 +127,12 @@ fn commands_come_from_the_request_or_the_image() {
     bare.config.entrypoint.clear();
     bare.config.cmd.clear();
     assert!(plan("id", &pod_record("p"), &asked(), &bare, 7).unwrap_err().to_string().contains("no command"));
+    // What `ENTRYPOINT [""]` in a Dockerfile leaves.
+    bare.config.entrypoint = vec![String::new()];
+    assert!(plan("id", &pod_record("p"), &asked(), &bare, 7).unwrap_err().to_string().contains("no command"));
+    bare.config.cmd = vec!["sh".into(), "-c".into()];
+    let process = plan("id", &pod_record("p"), &asked(), &bare, 7).unwrap().request.process;
+    assert_eq!(process.unwrap().args, ["sh", "-c"]);
 }
 
 #[test]
@@ -139,6 +145,16 @@ fn variables_are_merged_by_name_and_keep_their_bytes() {
     };
     let env: Vec<String> = process_of(&config).env.into_iter().map(|e| String::from_utf8(e).unwrap()).collect();
     assert_eq!(env, ["PATH=/image/bin", "HOSTNAME=web", "TERM=xterm", "COLOUR=last", "LINES=a\nb"]);
+}
+
+#[test]
+fn a_variable_of_the_image_without_a_value_takes_an_earlier_one_away() {
+    let mut image = image();
+    image.config.env = ["A=1", "HOSTNAME", "A", "B=", "C", "A=2"].map(str::to_owned).to_vec();
+    let config = ContainerConfig { envs: vec![KeyValue { key: "C".into(), value: Vec::new() }], ..asked() };
+    let process = plan("id", &pod_record("p"), &config, &image, 7).unwrap().request.process.unwrap();
+    let env: Vec<String> = process.env.into_iter().map(|e| String::from_utf8(e).unwrap()).collect();
+    assert_eq!(env, [&format!("PATH={DEFAULT_PATH}"), "B=", "A=2", "C="]);
 }
 
 #[test]

@@ -20,6 +20,30 @@ fn the_nodes_devices_are_not_those_of_a_guest() {
     assert_eq!(of(Kind::Host), ["/dev/", "/host/dev", "/dev/shm"]);
 }
 
+#[test]
+fn propagation_needs_a_mount_that_has_it() {
+    let on = |point: &str, shared, slave| MountInfo { point: point.into(), shared, slave, ..MountInfo::default() };
+    let mounts = [on("/", true, false), on("/private", false, false), on("/slave", false, true)];
+    for (propagation, source, fine) in [
+        ("shared", "/srv", true),
+        ("slave", "/srv", true),
+        ("shared", "/slave/x", false),
+        ("slave", "/slave/x", true),
+        ("shared", "/private/x", false),
+        ("slave", "/private", false),
+        ("private", "/private", true),
+        ("shared", "/privately", true),
+    ] {
+        let asked = agent::Mount { destination: "/v".into(), propagation: propagation.into(), ..Default::default() };
+        let checked = propagates(Path::new(source), &asked, &mounts);
+        assert_eq!(checked.is_ok(), fine, "{propagation} {source}");
+        if let Err(error) = checked {
+            let named = format!("{source} is on /{}", source.split('/').nth(1).unwrap());
+            assert!(error.to_string().contains(&named), "{error}");
+        }
+    }
+}
+
 fn image(name: &str) -> ImageSpec {
     ImageSpec { image: name.into(), user_specified_image: "docs:1".into(), ..Default::default() }
 }

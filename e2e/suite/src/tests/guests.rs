@@ -1,4 +1,4 @@
-//! What a guest is told of the machine that it runs in: its clock, its processors.
+//! What a guest is told of the machine that it runs in: its clock, its processors, its network cards.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -74,6 +74,10 @@ fn clock_and_processors() -> Outcome {
     let packages: Vec<&str> = packages.lines().collect();
     ensure!(packages.len() >= 2, "the guest has {} processors, not 2", packages.len());
     ensure!(packages.iter().all(|package| *package == packages[0]), "the processors' packages are {packages:?}");
+
+    // Drivers of its kernel make no interfaces of their own.
+    let interfaces = prints(&container, "ls /sys/class/net | xargs")?;
+    ensure!(interfaces == "eth0 lo", "the guest has the interfaces {interfaces}");
 
     follows(&container, "the node's before it was set")?;
     let stepped = Stepped::new(HOUR)?;

@@ -62,6 +62,7 @@ fn standard_rules() -> Vec<Rule> {
     rules.push(character(Some(5), Some(1), ALL)); // console
     rules.push(character(Some(5), Some(2), ALL)); // ptmx
     rules.push(character(Some(136), None, ALL)); // terminals
+    rules.push(character(Some(10), Some(200), ALL)); // tun, whose node VPN programs make themselves; NET_ADMIN is needed as well
     rules
 }
 
@@ -282,7 +283,8 @@ mod tests {
             (character, READ, (1, 1), false),
             (character, WRITE, (136, 77), true),
             (character, READ, (5, 2), true),
-            (character, READ, (10, 200), false),
+            (character, READ | WRITE | MKNOD, (10, 200), true),
+            (character, READ, (10, 201), false),
             (block, READ, (8, 1), true),
             (block, WRITE, (8, 1), false),
             (block, READ, (8, 0), false),

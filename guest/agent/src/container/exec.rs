@@ -62,6 +62,10 @@ async fn begin(agent: &Arc<Agent>, container: Arc<Container>, start: &ExecStart)
     }
     spec.args = start.args.iter().map(crate::sys::c_string).collect::<Result<_, _>>().asked("use an argument")?;
     spec.terminal = start.terminal;
+    if start.terminal {
+        // The terminal is the caller's: what the image says of TERM is not about it.
+        spec.env.retain(|entry| !entry.as_bytes().starts_with(b"TERM="));
+    }
 
     let (inside, outside, terminal) = if start.terminal {
         let (master, slave) = stdio::terminal(&container.devpts)?;

@@ -166,6 +166,9 @@ fn knobs(r: &Resources) -> Result<Vec<(&'static str, String)>> {
         knobs.push(("memory.swap.max", swap.to_string()));
     } else if r.memory_swap_bytes < 0 {
         knobs.push(("memory.swap.max", "max".into()));
+    } else if r.memory_limit_bytes > 0 {
+        // A limit is one of memory and swap together unless the request says otherwise, as in other runtimes.
+        knobs.push(("memory.swap.max", "0".into()));
     }
     if r.memory_limit_bytes != 0 {
         knobs.push(("memory.max", amount(r.memory_limit_bytes)));
@@ -208,6 +211,19 @@ mod tests {
         ];
         assert_eq!(got, expected.map(|(k, v)| (k, v.to_owned())));
         assert!(knobs(&Resources { memory_limit_bytes: 2, memory_swap_bytes: 1, ..r }).is_err());
+    }
+
+    #[test]
+    fn a_memory_limit_alone_leaves_no_swap() {
+        let swap = |limit, swap| {
+            let r = Resources { memory_limit_bytes: limit, memory_swap_bytes: swap, ..Resources::default() };
+            knobs(&r).unwrap().into_iter().find(|(knob, _)| *knob == "memory.swap.max").map(|(_, value)| value)
+        };
+        assert_eq!(swap(100, 0).as_deref(), Some("0"));
+        assert_eq!(swap(100, 100).as_deref(), Some("0"));
+        assert_eq!(swap(100, -1).as_deref(), Some("max"));
+        assert_eq!(swap(-1, 0), None);
+        assert_eq!(swap(0, 0), None, "an update of something else");
     }
 
     #[test]

@@ -14,7 +14,7 @@ async fn execs() {
     need_host_pods!();
     let mut pod = Pod::start().await;
     let mut request = pod.shell("a", "exec sleep 100000");
-    process(&mut request).env = vec![b"WHO=me".to_vec()];
+    process(&mut request).env = vec![b"WHO=me".to_vec(), b"TERM=dumb".to_vec()];
     process(&mut request).cwd = "/tmp".into();
     process(&mut request).user = Some(User { name: "www".into(), ..User::default() });
     pod.run(request).await.unwrap();
@@ -63,6 +63,9 @@ async fn execs() {
         .await
         .unwrap();
     assert_eq!(done.stdout, "/dev/pts/0\r\nterminal\r\n");
+    let done = pod.exec(ExecStart { terminal: true, ..sh("a", "echo $TERM") }, None).await.unwrap();
+    assert_eq!(done.stdout, "xterm\r\n", "the image's TERM is not about the caller's terminal");
+    assert_eq!(pod.exec(sh("a", "echo $TERM"), None).await.unwrap().stdout, "dumb\n");
 
     // Time-out and hang-up kill what was forked, even in a session of its own.
     let script = "setsid sleep 4242 & sleep 4242";

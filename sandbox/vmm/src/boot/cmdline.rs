@@ -18,7 +18,8 @@ pub(crate) const MAX_CMDLINE: usize = 2047;
 const BASE: &str = "console=ttyS0 quiet panic=-1 reboot=k acpi=off tsc=reliable no_timer_check 8250.nr_uarts=1 \
     i8042.noaux i8042.nomux i8042.dumbkbd cryptomgr.notests random.trust_cpu=on rcupdate.rcu_expedited=1 \
     rcupdate.rcu_normal_after_boot=1 sysctl.vm.compaction_proactiveness=0 sysctl.vm.stat_interval=600 \
-    memhp_default_state=online memory_hotplug.online_policy=auto-movable ifb.numifbs=0";
+    memhp_default_state=online memory_hotplug.online_policy=auto-movable ifb.numifbs=0 \
+    dummy.numdummies=0";
 
 /// The whole command line; `more` is the launcher's part and comes last, so that it may override.
 ///

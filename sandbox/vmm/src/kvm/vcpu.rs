@@ -54,13 +54,18 @@ enum Next {
 }
 
 impl Vcpu {
-    /// Makes vCPU `id`, which waits for the guest to wake it unless [`Self::enter_at`] says where
-    /// it starts.
-    pub(super) fn new(vm: &VmFd, id: u8, cpuid: CpuId, memory: &GuestMemoryMmap) -> Result<Self, KvmError> {
-        let vcpu = Self::bare(vm, id, cpuid, memory)?;
-        set_msrs(&vcpu.fd)?;
-        set_local_interrupts(&vcpu.fd)?;
-        Ok(vcpu)
+    /// Has KVM make vCPU `id`, which it does once for each number: whatever fails afterwards is to be
+    /// tried again with this one.
+    pub(super) fn create(vm: &VmFd, id: u8, cpuid: CpuId, memory: &GuestMemoryMmap) -> Result<Self, KvmError> {
+        let fd = vm.create_vcpu(u64::from(id)).map_err(step("create a vCPU"))?;
+        Ok(Self { fd, id, cpuid, recorder: Recorder::new(), _memory: memory.clone() })
+    }
+
+    /// Has it wait for the guest to wake it, unless [`Self::enter_at`] says where it starts.
+    pub(super) fn set_up(&self) -> Result<(), KvmError> {
+        self.set_processor()?;
+        set_msrs(&self.fd)?;
+        set_local_interrupts(&self.fd)
     }
 
     /// Makes the vCPU whose state is `state`; `xsave` is the size of the extended state.
@@ -71,22 +76,22 @@ impl Vcpu {
         state: &VcpuState,
         xsave: usize,
     ) -> Result<Self, KvmError> {
-        let vcpu = Self::bare(vm, state.id, cpuid, memory)?;
+        let vcpu = Self::create(vm, state.id, cpuid, memory)?;
+        vcpu.set_processor()?;
         state.restore(&vcpu.fd, &vcpu.cpuid, xsave)?;
         vcpu.tell_of_pause();
         Ok(vcpu)
     }
 
-    fn bare(vm: &VmFd, id: u8, cpuid: CpuId, memory: &GuestMemoryMmap) -> Result<Self, KvmError> {
-        let fd = vm.create_vcpu(u64::from(id)).map_err(step("create a vCPU"))?;
-        fd.set_cpuid2(&cpuid).map_err(step("set a vCPU's CPUID"))?;
-        if let Some(value) = cpuid::xcr0(&cpuid) {
+    fn set_processor(&self) -> Result<(), KvmError> {
+        self.fd.set_cpuid2(&self.cpuid).map_err(step("set a vCPU's CPUID"))?;
+        if let Some(value) = cpuid::xcr0(&self.cpuid) {
             // An emulated node that does not intercept XSETBV shows the guest this value, not its own.
             let mut xcrs = kvm_xcrs { nr_xcrs: 1, ..Default::default() };
             xcrs.xcrs[0].value = value;
-            fd.set_xcrs(&xcrs).map_err(step("set a vCPU's XCR0"))?;
+            self.fd.set_xcrs(&xcrs).map_err(step("set a vCPU's XCR0"))?;
         }
-        Ok(Self { fd, id, cpuid, recorder: Recorder::new(), _memory: memory.clone() })
+        Ok(())
     }
 
     /// Maps pages that the monitor has already, as far as KVM can.

@@ -12,7 +12,7 @@ use vm_memory::GuestMemoryMmap;
 
 use super::gate::{Ended, Gate};
 use super::state::{Reading, VcpuState};
-use super::thread::VcpuThread;
+use super::thread::{self, NotStarted, VcpuThread};
 use super::{KvmError, Machine, MachineState, Vcpu, cpuid, msrs, xsave};
 use crate::boot::Entry;
 use crate::bus::Bus;
@@ -32,15 +32,19 @@ impl Maker {
         Ok(Self { machine, cpuid, most, memory })
     }
 
-    /// Makes vCPU `id`, which does not run yet, and waits for the guest to wake it.
-    fn make(&self, id: u8) -> Result<Vcpu, KvmError> {
+    /// Has KVM make vCPU `id`, which is not set up yet.
+    fn create(&self, id: u8) -> Result<Vcpu, KvmError> {
         let cpuid = cpuid::for_vcpu(&self.cpuid, id, self.most)?;
-        Vcpu::new(&self.machine.vm, id, cpuid, &self.memory)
+        Vcpu::create(&self.machine.vm, id, cpuid, &self.memory)
     }
 
     /// The first `count` vCPUs of a VM that boots: one starts at `entry`, the others wait for it.
     pub(crate) fn boot(&self, count: u8, entry: Entry) -> Result<Vec<Vcpu>, KvmError> {
-        let vcpus = (0..count).map(|id| self.make(id)).collect::<Result<Vec<_>, _>>()?;
+        let make = |id| {
+            let vcpu = self.create(id)?;
+            vcpu.set_up().map(|()| vcpu)
+        };
+        let vcpus = (0..count).map(make).collect::<Result<Vec<_>, KvmError>>()?;
         vcpus.first().map_or(Ok(()), |first| first.enter_at(entry))?;
         Ok(vcpus)
     }
@@ -85,19 +89,30 @@ pub(crate) struct RunningVcpus {
     ending: Arc<Ending>,
     gate: Arc<Gate>,
     threads: Vec<VcpuThread>,
+    /// The next one by number, which KVM has made and which could not be set up or started: KVM makes none twice.
+    unused: Option<Vcpu>,
+    /// Of each thread, in bytes.
+    stack: usize,
 }
 
 impl RunningVcpus {
     /// None yet; [`VcpuThread::prepare`] is done here.
     pub(crate) fn new(maker: Maker, bus: Arc<Bus>, ending: Arc<Ending>) -> io::Result<Self> {
         VcpuThread::prepare()?;
-        Ok(Self { maker, bus, ending, gate: Arc::default(), threads: Vec::new() })
+        let (gate, threads, stack) = (Arc::default(), Vec::new(), thread::STACK);
+        Ok(Self { maker, bus, ending, gate, threads, unused: None, stack })
     }
 
-    /// Lets `vcpu` run, the next one by number.
+    /// Lets `vcpu` run, the next one by number; [`Self::make`] tries again with one that could not be started.
     pub(crate) fn run(&mut self, vcpu: Vcpu) -> io::Result<()> {
         let (bus, ending, gate) = (self.bus.clone(), self.ending.clone(), self.gate.clone());
-        self.threads.push(VcpuThread::start(vcpu, bus, ending, gate)?);
+        match VcpuThread::start(vcpu, self.stack, bus, ending, gate) {
+            Ok(thread) => self.threads.push(thread),
+            Err(NotStarted { vcpu, source }) => {
+                self.unused = Some(*vcpu);
+                return Err(source);
+            }
+        }
         Ok(())
     }
 
@@ -106,14 +121,19 @@ impl RunningVcpus {
         monitor::Vcpus { most: self.maker.most, made: u8::try_from(self.threads.len()).unwrap_or(u8::MAX) }
     }
 
-    /// Makes those that are missing to `count`, and lets them wait for the guest. What was made before a failure stays.
+    /// Makes those that are missing to `count`, and lets them wait for the guest. What was made before a failure stays, asleep, and the
+    /// next call goes on from there.
     pub(crate) fn make(&mut self, count: u8) -> Result<(), VcpusError> {
         let monitor::Vcpus { most, made } = self.count();
         if count > most {
             return Err(VcpusError::TooMany { count, most });
         }
         for id in made..count {
-            let vcpu = self.maker.make(id)?;
+            let vcpu = self.unused.take().map_or_else(|| self.maker.create(id), Ok)?;
+            if let Err(error) = vcpu.set_up() {
+                self.unused = Some(vcpu);
+                return Err(error.into());
+            }
             self.run(vcpu).map_err(VcpusError::Thread)?;
         }
         Ok(())

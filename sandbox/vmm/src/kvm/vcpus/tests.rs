@@ -83,6 +83,24 @@ fn later_ones_are_made_when_they_are_asked_for_and_sleep() {
     assert!(ticks().is_empty());
 }
 
+/// As where the pod's cgroup has no room for one more thread.
+#[test]
+fn one_whose_thread_cannot_be_started_is_started_by_the_next_try() {
+    let memory = memory::map(memory::MIN_MEMORY_MIB).unwrap();
+    let Some(mut vcpus) = running(&memory, &[HALT], 4) else { return };
+    vcpus.make(2).unwrap();
+    let stack = std::mem::replace(&mut vcpus.stack, 1 << 62);
+    for _ in 0..2 {
+        let error = vcpus.make(4).unwrap_err();
+        assert!(matches!(error, VcpusError::Thread(_)), "{error}");
+        assert_eq!(vcpus.count().made, 2, "those that were there stay");
+    }
+    vcpus.stack = stack;
+    vcpus.make(4).unwrap();
+    assert_eq!(vcpus.count(), monitor::Vcpus { most: 4, made: 4 });
+    end(vcpus);
+}
+
 /// What the program below read last from a register that is not there, and how often it did.
 const READ: GuestAddress = GuestAddress(0x20_0000);
 const COUNT: GuestAddress = GuestAddress(0x20_0004);
