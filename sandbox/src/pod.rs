@@ -41,8 +41,9 @@ pub(crate) struct Inner {
     pub(crate) spec: PodSpec,
     pub(crate) dirs: Dirs,
     cgroup: String,
-    network: Option<NetworkStatus>,
-    timeline: Timeline,
+    /// Both are told when the launch knows them.
+    network: OnceLock<NetworkStatus>,
+    timeline: OnceLock<Timeline>,
     pid: u32,
     channel: Channel,
     ended: watch::Receiver<Option<End>>,
@@ -192,11 +193,12 @@ impl Pod {
         spec: PodSpec,
         dirs: Dirs,
         cgroup: String,
-        (network, timeline, known): (Option<NetworkStatus>, Timeline, Known),
+        known: Known,
         channel: Channel,
-        watched: Watched,
+        watched: &Watched,
     ) -> Self {
-        let Watched { pid, ended, task: _ } = watched;
+        let (pid, ended) = (watched.pid, watched.ended.clone());
+        let (network, timeline) = (OnceLock::new(), OnceLock::new());
         let (gone, mapping) = (watch::Sender::new(false), OnceLock::new());
         let online = AtomicU8::new(resize::UNKNOWN);
         let inner =
@@ -214,14 +216,23 @@ impl Pod {
         self.inner.spec.kind
     }
 
+    /// Tells the pod what CNI answered, and when the steps of its launch happened. Only the first time
+    /// counts.
+    pub(crate) fn launched(&self, network: Option<NetworkStatus>, timeline: Timeline) {
+        if let Some(network) = network {
+            let _ = self.inner.network.set(network);
+        }
+        let _ = self.inner.timeline.set(timeline);
+    }
+
     /// What CNI answered; absent on the node's network.
     pub fn network(&self) -> Option<&NetworkStatus> {
-        self.inner.network.as_ref()
+        self.inner.network.get()
     }
 
     /// When the steps of its launch happened; empty for an adopted pod.
     pub fn timeline(&self) -> &Timeline {
-        &self.inner.timeline
+        self.inner.timeline.get_or_init(Timeline::default)
     }
 
     /// Process id of the monitor or supervisor.

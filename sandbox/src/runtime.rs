@@ -209,8 +209,8 @@ impl Runtime {
         let watched = Watched::new(started, &dirs, spec.kind, &cgroup, &shared.watches);
         let cgroup = cgroup.name().to_owned();
         let channel = connect::agent(&dirs, spec.kind);
-        let parts = (ready.network, BTreeMap::new(), Known::default());
-        let pod = Pod::new(Arc::clone(shared), spec, dirs, cgroup, parts, channel, watched);
+        let pod = Pod::new(Arc::clone(shared), spec, dirs, cgroup, Known::default(), channel, &watched);
+        pod.launched(ready.network, Timeline::new());
         pod.get_acquainted();
         clock::follow(shared, &pod, true);
         Ok(Adopted::Running(pod))

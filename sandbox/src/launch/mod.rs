@@ -223,20 +223,13 @@ async fn run(
         failed,
     });
     let channel = connect::agent(&launch.dirs, launch.spec.kind);
-    let (network, process) = tokio::join!(launch.network(), launch.process(&channel));
+    let (network, process) = tokio::join!(launch.network(), launch.process(&channel, wanted));
     let (status, guest) = network?;
-    let (watched, known) = process.map_err(|cause| launch.not_up(cause))?;
+    let (watched, pod) = process.map_err(|cause| launch.not_up(cause))?;
     let span = info_span!(target: SPANS, "agent configure pod", otel.status_code = Empty);
     step(span, agent::configure(&launch, &channel, status.as_ref(), guest, &watched)).await?;
     launch.clock.mark("configured");
-    let cgroup = launch.cgroup.name().to_owned();
-    let parts = (status.clone(), launch.clock.timeline(), known);
-    let (spec, dirs) = (launch.spec.clone(), launch.dirs.clone());
-    let pod = Pod::new(Arc::clone(shared), spec, dirs, cgroup, parts, channel, watched);
-    pod.has_as_started();
-    if is_restored {
-        grow(&launch, &pod, wanted).await?;
-    }
+    pod.launched(status.clone(), launch.clock.timeline());
     let (path, ready) = (launch.dirs.ready(), ReadyRecord { network: status });
     blocking(move || dirs::write(&path, &ready)).await?;
     if pod.kind() == Kind::Vm {
@@ -244,11 +237,6 @@ async fn run(
     }
     clock::follow(shared, &pod, false);
     Ok(pod)
-}
-
-/// Gives a restored guest what a booted one would have had from the beginning.
-async fn grow(launch: &Launch, pod: &Pod, wanted: VmSize) -> Result<(), SandboxError> {
-    pod.grow(wanted).await.map_err(|cause| launch.not_up(cause))
 }
 
 /// Looks whether the pod has a place, and makes a guest as large as there is room for. Blocks.
@@ -322,7 +310,8 @@ impl Launch {
     }
 
     /// The process's half: started, and its agent has answered.
-    async fn process(self: &Arc<Self>, channel: &Channel) -> Result<(Watched, Known), SandboxError> {
+    /// A restored guest gets what a booted one has from the beginning, `wanted`.
+    async fn process(self: &Arc<Self>, channel: &Channel, wanted: VmSize) -> Result<(Watched, Pod), SandboxError> {
         let (watched, known) = match &self.taken {
             Some(taken) => {
                 let span = info_span!(target: SPANS, "microVM take", otel.status_code = Empty);
@@ -335,7 +324,22 @@ impl Launch {
             step(span, self.mount(channel, &watched)).await?;
             self.clock.mark("mounted");
         }
-        Ok((watched, known))
+        let pod = Pod::new(
+            Arc::clone(&self.shared),
+            self.spec.clone(),
+            self.dirs.clone(),
+            self.cgroup.name().to_owned(),
+            known,
+            channel.clone(),
+            &watched,
+        );
+        pod.has_as_started();
+        if self.template.is_some() {
+            let span = info_span!(target: SPANS, "guest grow", otel.status_code = Empty);
+            step(span, pod.grow(wanted)).await?;
+            self.clock.mark("grown");
+        }
+        Ok((watched, pod))
     }
 
     async fn started(self: &Arc<Self>, channel: &Channel) -> Result<(Watched, Known), SandboxError> {
