@@ -83,16 +83,18 @@ install: ## Install target/dist below DESTDIR (default /), as packages and image
 setup: ## Install what the builds need on this Debian machine
 	@e2e/node/setup-host.sh
 
-lint: setup ## Formatting, clippy, dependencies' licences and sources
+lint: setup ## Formatting, clippy, dependencies' licences and sources, import circles, names in the specification
 	$(call say,checking formatting)
 	@cargo fmt --all --check
 	$(call say,clippy: about 3 minutes the first time)
 	@cargo clippy --quiet --workspace --all-targets --locked -- -D warnings
 	@e2e/check-deps.py
 
-unit: setup ## Unit and property tests
+unit: setup ## Unit and property tests, and a short run of every fuzz target
 	$(call say,unit and property tests: about 4 minutes the first time)
 	@cargo test --quiet --workspace --locked
+	@e2e/check-circles.py
+	@e2e/check-spec.py
 
 guest-kernel: setup ## Build only the guest's kernel (cached by a hash of its inputs)
 	@guest/kernel/build.sh $(DIST)/usr/lib/cofferdam/vmlinux
