@@ -7,7 +7,7 @@ export CARGO_TERM_PROGRESS_WHEN ?= never
 DIST := target/dist
 say = @printf '\033[1m[make] %s\033[0m\n' "$(1)"
 
-.PHONY: help demo test critest conformance kubelet-smoke cluster cluster-test bench soak node build dist install setup lint unit e2e test-one guest-kernel clean
+.PHONY: help demo test critest conformance kubelet-smoke cluster cluster-test bench soak fuzz node build dist install setup lint unit e2e test-one guest-kernel clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,10 @@ soak: setup ## 500 host and 100 vm pods come and go and leave nothing (half an h
 	@$(BESIDE) build
 	@e2e/in-node.sh soak
 
+fuzz: setup ## Fuzz every parser, guided by coverage, FUZZ_SECONDS (60) each; TARGET=name for one (fuzz/README.md)
+	$(call say,building the fuzzer: about 4 minutes after make unit)
+	@fuzz/run.sh
+
 node: setup ## A shell in the node VM with Cofferdam running
 	@$(BESIDE) build
 	@e2e/in-node.sh shell
@@ -87,14 +91,16 @@ install: ## Install target/dist below DESTDIR (default /), as packages and image
 setup: ## Install what the builds need on this Debian machine
 	@e2e/node/setup-host.sh
 
-lint: setup ## Formatting, clippy, dependencies' licences and sources
+lint: setup ## Formatting, clippy, dependencies' licences and sources, import circles, names in the specification
 	$(call say,checking formatting)
 	@cargo fmt --all --check
 	$(call say,clippy: about 3 minutes the first time)
 	@cargo clippy --quiet --workspace --all-targets --locked -- -D warnings
 	@e2e/check-deps.py
+	@e2e/check-circles.py
+	@e2e/check-spec.py
 
-unit: setup ## Unit and property tests
+unit: setup ## Unit and property tests, and a short run of every fuzz target
 	$(call say,unit and property tests: about 4 minutes the first time)
 	@cargo test --quiet --workspace --locked
 

@@ -31,6 +31,9 @@ mod digest;
 mod error;
 mod extract;
 mod flow;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod image;
 mod json;
 mod lock;

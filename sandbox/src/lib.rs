@@ -21,6 +21,9 @@ mod devices;
 mod dirs;
 mod disk;
 mod error;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod launch;
 mod link;
 mod look;

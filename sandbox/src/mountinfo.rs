@@ -47,7 +47,7 @@ pub fn holding<'a>(path: &Path, mounts: &'a [MountInfo]) -> Option<&'a MountInfo
 }
 
 /// `36 35 98:0 /root /point rw,noatime shared:1 - ext4 /dev/sda1 rw,errors=continue`
-fn parse(line: &str) -> Option<MountInfo> {
+pub(crate) fn parse(line: &str) -> Option<MountInfo> {
     let (mount, file_system) = line.split_once(" - ")?;
     let fields: Vec<&str> = mount.split(' ').collect();
     let [id, parent, device, root, point, options, ref tags @ ..] = fields[..] else { return None };

@@ -101,7 +101,7 @@ pub(crate) fn reread<T: Serialize + DeserializeOwned>(record: &T) -> T {
     decode("reread", &encode(record).expect("a record is JSON")).expect("a record that was written can be read")
 }
 
-fn decode<T: DeserializeOwned>(id: &str, bytes: &[u8]) -> Result<T, RecordError> {
+pub(crate) fn decode<T: DeserializeOwned>(id: &str, bytes: &[u8]) -> Result<T, RecordError> {
     #[derive(Deserialize)]
     struct Version {
         v: u32,

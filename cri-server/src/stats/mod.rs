@@ -7,6 +7,8 @@
 
 mod bounds;
 mod collect;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 pub(crate) mod metrics;
 mod sampler;
 mod show;

@@ -12,6 +12,8 @@
 //! ```
 
 mod channels;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod hangup;
 mod idle;
 mod leaving;

@@ -11,17 +11,17 @@
 
 mod blob;
 mod certs_dir;
-mod challenge;
+pub(crate) mod challenge;
 mod credentials;
 mod document;
 mod fault;
-mod hosts_file;
+pub(crate) mod hosts_file;
 mod login;
-mod manifest;
-mod message;
+pub(crate) mod manifest;
+pub(crate) mod message;
 mod node_login;
 mod parts;
-mod place;
+pub(crate) mod place;
 mod receiver;
 mod request;
 mod resolve;

@@ -11,6 +11,8 @@ mod db;
 mod export;
 mod fetching;
 mod frames;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod gzip;
 mod import;
 mod inner;

@@ -156,7 +156,7 @@ impl Job {
         }
     }
 
-    fn decoder<'a, 'b>(chunks: &'a mut Chunks<'b>) -> io::Result<Decoder<'a, 'b>> {
+    pub(super) fn decoder<'a, 'b>(chunks: &'a mut Chunks<'b>) -> io::Result<Decoder<'a, 'b>> {
         // The bytes tell, not the media type: some pushers call plain layers gzip, or zstd layers
         // gzip.
         let magic = chunks.peek(4)?;
@@ -196,7 +196,7 @@ impl Job {
     }
 }
 
-enum Decoder<'a, 'b> {
+pub(super) enum Decoder<'a, 'b> {
     Plain(&'a mut Chunks<'b>),
     Gzip(Box<Members<&'a mut Chunks<'b>>>),
     Zstd(Frames<'a, 'b>),

@@ -4,10 +4,10 @@
 //! half-done ADD can be undone. It holds the configuration as it was, since the file may change meanwhile.
 
 mod capabilities;
-mod config;
+pub(crate) mod config;
 mod first;
 mod plugin;
-mod result;
+pub(crate) mod result;
 pub(crate) mod strays;
 
 use std::path::Path;

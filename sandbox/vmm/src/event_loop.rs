@@ -110,12 +110,15 @@ impl EventLoop {
     /// Serves what there is without waiting; answers whether there was something.
     #[cfg(test)]
     pub(crate) fn turn_now(&self) -> bool {
-        use crate::lock_in::{ThreadKind, run_as};
-        run_as(ThreadKind::Main, || {
-            let mut batch = Vec::with_capacity(BATCH);
-            self.serve(&mut batch, Some(&rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap();
-            !batch.is_empty()
-        })
+        crate::lock_in::run_as(crate::lock_in::ThreadKind::Main, || self.turn_unfiltered())
+    }
+
+    /// As `turn_now`, without the filter of the main thread.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn turn_unfiltered(&self) -> bool {
+        let mut batch = Vec::with_capacity(BATCH);
+        let served = self.serve(&mut batch, Some(&rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 }));
+        served.is_ok() && !batch.is_empty()
     }
 
     /// Waits once and serves what came.

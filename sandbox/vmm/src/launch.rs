@@ -134,19 +134,7 @@ impl Launch {
     /// Checks everything and takes the descriptors over.
     pub(crate) fn check(&mut self) -> Result<(Settings, Handed), LaunchError> {
         let config = &self.config;
-        if config.api_version != API_VERSION {
-            return Err(LaunchError::Version(config.api_version));
-        }
-        bounds("vcpus", u32::from(config.vcpus), 1, u32::from(MAX_VCPUS))?;
-        bounds("vcpus_max", u32::from(config.vcpus_max), 0, u32::from(MAX_VCPUS))?;
-        bounds("memory_mib", config.memory_mib, MIN_MEMORY_MIB, MAX_MEMORY_MIB)?;
-        bounds("hotplug_mib", config.hotplug_mib, 0, MAX_MEMORY_MIB)?;
-        bounds("hotplug_mib modulo 2", config.hotplug_mib % 2, 0, 0)?;
-        let cards = u32::try_from(config.more_tap_fds.len()).unwrap_or(u32::MAX);
-        bounds("more_tap_fds", cards, 0, MAX_CARDS as u32 - 1)?;
-        if !config.cmdline.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
-            return Err(LaunchError::Cmdline);
-        }
+        let settings = settings(config)?;
         let mut take = |fd, what| take(&mut self.taken, fd, what);
         let handed = Handed {
             kvm: take(config.kvm_fd, "/dev/kvm")?,
@@ -172,16 +160,33 @@ impl Launch {
                 None => None,
             },
         };
-        let settings = Settings {
-            name: config.name.clone(),
-            vcpus: config.vcpus,
-            vcpus_max: config.vcpus_max.max(config.vcpus),
-            memory_mib: config.memory_mib,
-            hotplug_mib: config.hotplug_mib,
-            cmdline: config.cmdline.clone(),
-        };
         Ok((settings, handed))
     }
+}
+
+/// Checks everything that is no descriptor.
+pub(crate) fn settings(config: &LaunchConfig) -> Result<Settings, LaunchError> {
+    if config.api_version != API_VERSION {
+        return Err(LaunchError::Version(config.api_version));
+    }
+    bounds("vcpus", u32::from(config.vcpus), 1, u32::from(MAX_VCPUS))?;
+    bounds("vcpus_max", u32::from(config.vcpus_max), 0, u32::from(MAX_VCPUS))?;
+    bounds("memory_mib", config.memory_mib, MIN_MEMORY_MIB, MAX_MEMORY_MIB)?;
+    bounds("hotplug_mib", config.hotplug_mib, 0, MAX_MEMORY_MIB)?;
+    bounds("hotplug_mib modulo 2", config.hotplug_mib % 2, 0, 0)?;
+    let cards = u32::try_from(config.more_tap_fds.len()).unwrap_or(u32::MAX);
+    bounds("more_tap_fds", cards, 0, MAX_CARDS as u32 - 1)?;
+    if !config.cmdline.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
+        return Err(LaunchError::Cmdline);
+    }
+    Ok(Settings {
+        name: config.name.clone(),
+        vcpus: config.vcpus,
+        vcpus_max: config.vcpus_max.max(config.vcpus),
+        memory_mib: config.memory_mib,
+        hotplug_mib: config.hotplug_mib,
+        cmdline: config.cmdline.clone(),
+    })
 }
 
 fn bounds(what: &'static str, value: u32, min: u32, max: u32) -> Result<(), LaunchError> {

@@ -86,7 +86,7 @@ fn usable_home(home: &str) -> Option<String> {
     (home.starts_with('/') && !home.contains(|c: char| c.is_control())).then(|| home.to_owned())
 }
 
-fn resolve_in(passwd: &str, group: &str, user: &User) -> Result<Resolved> {
+pub(crate) fn resolve_in(passwd: &str, group: &str, user: &User) -> Result<Resolved> {
     let (user_part, group_part) = match user.name.split_once(':') {
         Some((u, g)) => (u, Some(g)),
         None => (user.name.as_str(), None),

@@ -7,6 +7,8 @@
 //! of the pod. Records are written whole, so a new file takes over at a record's boundary.
 
 mod file;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod state;
 mod stream;
 #[cfg(test)]

@@ -69,17 +69,21 @@ pub(crate) fn read<T: DeserializeOwned>(file: &File) -> Result<T, FileError> {
 }
 
 fn encode<T: Serialize>(state: &T) -> Result<Vec<u8>, FileError> {
-    let body = postcard::to_allocvec(state).map_err(FileError::Malformed)?;
+    framed(&postcard::to_allocvec(state).map_err(FileError::Malformed)?)
+}
+
+/// `body` with its head and its checksum.
+pub(super) fn framed(body: &[u8]) -> Result<Vec<u8>, FileError> {
     let length = u32::try_from(body.len()).ok().filter(|_| body.len() <= MAX_BODY);
     let Some(length) = length else { return Err(FileError::TooLarge(body.len())) };
-    let mut bytes = [&MAGIC[..], &VERSION.to_le_bytes(), &length.to_le_bytes(), &body].concat();
+    let mut bytes = [&MAGIC[..], &VERSION.to_le_bytes(), &length.to_le_bytes(), body].concat();
     let sum = Sha256::digest(&bytes);
     bytes.extend_from_slice(&sum);
     Ok(bytes)
 }
 
 /// Takes a file of `size` bytes apart, of which `bytes` are the first.
-fn decode<T: DeserializeOwned>(bytes: &[u8], size: u64) -> Result<T, FileError> {
+pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8], size: u64) -> Result<T, FileError> {
     let number = |at: usize| bytes.get(at..at + 4).and_then(|word| word.try_into().ok()).map(u32::from_le_bytes);
     if !bytes.starts_with(&MAGIC) {
         return Err(FileError::NoState);

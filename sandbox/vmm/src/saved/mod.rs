@@ -10,6 +10,8 @@
 //! is no path in them, no descriptor, and nothing of what the devices have behind them on the node.
 
 mod file;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod memory;
 mod origin;
 #[cfg(test)]

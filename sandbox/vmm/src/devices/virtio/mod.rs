@@ -14,7 +14,8 @@ pub(crate) mod mmio;
 pub(crate) mod net;
 pub(crate) mod rng;
 pub(crate) mod saved;
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
+#[cfg_attr(not(test), allow(dead_code, reason = "the fuzz targets use a part of it"))]
 pub(crate) mod test_guest;
 pub(crate) mod vsock;
 

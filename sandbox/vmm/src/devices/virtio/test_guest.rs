@@ -2,6 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
+#[cfg(test)]
 use proptest::prelude::*;
 use rustix::event::{PollFd, PollFlags, poll};
 use virtio_queue::{Queue, QueueT};
@@ -11,9 +12,9 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::{Activation, Interrupt, QueueLine};
 
 /// Bytes of guest memory.
-pub(crate) const MEMORY: u64 = 4 << 20;
+pub const MEMORY: u64 = 4 << 20;
 /// Where buffers may be: above the rings of three queues.
-pub(crate) const DATA: u64 = 0x10_0000;
+pub const DATA: u64 = 0x10_0000;
 /// Device may write the buffer.
 pub(crate) const WRITE: u16 = 2;
 const NEXT: u16 = 1;
@@ -183,6 +184,7 @@ impl Guest {
     }
 }
 
+#[cfg(test)]
 /// Any descriptor: often one that is nearly right.
 pub(crate) fn any_descriptor() -> impl Strategy<Value = Descriptor> {
     let address = prop_oneof![6 => DATA..MEMORY, 1 => (MEMORY - 64)..(MEMORY + 64), 1 => any::<u64>(), 1 => 0..DATA];
@@ -221,6 +223,7 @@ impl Attack {
     }
 }
 
+#[cfg(test)]
 /// Any attack.
 pub(crate) fn any_attack() -> impl Strategy<Value = Attack> {
     let heads = prop::collection::vec(prop_oneof![8 => 0..8_u16, 1 => any::<u16>()], 0..10);

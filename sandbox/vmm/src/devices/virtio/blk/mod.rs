@@ -5,6 +5,8 @@
 //! back to the node: the file is punched, and the block device told.
 
 mod device;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod request;
 mod source;
 mod spare;

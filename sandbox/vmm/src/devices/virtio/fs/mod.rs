@@ -5,6 +5,8 @@
 
 mod device;
 mod extra;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod init;
 mod places;
 mod request;

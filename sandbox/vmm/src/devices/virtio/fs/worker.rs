@@ -285,7 +285,7 @@ impl Shared {
 }
 
 /// The next chain. When there is none, the driver is asked to kick, and what it added just before is taken.
-fn pop_or_ask(line: &mut QueueLine, memory: &Arc<GuestMemoryMmap>) -> Option<Chain> {
+pub(super) fn pop_or_ask(line: &mut QueueLine, memory: &Arc<GuestMemoryMmap>) -> Option<Chain> {
     let pop = |line: &mut QueueLine| line.queue.iter(memory.clone()).ok()?.next();
     if let Some(chain) = pop(line) {
         return Some(chain);
@@ -294,7 +294,7 @@ fn pop_or_ask(line: &mut QueueLine, memory: &Arc<GuestMemoryMmap>) -> Option<Cha
 }
 
 /// Where a request goes.
-fn place(share: &Share, memory: &GuestMemoryMmap, chain: &Chain) -> Place {
+pub(super) fn place(share: &Share, memory: &GuestMemoryMmap, chain: &Chain) -> Place {
     let mut head = [0; HEAD];
     if let Some(buffers) = Buffers::new(memory, chain.clone()) {
         buffers.readable.copy_to(&mut head);
@@ -305,7 +305,7 @@ fn place(share: &Share, memory: &GuestMemoryMmap, chain: &Chain) -> Place {
 }
 
 /// Serves one request; answers how many bytes were written to its chain.
-fn serve(share: &Share, server: &Server<Arc<Share>>, memory: &GuestMemoryMmap, chain: Chain) -> u32 {
+pub(super) fn serve(share: &Share, server: &Server<Arc<Share>>, memory: &GuestMemoryMmap, chain: Chain) -> u32 {
     let Some(mut buffers) = Buffers::new(memory, chain.clone()) else { return 0 };
     if let Err(written) = request::check(&buffers) {
         return written;

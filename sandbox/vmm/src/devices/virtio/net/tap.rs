@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use super::{F_GUEST_CSUM, F_GUEST_ECN, F_GUEST_TSO4, F_GUEST_TSO6, HEADER};
 
-/// A tap with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`, or in tests any packet socket.
+/// A tap with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`, or in tests and fuzz targets any packet socket.
 pub(super) struct Tap(OwnedFd);
 
 impl Tap {
@@ -17,7 +17,7 @@ impl Tap {
     }
 
     /// Makes the tap's header the queue's, and its offloads what the driver takes.
-    #[cfg(not(test))]
+    #[cfg(not(any(test, feature = "fuzzing")))]
     pub(super) fn configure(&self, features: u64) -> io::Result<()> {
         let size = HEADER as libc::c_int;
         // SAFETY: the ioctl reads one int behind the pointer.
@@ -28,7 +28,7 @@ impl Tap {
     }
 
     /// A socket has no offloads.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn configure(&self, features: u64) -> io::Result<()> {
         let _ = (offloads(features), HEADER, self.0.as_raw_fd());
         Ok(())
@@ -70,7 +70,7 @@ fn offloads(features: u64) -> libc::c_ulong {
     libc::c_ulong::from(flags)
 }
 
-#[cfg(not(test))]
+#[cfg(not(any(test, feature = "fuzzing")))]
 fn check(result: libc::c_int) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
