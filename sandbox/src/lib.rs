@@ -30,7 +30,6 @@ mod look;
 pub mod mountinfo;
 mod netns;
 mod pod;
-mod pool;
 mod probe;
 mod process;
 mod quota;

@@ -14,11 +14,10 @@ use crate::cni::{NetworkList, Networks};
 use crate::dirs::{self, Dirs, ProcessRecord, ReadyRecord};
 use crate::error::{Doing, SandboxError, blocking};
 use crate::pod::{End, Pod, Watched};
-use crate::pool::Pool;
 use crate::process::{self, Started};
 use crate::sealed::Sealed;
 use crate::spec::{Config, Kind, PodSpec};
-use crate::template::{self, Origin, TemplateUsage, Templates};
+use crate::template::{Origin, TemplateUsage, Templates};
 use crate::versions::Known;
 use crate::watches::Watches;
 use crate::{connect, launch, probe, quota, teardown, users};
@@ -45,7 +44,7 @@ pub(crate) struct Shared {
     pub(crate) watches: Watches,
     pub(crate) clock_steps: Steps,
     pub(crate) templates: Templates,
-    pub(crate) pool: Pool,
+    pub(crate) pool: launch::Pool,
 }
 
 impl Shared {
@@ -97,7 +96,7 @@ impl Runtime {
         let no_users = users::try_out(&config.state_dir).err();
         let (networks, sealed, watches) = (Networks::default(), Sealed::default(), Watches::default());
         let (clock_steps, templates) = (Steps::default(), Templates::open(&config.vm));
-        let pool = Pool::new(config.vm.template.as_ref().map_or(0, |template| template.pool));
+        let pool = launch::Pool::new(config.vm.template.as_ref().map_or(0, |template| template.pool));
         Ok(Self {
             shared: Arc::new(Shared {
                 config,
@@ -130,7 +129,7 @@ impl Runtime {
 
     /// Makes templates for microVMs in the background from now on, the usual pod's at once. For a node that can run microVMs ([`Runtime::probe`]).
     pub fn make_templates(&self) {
-        tokio::spawn(template::make(Arc::clone(&self.shared)));
+        tokio::spawn(launch::make_templates(Arc::clone(&self.shared)));
         if self.shared.config.vm.template.as_ref().is_some_and(|template| template.pool > 0) {
             tokio::spawn(launch::fill(Arc::clone(&self.shared)));
         }

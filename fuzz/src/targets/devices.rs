@@ -35,7 +35,7 @@ fn run(device: Device, words: &mut Words<'_>, request: fn(&mut Words<'_>) -> Req
 
 fn blk(bytes: &[u8]) {
     let mut words = Words::new(bytes);
-    let read_only = words.byte() % 2 == 0;
+    let read_only = words.byte().is_multiple_of(2);
     run(Device::Blk { read_only }, &mut words, |words| {
         let kind = words.one_of(&[0_u32, 1, 4, 8, 11, 13, 2, 99]);
         let sector = match words.byte() {

@@ -41,7 +41,7 @@ pub(super) fn steps(words: &mut Words<'_>, request: fn(&mut Words<'_>) -> Reques
                 }
                 steps.push((request.queue, Step::Memory(at, request.out)));
                 steps.push((request.queue, Step::Chain(parts)));
-                if words.byte() % 4 != 0 {
+                if !words.byte().is_multiple_of(4) {
                     steps.push((request.queue, Step::Serve));
                 }
             }

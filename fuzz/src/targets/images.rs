@@ -117,7 +117,7 @@ fn policy_seeds() -> Vec<Vec<u8>> {
 /// A tar whose checksums are made right, or files by name: a name, and what is in it.
 fn image_archive(bytes: &[u8]) {
     let mut words = Words::new(bytes);
-    if words.byte() % 2 == 0 {
+    if words.byte().is_multiple_of(2) {
         return fuzzing::image_archive(words.rest());
     }
     let mut archive = tar::Builder::new(Vec::new());
@@ -125,7 +125,7 @@ fn image_archive(bytes: &[u8]) {
         let name = words.one_of(&["index.json", "manifest.json", "config.json", "layer.tar", "oci-layout", "a", "b"]);
         let kind = words.byte();
         let mut header = tar::Header::new_gnu();
-        let result = if kind % 8 == 0 {
+        let result = if kind.is_multiple_of(8) {
             header.set_entry_type(if kind & 8 == 0 { tar::EntryType::Symlink } else { tar::EntryType::Link });
             header.set_size(0);
             archive.append_link(&mut header, name, words.one_of(&["a", "b", "../a", "/config.json", "index.json"]))

@@ -142,7 +142,7 @@ fn sealed(mut tar: Vec<u8>) -> Vec<u8> {
 fn entries(words: &mut Words<'_>) -> Vec<u8> {
     let mut entries = Vec::new();
     while words.more() && entries.len() < MOST {
-        if words.byte() % 4 == 0 {
+        if words.byte().is_multiple_of(4) {
             let records: Vec<(&str, Vec<u8>)> = (0..1 + words.byte() % 4).map(|_| record(words)).collect();
             entries.push(pax(&records.iter().map(|(key, value)| (*key, &value[..])).collect::<Vec<_>>()));
         }
@@ -150,7 +150,7 @@ fn entries(words: &mut Words<'_>) -> Vec<u8> {
         let kind = words.one_of(KINDS);
         let data = if matches!(kind, b'0' | b'7' | b'L' | b'K' | b'S') { words.piece() } else { &[] };
         let mut made = entry(name.as_bytes(), kind, link.as_bytes(), data);
-        if words.byte() % 8 == 0 {
+        if words.byte().is_multiple_of(8) {
             let at = usize::from(words.half()) % (BLOCK - 16);
             made = raw::patched(made, at, words.bytes(8));
         }
@@ -161,13 +161,13 @@ fn entries(words: &mut Words<'_>) -> Vec<u8> {
 
 fn record(words: &mut Words<'_>) -> (&'static str, Vec<u8>) {
     let key = words.one_of(&KEYS);
-    let value = if words.byte() % 4 == 0 { words.piece().to_vec() } else { words.one_of(&VALUES).into() };
+    let value = if words.byte().is_multiple_of(4) { words.piece().to_vec() } else { words.one_of(&VALUES).into() };
     (key, value)
 }
 
 fn path(words: &mut Words<'_>) -> String {
     let parts: Vec<&str> = (0..words.byte() % 5).map(|_| words.one_of(&PARTS)).collect();
-    let slash = if words.byte() % 8 == 0 { "/" } else { "" };
+    let slash = if words.byte().is_multiple_of(8) { "/" } else { "" };
     format!("{slash}{}", parts.join("/"))
 }
 

@@ -16,7 +16,7 @@ const MOST: usize = 64;
 /// dictionary, which inflaters take too.
 fn spdy(bytes: &[u8]) {
     let mut words = Words::new(bytes);
-    if words.byte() % 2 == 0 {
+    if words.byte().is_multiple_of(2) {
         return fuzzing::spdy(words.rest());
     }
     let mut deflate = Compress::new(Compression::fast(), true);
@@ -82,7 +82,7 @@ fn spdy_seeds() -> Vec<Vec<u8>> {
 /// Bytes as they are, or masked frames with lengths that are right.
 fn websocket(bytes: &[u8]) {
     let mut words = Words::new(bytes);
-    if words.byte() % 2 == 0 {
+    if words.byte().is_multiple_of(2) {
         fuzzing::channels(words.rest());
         return fuzzing::websocket(bytes);
     }

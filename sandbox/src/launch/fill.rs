@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::pool::Waiting;
 use super::unowned::{self, Up};
 use crate::dirs::{self, Dirs, ProcessRecord};
 use crate::error::{SandboxError, blocking};
-use crate::pool::Waiting;
 use crate::runtime::Shared;
 use crate::template::Template;
 use crate::{connect, teardown};

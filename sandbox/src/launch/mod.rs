@@ -3,7 +3,9 @@
 mod agent;
 mod fill;
 mod host;
+mod make;
 mod network;
+mod pool;
 mod save;
 mod take;
 mod trial;
@@ -25,7 +27,6 @@ use crate::error::{Doing, SandboxError, blocking};
 use crate::link::GuestNetwork;
 use crate::netns::{self, NetNs};
 use crate::pod::{Pod, Watched};
-use crate::pool::Waiting;
 use crate::runtime::{Shared, Timeline};
 use crate::spec::{Kind, NetworkStatus, PodSpec, VmSize};
 use crate::step::{SPANS, step};
@@ -34,9 +35,10 @@ use crate::users::{self, Spaces};
 use crate::versions::Known;
 use crate::{clock, connect, quota, size, teardown};
 pub(crate) use fill::{fill, remove};
-pub(crate) use save::boot_and_save;
+pub(crate) use make::make_templates;
+pub(crate) use pool::Pool;
+use pool::Waiting;
 use take::{Remains, Taken};
-pub(crate) use trial::try_out;
 
 /// What the steps of one launch share.
 struct Launch {

@@ -20,7 +20,7 @@ use crate::{connect, teardown};
 ///
 /// # Errors
 /// Says which step failed and why.
-pub(crate) async fn boot_and_save(shared: &Arc<Shared>, shape: Shape) -> Result<(OwnedFd, OwnedFd), SandboxError> {
+pub(super) async fn boot_and_save(shared: &Arc<Shared>, shape: Shape) -> Result<(OwnedFd, OwnedFd), SandboxError> {
     let spec = unowned::spec(shared, shape)?;
     let dirs = Dirs::of(&shared.config, &spec.id)?;
     let _lock = shared.lock(&spec.id).await;

@@ -5,11 +5,11 @@ use std::io::Write;
 use std::sync::Arc;
 
 use super::Launch;
+use super::pool::Waiting;
 use crate::dirs::{Dirs, ProcessRecord};
 use crate::error::{Doing, SandboxError, blocking};
 use crate::netns::NetNs;
 use crate::pod::Watched;
-use crate::pool::Waiting;
 use crate::process::{self, Started};
 use crate::runtime::Shared;
 use crate::spec::Kind;

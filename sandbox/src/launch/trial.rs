@@ -17,7 +17,7 @@ use crate::template::Template;
 ///
 /// # Errors
 /// When the microVM cannot be restored, or `look` fails.
-pub(crate) async fn try_out<T: Send + 'static>(
+pub(super) async fn try_out<T: Send + 'static>(
     shared: &Arc<Shared>,
     template: &Arc<Template>,
     look: impl FnOnce(u32) -> Result<T, SandboxError> + Send + 'static,

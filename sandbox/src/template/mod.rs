@@ -22,9 +22,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{SealFlags, fstat};
 use tokio::sync::mpsc;
 
-use crate::error::{SandboxError, blocking};
-use crate::launch;
-use crate::runtime::Shared;
+use crate::error::SandboxError;
 use crate::spec::{VmConfig, VmSize};
 pub(crate) use shape::{Inputs, Shape};
 
@@ -54,11 +52,18 @@ pub(crate) struct Template {
 impl Template {
     /// Of files that do not change any more. Blocks for a moment.
     #[expect(clippy::disallowed_methods, reason = "on blocking threads only")]
-    fn new(shape: Shape, inputs: Inputs, memory: OwnedFd, state: OwnedFd) -> Self {
+    pub(crate) fn new(shape: Shape, inputs: Inputs, memory: OwnedFd, state: OwnedFd) -> Self {
         let blocks: i64 =
             [&memory, &state].into_iter().filter_map(|fd| fstat(fd).ok()).map(|stat| stat.st_blocks).sum();
         let bytes = u64::try_from(blocks).unwrap_or(0) * 512;
         Self { shape, inputs, memory, state, bytes, written: OnceLock::new() }
+    }
+
+    /// Learns from the monitor `pid` of a clone which pages clones write to before they serve a pod.
+    /// Blocks for a moment.
+    pub(crate) fn learn(&self, pid: u32) -> Result<(), SandboxError> {
+        let _ = self.written.set(written::find(pid, &self.memory)?);
+        Ok(())
     }
 
     /// Pages that clones write to before they serve a pod, as `Restore::written`.
@@ -207,8 +212,27 @@ impl Templates {
         }
     }
 
-    /// Keeps what was made, and lets go of the one that was not used for the longest time.
-    fn add(&self, template: Arc<Template>) {
+    /// Has what is asked for told to whoever makes templates, from now on.
+    pub(crate) fn asked(&self) -> mpsc::UnboundedReceiver<Shape> {
+        let (maker, asked) = mpsc::unbounded_channel();
+        let mut kept = self.kept();
+        for shape in &kept.asked {
+            let _ = maker.send(*shape);
+        }
+        kept.maker = Some(maker);
+        asked
+    }
+
+    /// One that was asked for cannot be made.
+    pub(crate) fn not_made(&self, shape: Shape) {
+        let mut kept = self.kept();
+        kept.asked.remove(&shape);
+        kept.failed(shape);
+    }
+
+    /// Keeps what was made, and lets go of the one that was not used for the longest time. Blocks for
+    /// a moment.
+    pub(crate) fn add(&self, template: Arc<Template>) {
         kept::keep(&template);
         let mut kept = self.kept();
         kept.asked.remove(&template.shape);
@@ -219,53 +243,6 @@ impl Templates {
             kept::forget(&kept.ready.remove(0));
         }
     }
-}
-
-/// Makes the templates that are asked for; for ever.
-pub(crate) async fn make(shared: Arc<Shared>) {
-    let (maker, mut asked) = mpsc::unbounded_channel();
-    {
-        let mut kept = shared.templates.kept();
-        for shape in &kept.asked {
-            let _ = maker.send(*shape);
-        }
-        kept.maker = Some(maker);
-    }
-    while let Some(shape) = asked.recv().await {
-        let began = Instant::now();
-        match make_one(&shared, shape).await {
-            Ok(template) => {
-                let shared = Arc::clone(&shared);
-                let added = blocking(move || {
-                    shared.templates.add(template);
-                    shared.pool.look_again();
-                    Ok(())
-                });
-                if added.await.is_ok() {
-                    let elapsed_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-                    tracing::info!(%shape, elapsed_ms, "made a template: microVMs of this shape are restored from now on");
-                }
-            }
-            Err(error) => {
-                tracing::warn!(%shape, error = error.chain(), "cannot make a template: microVMs of this shape boot");
-                let mut kept = shared.templates.kept();
-                kept.asked.remove(&shape);
-                kept.failed(shape);
-            }
-        }
-    }
-}
-
-async fn make_one(shared: &Arc<Shared>, shape: Shape) -> Result<Arc<Template>, SandboxError> {
-    let config = shared.config.vm.clone();
-    let inputs = blocking(move || Inputs::of(&config)).await?;
-    let (memory, state) = launch::boot_and_save(shared, shape).await?;
-    let template = blocking(move || Ok(Arc::new(Template::new(shape, inputs, memory, state)))).await?;
-    // Also shows that microVMs can be restored from it.
-    let looked_at = Arc::clone(&template);
-    let written = launch::try_out(shared, &template, move |pid| written::find(pid, &looked_at.memory)).await?;
-    let _ = template.written.set(written);
-    Ok(template)
 }
 
 #[cfg(test)]
