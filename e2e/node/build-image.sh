@@ -14,7 +14,7 @@ root=$(./build-root.sh)
 busybox=$(./build-busybox.sh)
 tools=$(./build-tools.sh)
 
-image=$cache/node-image-$(printf '%s\n' "$root" "$busybox" "$tools" | cat - <(hash_of build-image.sh overlay make-images.py registry.py programs) | sha256sum | cut -c1-16)
+image=$cache/node-image-$(printf '%s\n' "$root" "$busybox" "$tools" | cat - <(hash_of build-image.sh overlay make-images.py bench_images.py registry.py programs) | sha256sum | cut -c1-16)
 lock node-image
 if [ ! -f "$image/disk.img" ]; then
     rm -rf "$image.new" "$image.root"

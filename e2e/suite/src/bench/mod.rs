@@ -3,6 +3,7 @@
 mod limits;
 mod lists;
 pub(crate) mod memory;
+mod pulls;
 pub(crate) mod report;
 mod templates;
 
@@ -18,8 +19,8 @@ use crate::processes;
 use crate::rpc::{Client, Net};
 use report::{PEER, Report, Row, percentile};
 
-const PEER_SOCKET: &str = "/run/containerd/containerd.sock";
-const BIG: &str = "registry.k8s.io/cofferdam/big:1";
+/// The socket of containerd, which is started where it is wanted.
+pub(crate) const PEER_SOCKET: &str = "/run/containerd/containerd.sock";
 /// Mappings this large are the guest's memory.
 const GUEST_MAPPING_MIB: u64 = 64;
 
@@ -31,7 +32,18 @@ pub(crate) struct Options {
     pub(crate) list_pods: usize,
     pub(crate) idle_seconds: u64,
     pub(crate) machine: String,
-    pub(crate) lists_only: bool,
+    pub(crate) rows: Rows,
+}
+
+/// Which rows to measure.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Rows {
+    /// Every one, which makes a new report.
+    All,
+    /// The lists; they are printed only.
+    Lists,
+    /// Those of pulls; they are added to the report that is there.
+    Pulls,
 }
 
 /// Samples by row and by who was measured.
@@ -62,11 +74,15 @@ impl Samples {
 /// Measures everything and writes the report.
 pub(crate) fn run(options: &Options) -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().doing("start tokio")?;
-    if options.lists_only {
+    if options.rows == Rows::Lists {
         return runtime.block_on(lists::alone(options.list_pods));
     }
     systemctl("start", "containerd.service")?;
-    runtime.block_on(measure(options))
+    crictl::wait_for("containerd to listen", || Ok(std::path::Path::new(PEER_SOCKET).exists()))?;
+    match options.rows {
+        Rows::Pulls => runtime.block_on(pulls::alone(options)),
+        _ => runtime.block_on(measure(options)),
+    }
 }
 
 fn systemctl(verb: &str, unit: &str) -> Outcome {
@@ -76,7 +92,6 @@ fn systemctl(verb: &str, unit: &str) -> Outcome {
 }
 
 async fn measure(options: &Options) -> Outcome {
-    crictl::wait_for("containerd to listen", || Ok(std::path::Path::new(PEER_SOCKET).exists()))?;
     let mut samples = Samples::default();
     // First: it starts the daemon anew, which ends connections, and what comes later is about a
     // daemon that has served a while.
@@ -94,16 +109,7 @@ async fn measure(options: &Options) -> Outcome {
     let pods = started_vm_pods()?.split_off(earlier);
     starts_without_cni(&mut ours, &mut peer, options.n, &mut samples).await?;
     templates::many(&mut ours, options.n, &mut samples).await?;
-    println!("bench: pulls");
-    for round in 0..options.pulls {
-        println!("bench: pull {} of {}", round + 1, options.pulls);
-        for (who, client) in [("ours", &mut ours), ("peer", &mut peer)] {
-            client.remove_image(BIG).await?;
-            rustix::fs::sync();
-            samples.took("pull", who, client.pull(BIG).await?);
-            client.remove_image(BIG).await?;
-        }
-    }
+    pulls::measure(&mut ours, &mut peer, options.pulls, &mut samples).await?;
     memory_and_idle(&mut ours, &mut peer, options, &mut samples, &mut notes).await?;
     limits::measure(&mut ours, &mut samples).await?;
     lists::measure(&mut ours, options.list_pods, &mut samples).await?;
@@ -130,8 +136,8 @@ fn rows(samples: &Samples) -> Vec<Row> {
     rows.extend(lists::rows(samples));
     rows.extend(limits::rows(samples));
     rows.extend(templates::rows(samples));
+    rows.extend(pulls::rows(samples));
     rows.extend([
-        samples.row("pull", None, "ms"),
         samples.row("monitor_rss_mib", Some("vm"), "MiB"),
         samples.row("supervisor_rss_mib", Some("host"), "MiB"),
         samples.row("daemon_rss_mib", None, "MiB"),
@@ -167,6 +173,12 @@ struct Target {
 }
 
 const TARGETS: &[Target] = &[
+    Target { row: "pull_60mb_5_layers", handler: None, ratio: true, most: 0.4 },
+    Target { row: "pull_300mb_5_layers", handler: None, ratio: true, most: 0.4 },
+    Target { row: "pull_20_layers", handler: None, ratio: true, most: 0.4 },
+    Target { row: "pull_many_small_files", handler: None, ratio: true, most: 0.4 },
+    Target { row: "pull_zstd", handler: None, ratio: true, most: 0.4 },
+    Target { row: "ten_pulls_at_once", handler: None, ratio: false, most: 1.2 },
     Target { row: "pod_to_running_no_cni", handler: Some("host"), ratio: true, most: 0.5 },
     Target { row: "pod_to_running_no_cni", handler: Some("vm"), ratio: true, most: 1.0 },
     Target { row: "pod_to_running", handler: Some("vm"), ratio: true, most: 0.8 },
