@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Builds the test images and writes them straight into a docker-registry's storage folder.
 
-    e2e/node/make-images.py BUSYBOX PROGRAMS STORAGE LIST
+    e2e/node/make-images.py BUSYBOX PROGRAMS ROOT STORAGE LIST
 
-PROGRAMS is a folder with the compiled programs/*.c. LIST gets a line "REPOSITORY:TAG DIGEST" for each image. Deterministic: the same
+PROGRAMS is a folder with the compiled programs/*.c, ROOT one with the node's system. LIST gets a line "REPOSITORY:TAG DIGEST" for each image. Deterministic: the same
 programs give the same digests. The suites (e2e/suite, critest) say what they expect of each image.
 """
 import random
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from bench_images import large
 from registry import OCI, Layer, Registry, push
+from trees import trees
 
 DAY = 86400
 
@@ -184,7 +185,7 @@ def critest_images(image, base, programs):
 
 
 def main():
-    busybox_path, programs, storage, list_file = sys.argv[1:]
+    busybox_path, programs, root, storage, list_file = sys.argv[1:]
     programs = Path(programs)
     busybox = Path(busybox_path).read_bytes()
     listed = subprocess.run([busybox_path, "--list"], stdout=subprocess.PIPE, check=True, text=True).stdout
@@ -230,6 +231,9 @@ def main():
         descriptor = push(registry, "cofferdam/multi", None, layers, shell, architecture=architecture)
         entries.append({**descriptor, "platform": {"architecture": architecture, "os": "linux"}})
     registry.push_manifest("cofferdam/multi", "1", {"schemaVersion": 2, "mediaType": OCI + "index.v1+json", "manifests": entries})
+
+    for name, layers, how in trees(root):
+        image(f"trees/{name}", layers, how=how)
 
     critest_images(critest_image, base, programs)
     Path(list_file).write_text("".join(listed_images))
