@@ -14,7 +14,7 @@ root=$(./build-root.sh)
 busybox=$(./build-busybox.sh)
 tools=$(./build-tools.sh)
 
-image=$cache/node-image-$(printf '%s\n' "$root" "$busybox" "$tools" | cat - <(hash_of build-image.sh overlay make-images.py registry.py programs) | sha256sum | cut -c1-16)
+image=$cache/node-image-$(printf '%s\n' "$root" "$busybox" "$tools" | cat - <(hash_of build-image.sh overlay make-images.py bench_images.py registry.py trees.py programs) | sha256sum | cut -c1-16)
 lock node-image
 if [ ! -f "$image/disk.img" ]; then
     rm -rf "$image.new" "$image.root"
@@ -61,7 +61,7 @@ if [ ! -f "$image/disk.img" ]; then
         gcc -Os -static -s -o "$image.new/programs/$program" "$source" || die "cannot compile $source; run e2e/node/setup-host.sh"
     done
     in_time "building the test images into the node's registry" "$cache/test-images.log" \
-        python3 make-images.py "$busybox" "$image.new/programs" "$node/var/lib/docker-registry" "$image.new/images" || die "make-images.py"
+        python3 make-images.py "$busybox" "$image.new/programs" "$root" "$node/var/lib/docker-registry" "$image.new/images" || die "make-images.py"
     rm -r "$image.new/programs"
     chroot "$node" chown -R docker-registry: /var/lib/docker-registry
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Builds the test images and writes them straight into a docker-registry's storage folder.
 
-    e2e/node/make-images.py BUSYBOX PROGRAMS STORAGE LIST
+    e2e/node/make-images.py BUSYBOX PROGRAMS ROOT STORAGE LIST
 
-PROGRAMS is a folder with the compiled programs/*.c. LIST gets a line "REPOSITORY:TAG DIGEST" for each image. Deterministic: the same
+PROGRAMS is a folder with the compiled programs/*.c, ROOT one with the node's system. LIST gets a line "REPOSITORY:TAG DIGEST" for each image. Deterministic: the same
 programs give the same digests. The suites (e2e/suite, critest) say what they expect of each image.
 """
 import random
@@ -13,7 +13,9 @@ import sys
 import tarfile
 from pathlib import Path
 
+from bench_images import large
 from registry import OCI, Layer, Registry, push
+from trees import trees
 
 DAY = 86400
 
@@ -142,24 +144,6 @@ def many_layers(base, busybox, euid):
     return [base, second.raw(), third.raw(), fourth.raw()]
 
 
-def big_layer(seed, packed_mb, text_mb):
-    """Files of many sizes, some random and some text: what unpacking costs depends on both."""
-    source = random.Random(seed)
-    words = ["".join(source.choices("abcdefghijklmnopqrstuvwxyz", k=source.randint(2, 9))) for _ in range(4000)]
-    sizes = [2_000, 12_000, 40_000, 150_000, 1_000_000]
-    layer = Layer()
-    layer.folder(f"big-{seed}")
-    for kind, total in [("random", packed_mb), ("text", text_mb)]:
-        left, number = total * 1_000_000, 0
-        while left > 0:
-            size = min(left, source.choice(sizes))
-            data = source.randbytes(size) if kind == "random" else " ".join(source.choices(words, k=size // 6 + 1)).encode()[:size]
-            layer.file(f"big-{seed}/{kind}-{number:05}", data)
-            left -= len(data)
-            number += 1
-    return layer.raw()
-
-
 def critest_images(image, base, programs):
     """What critest pulls, under its names less the registries' (which are mirrored). Its specs say what each must be."""
     shell = {"Cmd": ["sh"]}
@@ -201,7 +185,7 @@ def critest_images(image, base, programs):
 
 
 def main():
-    busybox_path, programs, storage, list_file = sys.argv[1:]
+    busybox_path, programs, root, storage, list_file = sys.argv[1:]
     programs = Path(programs)
     busybox = Path(busybox_path).read_bytes()
     listed = subprocess.run([busybox_path, "--list"], stdout=subprocess.PIPE, check=True, text=True).stdout
@@ -233,7 +217,7 @@ def main():
     image("user-numeric", [base], {**shell, "User": "1002:1003"})
     image("user-named", [base], {**shell, "User": "www-data"})
     image("layers", many_layers(base, busybox, (programs / "euid").read_bytes()))
-    image("big", [base] + [big_layer(seed, 23, 12) for seed in range(1, 5)])
+    image("big", [base] + [large(seed, 23_000, 12_000) for seed in range(2001, 2005)])
 
     pause = Layer()
     pause.file("pause", (programs / "pause").read_bytes(), 0o755)
@@ -247,6 +231,9 @@ def main():
         descriptor = push(registry, "cofferdam/multi", None, layers, shell, architecture=architecture)
         entries.append({**descriptor, "platform": {"architecture": architecture, "os": "linux"}})
     registry.push_manifest("cofferdam/multi", "1", {"schemaVersion": 2, "mediaType": OCI + "index.v1+json", "manifests": entries})
+
+    for name, layers, how in trees(root):
+        image(f"trees/{name}", layers, how=how)
 
     critest_images(critest_image, base, programs)
     Path(list_file).write_text("".join(listed_images))

@@ -151,13 +151,9 @@ impl StoreError {
         Self::Malformed { what: what.into(), detail: detail.into() }
     }
 
-    /// Names the image in errors of its documents, which know only what they are.
+    /// Names the image that a document is of: its readers know only which document it is.
     pub(crate) fn of_image(self, image: &Reference) -> Self {
-        let named = |what: String| match what.as_str() {
-            "image" | "image manifest" | "image index" | "image config" => format!("{what} of {image}"),
-            _ if what.contains("image config's ") => format!("{what} of {image}"),
-            _ => what,
-        };
+        let named = |what: String| format!("{what} of {image}");
         match self {
             Self::Malformed { what, detail } => Self::Malformed { what: named(what), detail },
             Self::Unsupported { what, detail } => Self::Unsupported { what: named(what), detail },

@@ -335,3 +335,42 @@ async fn images_of_six_builders_are_what_they_mean() {
     ];
     compare("bazel", PLAIN, vec![base(), packages]).await;
 }
+
+/// What creating a file gives it is not set again, so what a directory hands down must not count.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_handed_down_by_directories_or_cut_by_the_umask() {
+    if !root() {
+        return;
+    }
+    let owned = |say: Say, owner| with(say, |node| node.owner = owner);
+    let handing_down = vec![
+        file("early", 0o644, "e"),
+        owned(dir("shared", 0o2775), (0, 50)),
+        file("shared/file", 0o644, "f"),
+        dir("shared/dir", 0o755),
+        file("shared/dir/file", 0o644, "f"),
+        sym("shared/link", "file"),
+        owned(file("shared/own", 0o600, "o"), (7, 50)),
+        // Becomes one that hands down while it is the current one.
+        dir("late", 0o755),
+        file("late/before", 0o644, "b"),
+        owned(dir("late", 0o2755), (0, 60)),
+        file("late/after", 0o644, "a"),
+        dir("late/dir", 0o755),
+        sym("late/link", "after"),
+    ];
+    let modes = [0, 0o2, 0o200, 0o444, 0o622, 0o666, 0o777, 0o1644, 0o2755, 0o4711, 0o7777];
+    let mut of_modes = vec![dir("modes", 0o777), dir("sticky", 0o1777), file("sticky/file", 0o640, "s")];
+    for mode in modes {
+        of_modes.push(file(format!("modes/file-{mode:o}").leak(), mode, "m"));
+        of_modes.push(dir(format!("modes/dir-{mode:o}").leak(), mode));
+        of_modes.push(file(format!("modes/dir-{mode:o}/file").leak(), 0o644, "m"));
+    }
+    let owners = [(0, 1), (1, 0), (1000, 1000), (u32::MAX - 1, u32::MAX - 1)];
+    for (number, owner) in owners.into_iter().enumerate() {
+        of_modes.push(owned(file(format!("modes/of-{number}").leak(), 0o4755, "o"), owner));
+        of_modes.push(owned(sym(format!("modes/link-{number}").leak(), "x"), owner));
+        of_modes.push(Link(format!("modes/twin-{number}").leak(), format!("modes/of-{number}").leak()));
+    }
+    compare("handing down", PLAIN, vec![handing_down, of_modes]).await;
+}

@@ -97,9 +97,9 @@ enum Command {
         /// What the machine is, for the report.
         #[arg(long, default_value = "unnamed machine")]
         machine: String,
-        /// Measure the lists alone, and write no report.
-        #[arg(long)]
-        lists_only: bool,
+        /// Which rows to measure.
+        #[arg(long, value_enum, default_value = "all")]
+        rows: bench::Rows,
     },
 }
 
@@ -114,8 +114,8 @@ fn main() -> ExitCode {
         Command::Cluster { node, bench: Some(rounds), .. } => cluster::run_bench(node, rounds, Path::new("docs")),
         Command::Cluster { node, filter, .. } => cluster::run(node, filter.as_deref()),
         Command::Inside { work } => inside::run(&work),
-        Command::Bench { out, n, pulls, list_pods, idle_seconds, machine, lists_only } => {
-            bench::run(&bench::Options { out, n, pulls, list_pods, idle_seconds, machine, lists_only })
+        Command::Bench { out, n, pulls, list_pods, idle_seconds, machine, rows } => {
+            bench::run(&bench::Options { out, n, pulls, list_pods, idle_seconds, machine, rows })
         }
     };
     match outcome {

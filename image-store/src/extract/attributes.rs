@@ -6,6 +6,7 @@ use rustix::fs::{self as rfs, AtFlags, Gid, Mode, Stat, Timespec, Timestamps, Ui
 use rustix::io::Errno;
 
 use super::ExtractError;
+use super::maker::Has;
 use super::reader::{Entry, lossy};
 use super::root::{failed, path};
 
@@ -37,13 +38,25 @@ pub(crate) fn keeps_xattr(name: &[u8]) -> bool {
 /// Sets everything but times and the default ACL, which would be inherited by what is made later.
 ///
 /// Owner first, since chown clears capabilities; mode last, since an access ACL changes it.
-pub(crate) fn set_attributes(entry: &[u8], fd: BorrowedFd<'_>, to: &Attributes<'_>) -> Result<(), ExtractError> {
-    rfs::fchown(fd, Some(Uid::from_raw(to.uid)), Some(Gid::from_raw(to.gid)))
-        .map_err(failed(entry, "setting the owner"))?;
+pub(crate) fn set_attributes(
+    entry: &[u8],
+    fd: BorrowedFd<'_>,
+    to: &Attributes<'_>,
+    has: Has,
+) -> Result<(), ExtractError> {
+    if !has.owner {
+        rfs::fchown(fd, Some(Uid::from_raw(to.uid)), Some(Gid::from_raw(to.gid)))
+            .map_err(failed(entry, "setting the owner"))?;
+    }
+    let mut mode = !has.mode;
     for (name, value) in to.xattrs.iter().filter(|(name, _)| keeps_xattr(name) && name != DEFAULT_ACL) {
         set_xattr(entry, fd, name, value)?;
+        mode |= name == ACCESS_ACL;
     }
-    rfs::fchmod(fd, Mode::from_raw_mode(to.mode)).map_err(failed(entry, "setting the mode"))
+    if mode {
+        rfs::fchmod(fd, Mode::from_raw_mode(to.mode)).map_err(failed(entry, "setting the mode"))?;
+    }
+    Ok(())
 }
 
 /// Sets one attribute. File systems without such attributes go without, and so do access control
@@ -64,25 +77,38 @@ pub(crate) fn set_xattr(entry: &[u8], fd: BorrowedFd<'_>, name: &[u8], value: &[
     }
 }
 
-/// Sets owner, mode and time of `name`, without following it, as far as they are not so already.
+/// What of an entry's owner, mode and time a file has.
+pub(crate) fn has_already(stat: &Stat, entry: &Entry) -> Has {
+    let is = |seconds: i64, nanos: u64| (seconds, nanos) == (entry.mtime.0, u64::from(entry.mtime.1));
+    Has {
+        owner: (stat.st_uid, stat.st_gid) == (entry.uid, entry.gid),
+        mode: stat.st_mode & 0o7777 == entry.mode,
+        time: is(stat.st_mtime, stat.st_mtime_nsec) && is(stat.st_atime, stat.st_atime_nsec),
+    }
+}
+
+/// Sets owner, mode and time of `name`, without following it, as far as it does not have them.
 pub(crate) fn set_by_name(
     at: BorrowedFd<'_>,
     name: &[u8],
     entry: &Entry,
-    is: Option<&Stat>,
+    symlink: bool,
+    has: Has,
 ) -> Result<(), ExtractError> {
-    let kind = is.map(|stat| rfs::FileType::from_raw_mode(stat.st_mode));
-    let symlink = kind.map_or(entry.kind == super::reader::Kind::Symlink, |kind| kind == rfs::FileType::Symlink);
-    let chown = is.is_none_or(|stat| (stat.st_uid, stat.st_gid) != (entry.uid, entry.gid));
-    if chown {
+    if !has.owner {
         let owner = (Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)));
         rfs::chownat(at, path(name), owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW)
             .map_err(failed(&entry.name, "setting the owner"))?;
     }
-    if !symlink && (chown || is.is_none_or(|stat| stat.st_mode & 0o7777 != entry.mode)) {
+    // A new owner costs the set-user-id bit; a symbolic link has no mode.
+    let keeps_mode = symlink || has.owner && has.mode;
+    if !keeps_mode {
         // Follows, but nobody else can reach what was made a moment ago.
         rfs::chmodat(at, path(name), Mode::from_raw_mode(entry.mode), AtFlags::empty())
             .map_err(failed(&entry.name, "setting the mode"))?;
+    }
+    if has.time {
+        return Ok(());
     }
     rfs::utimensat(at, path(name), &times(entry.mtime), AtFlags::SYMLINK_NOFOLLOW)
         .map_err(failed(&entry.name, "setting the time"))

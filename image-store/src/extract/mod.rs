@@ -10,7 +10,9 @@
 mod attributes;
 mod follow;
 mod header;
+mod links;
 mod lower;
+mod maker;
 mod name;
 mod pax;
 mod reader;
@@ -28,12 +30,13 @@ use serde::{Deserialize, Serialize};
 pub(crate) use self::attributes::keeps_xattr;
 use self::attributes::{Attributes, DEFAULT_ACL};
 use self::follow::Bounds;
+use self::links::Linked;
 pub use self::lower::complete;
 pub(crate) use self::lower::{attributes_but, copy_up};
 use self::name::{join, split};
 use self::reader::{Entry, lossy};
 pub(crate) use self::reader::{Kind, TarReader};
-use self::root::{Linked, Root};
+use self::root::Root;
 use crate::config::Limits;
 
 /// Names that the extractor remembers (directories' times, implied parents), in bytes: far beyond
@@ -177,10 +180,10 @@ impl Extractor<'_> {
         self.parents(&entry, &dir)?;
         match entry.kind {
             Kind::Dir => self.dir(&entry, &dir, &name),
-            Kind::File => self.file(tar, &entry, &dir, &name),
+            Kind::File => self.file(tar, &entry, &name),
             Kind::HardLink => self.hard_link(&entry, &dir, &name),
             Kind::Symlink | Kind::Char | Kind::Block | Kind::Fifo => {
-                self.root.special(&entry, &dir, &name)?;
+                self.root.special(&entry, &name)?;
                 self.count(0)
             }
         }
@@ -223,7 +226,7 @@ impl Extractor<'_> {
             return Ok(());
         }
         self.parents(entry, dir)?;
-        if self.root.whiteout(&entry.name, dir, hidden)? {
+        if self.root.whiteout(&entry.name, hidden)? {
             self.count(0)?;
             self.remember(dir.len() + hidden.len())?;
             self.done.whiteouts.push(join(dir, hidden));
@@ -236,10 +239,9 @@ impl Extractor<'_> {
 
     fn dir(&mut self, entry: &Entry, dir: &[u8], name: &[u8]) -> Result<(), ExtractError> {
         let path = join(dir, name);
-        if self.root.make_dir(&entry.name, dir, name)? {
+        if self.root.dir(entry, dir, name)? {
             self.count(4096)?;
         }
-        self.root.dir_attributes(&entry.name, &path, &Attributes::of(entry))?;
         self.implied.remove(&path);
         self.dir_end(path, entry)
     }
@@ -255,13 +257,7 @@ impl Extractor<'_> {
         Ok(())
     }
 
-    fn file<R: Read>(
-        &mut self,
-        tar: &mut TarReader<'_, R>,
-        entry: &Entry,
-        dir: &[u8],
-        name: &[u8],
-    ) -> Result<(), ExtractError> {
+    fn file<R: Read>(&mut self, tar: &mut TarReader<'_, R>, entry: &Entry, name: &[u8]) -> Result<(), ExtractError> {
         self.sum = self.sum.saturating_add(entry.size);
         if self.sum > self.limits.layer_unpacked_bytes {
             return Err(ExtractError::too_large(
@@ -269,7 +265,7 @@ impl Extractor<'_> {
                 format!("{} bytes in the layer", self.limits.layer_unpacked_bytes),
             ));
         }
-        let stored = self.root.file(tar, entry, dir, name)?;
+        let stored = self.root.file(tar, entry, name)?;
         self.count(stored)
     }
 

@@ -6,31 +6,40 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{self as rfs, AtFlags, FileType, Mode, OFlags, ResolveFlags, XattrFlags};
+use rustix::fs::{self as rfs, AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat, XattrFlags};
 use rustix::io::Errno;
 
 use super::ExtractError;
-use super::attributes::{Attributes, DEFAULT_ACL, set_attributes, set_by_name, set_xattr, times};
+use super::attributes::{Attributes, DEFAULT_ACL, set_attributes, set_xattr, times};
 use super::follow::{Bounds, follow, look_in};
+use super::maker::{Has, Maker};
 use super::name::join;
-use super::reader::{Entry, Kind, TarReader, lossy};
+use super::reader::{Entry, TarReader, lossy};
 
 const BUFFER: usize = 128 << 10;
 
-/// What became of a hard link.
-pub(crate) enum Linked {
-    Done,
-    /// The target (its directory without links, and its name) does not exist in this layer. The
-    /// link's own name is free, and taken later unless another entry takes it first.
-    Missing(Vec<u8>, Vec<u8>),
+pub(crate) struct Root {
+    pub(super) root: OwnedFd,
+    pub(super) bounds: Bounds,
+    /// The directory of the last entry: entries of one directory follow each other.
+    pub(super) cached: Option<Dir>,
+    maker: Maker,
+    buffer: Vec<u8>,
 }
 
-pub(crate) struct Root {
-    root: OwnedFd,
-    bounds: Bounds,
-    /// The directory of the last entry: entries of one directory follow each other.
-    cached: Option<(Vec<u8>, OwnedFd)>,
-    buffer: Vec<u8>,
+/// An open directory.
+pub(crate) struct Dir {
+    pub(super) path: Vec<u8>,
+    pub(super) fd: OwnedFd,
+    /// Whether what is made in it has the mode that is asked for, and the process' ids; unknown
+    /// until something was made.
+    plain: Option<bool>,
+}
+
+impl Dir {
+    fn new(path: &[u8], fd: OwnedFd) -> Self {
+        Self { path: path.to_vec(), fd, plain: None }
+    }
 }
 
 pub(crate) fn path(bytes: &[u8]) -> &Path {
@@ -38,13 +47,15 @@ pub(crate) fn path(bytes: &[u8]) -> &Path {
 }
 
 pub(crate) fn failed(entry: &[u8], operation: &'static str) -> impl FnOnce(Errno) -> ExtractError {
-    let entry = lossy(entry);
-    move |errno| match errno {
-        // The hostile cases, told in words.
-        Errno::LOOP | Errno::XDEV => ExtractError::malformed(&entry, "its path goes through a symbolic link"),
-        Errno::NOTDIR => ExtractError::malformed(&entry, "its path goes through something that is not a directory"),
-        Errno::NAMETOOLONG => ExtractError::malformed(&entry, "its path is too long"),
-        other => ExtractError::Io { entry, operation, source: other.into() },
+    move |errno| {
+        let entry = lossy(entry);
+        match errno {
+            // The hostile cases, told in words.
+            Errno::LOOP | Errno::XDEV => ExtractError::malformed(&entry, "its path goes through a symbolic link"),
+            Errno::NOTDIR => ExtractError::malformed(&entry, "its path goes through something that is not a directory"),
+            Errno::NAMETOOLONG => ExtractError::malformed(&entry, "its path is too long"),
+            other => ExtractError::Io { entry, operation, source: other.into() },
+        }
     }
 }
 
@@ -62,16 +73,16 @@ pub(crate) fn open_beneath(root: BorrowedFd<'_>, dir: &[u8], flags: OFlags) -> R
 
 impl Root {
     pub(crate) fn new(root: OwnedFd, bounds: Bounds) -> Self {
-        Self { root, bounds, cached: None, buffer: vec![0; BUFFER] }
+        Self { root, bounds, cached: None, maker: Maker::this_process(), buffer: vec![0; BUFFER] }
     }
 
     /// The path of a directory without the links that are in it, followed inside the root.
     pub(crate) fn locate(&mut self, entry: &[u8], dir: Vec<u8>) -> Result<Vec<u8>, ExtractError> {
-        if self.cached.as_ref().is_some_and(|(known, _)| *known == dir) {
+        if self.is_current(&dir) {
             return Ok(dir);
         }
         match open_beneath(self.root.as_fd(), &dir, OFlags::PATH) {
-            Ok(opened) => self.cached = Some((dir.clone(), opened)),
+            Ok(opened) => self.cached = Some(Dir::new(&dir, opened)),
             Err(Errno::LOOP) => {
                 let root = self.root.as_fd();
                 return follow(entry, &dir, &mut self.bounds, |at| look_in(root, at));
@@ -87,7 +98,7 @@ impl Root {
     /// each took the place of a whiteout.
     pub(crate) fn enter(&mut self, entry: &[u8], dir: &[u8]) -> Result<Vec<(Vec<u8>, bool)>, ExtractError> {
         let mut made = Vec::new();
-        if self.cached.as_ref().is_some_and(|(known, _)| known == dir) {
+        if self.is_current(dir) {
             return Ok(made);
         }
         self.cached = None;
@@ -96,8 +107,12 @@ impl Root {
             Err(Errno::NOENT | Errno::NOTDIR) => self.make_parents(entry, dir, &mut made)?,
             other => other.map_err(failed(entry, "opening its directory"))?,
         };
-        self.cached = Some((dir.to_vec(), opened));
+        self.cached = Some(Dir::new(dir, opened));
         Ok(made)
+    }
+
+    fn is_current(&self, dir: &[u8]) -> bool {
+        self.cached.as_ref().is_some_and(|cached| cached.path == dir)
     }
 
     fn make_parents(&self, entry: &[u8], dir: &[u8], made: &mut Vec<(Vec<u8>, bool)>) -> Result<OwnedFd, ExtractError> {
@@ -129,12 +144,54 @@ impl Root {
         Ok(parent)
     }
 
-    fn current(&self) -> BorrowedFd<'_> {
-        self.cached.as_ref().map_or(self.root.as_fd(), |(_, fd)| fd.as_fd())
+    pub(super) fn current(&self) -> BorrowedFd<'_> {
+        self.cached.as_ref().map_or(self.root.as_fd(), |cached| cached.fd.as_fd())
     }
 
-    /// Removes what an earlier entry of the layer put there: the last one wins.
-    fn clear(&mut self, entry: &[u8], name: &[u8]) -> Result<(), ExtractError> {
+    /// Makes a name in the current directory, also where an earlier entry of the layer put
+    /// something: the last one wins.
+    pub(super) fn put<T>(
+        &self,
+        entry: &[u8],
+        name: &[u8],
+        make: impl Fn(BorrowedFd<'_>) -> Result<T, Errno>,
+    ) -> Result<Result<T, Errno>, ExtractError> {
+        match make(self.current()) {
+            Err(Errno::EXIST) => {
+                self.clear(entry, name)?;
+                Ok(make(self.current()))
+            }
+            other => Ok(other),
+        }
+    }
+
+    /// What an entry has that was just made in the current directory with the mode `asked`.
+    fn has(
+        &mut self,
+        entry: &Entry,
+        asked: u32,
+        look: impl FnOnce(BorrowedFd<'_>) -> Result<Stat, Errno>,
+    ) -> Result<Has, ExtractError> {
+        if let Some(Dir { fd, plain: plain @ None, .. }) = &mut self.cached {
+            let is_plain = rfs::fstat(&fd).and_then(|dir| Ok(self.maker.is_plain(&dir, &look(fd.as_fd())?, asked)));
+            *plain = Some(is_plain.map_err(failed(&entry.name, "looking at what was made"))?);
+        }
+        let owner = self.has_owner(entry);
+        Ok(Has { owner, mode: self.is_plain() && self.maker.gives(entry.mode), time: false })
+    }
+
+    fn is_plain(&self) -> bool {
+        self.cached.as_ref().is_some_and(|dir| dir.plain == Some(true))
+    }
+
+    /// Whether what was just made in the current directory has the entry's owner, as far as that is
+    /// known.
+    pub(super) fn has_owner(&self, entry: &Entry) -> bool {
+        self.is_plain() && self.maker.is(entry.uid, entry.gid)
+    }
+
+    /// Removes what an earlier entry of the layer put there.
+    pub(super) fn clear(&self, entry: &[u8], name: &[u8]) -> Result<(), ExtractError> {
         match rfs::unlinkat(self.current(), path(name), AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(Errno::ISDIR) => remove_tree(self.current(), name).map_err(failed(entry, "replacing a directory")),
@@ -142,14 +199,27 @@ impl Root {
         }
     }
 
-    /// A directory, kept when it is there already; true when it is new.
-    pub(crate) fn make_dir(&mut self, entry: &[u8], _dir: &[u8], name: &[u8]) -> Result<bool, ExtractError> {
-        let mode = Mode::from_raw_mode(0o700);
-        match rfs::mkdirat(self.current(), path(name), mode) {
-            Ok(()) => return Ok(true),
-            Err(Errno::EXIST) => {}
-            Err(errno) => return Err(failed(entry, "making a directory")(errno)),
-        }
+    /// A directory with its attributes, kept when it is there already; true when it is new.
+    pub(crate) fn dir(&mut self, entry: &Entry, dir: &[u8], name: &[u8]) -> Result<bool, ExtractError> {
+        let asked = self.maker.asks(entry.mode, 0o700);
+        let made = match rfs::mkdirat(self.current(), path(name), Mode::from_raw_mode(asked)) {
+            Ok(()) => {
+                let look = |at: BorrowedFd<'_>| rfs::statat(at, path(name), AtFlags::SYMLINK_NOFOLLOW);
+                let has = self.has(entry, asked, look)?;
+                if has.owner && has.mode && entry.xattrs.is_empty() {
+                    return Ok(true);
+                }
+                true
+            }
+            Err(Errno::EXIST) => self.dir_over(&entry.name, name)?,
+            Err(errno) => return Err(failed(&entry.name, "making a directory")(errno)),
+        };
+        self.dir_attributes(&entry.name, &join(dir, name), &Attributes::of(entry))?;
+        Ok(made)
+    }
+
+    /// Makes a directory where something is, unless that is one.
+    fn dir_over(&mut self, entry: &[u8], name: &[u8]) -> Result<bool, ExtractError> {
         let is_dir = rfs::statat(self.current(), path(name), AtFlags::SYMLINK_NOFOLLOW)
             .is_ok_and(|s| FileType::from_raw_mode(s.st_mode) == FileType::Directory);
         if is_dir {
@@ -158,7 +228,8 @@ impl Root {
         // A directory over a whiteout of the same layer hides what is below it.
         let hides = is_whiteout(self.current(), name);
         self.clear(entry, name)?;
-        rfs::mkdirat(self.current(), path(name), mode).map_err(failed(entry, "making a directory"))?;
+        rfs::mkdirat(self.current(), path(name), Mode::from_raw_mode(0o700))
+            .map_err(failed(entry, "making a directory"))?;
         if hides {
             let opened = open_beneath(self.current(), name, OFlags::RDONLY).map_err(failed(entry, "opening it"))?;
             set_opaque(entry, opened.as_fd())?;
@@ -169,7 +240,11 @@ impl Root {
     pub(crate) fn dir_attributes(&mut self, entry: &[u8], dir: &[u8], to: &Attributes<'_>) -> Result<(), ExtractError> {
         let opened =
             open_beneath(self.root.as_fd(), dir, OFlags::RDONLY).map_err(failed(entry, "opening the directory"))?;
-        set_attributes(entry, opened.as_fd(), to)
+        if let Some(current) = &mut self.cached {
+            // It may be this one, and hand something down from now on.
+            current.plain = None;
+        }
+        set_attributes(entry, opened.as_fd(), to, Has::default())
     }
 
     /// Sets a directory's default access control list, unless a later entry replaced the directory.
@@ -202,7 +277,7 @@ impl Root {
 
     /// A whiteout; true when it is new. Over an entry of the same layer only the lower layers are
     /// hidden.
-    pub(crate) fn whiteout(&mut self, entry: &[u8], _dir: &[u8], hidden: &[u8]) -> Result<bool, ExtractError> {
+    pub(crate) fn whiteout(&mut self, entry: &[u8], hidden: &[u8]) -> Result<bool, ExtractError> {
         if hidden.len() > 255 {
             return Err(ExtractError::malformed(&lossy(entry), "name is too long"));
         }
@@ -223,25 +298,16 @@ impl Root {
         &mut self,
         tar: &mut TarReader<'_, R>,
         entry: &Entry,
-        _dir: &[u8],
         name: &[u8],
     ) -> Result<u64, ExtractError> {
+        let asked = self.maker.asks(entry.mode, 0o600);
         let create = |at: BorrowedFd<'_>| {
-            rfs::openat(
-                at,
-                path(name),
-                OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-                Mode::from_raw_mode(0o600),
-            )
+            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            rfs::openat(at, path(name), flags, Mode::from_raw_mode(asked))
         };
-        let opened = match create(self.current()) {
-            Err(Errno::EXIST) => {
-                self.clear(&entry.name, name)?;
-                create(self.current())
-            }
-            other => other,
-        };
-        let mut file = File::from(opened.map_err(failed(&entry.name, "making the file"))?);
+        let opened = self.put(&entry.name, name, create)?.map_err(failed(&entry.name, "making the file"))?;
+        let has = self.has(entry, asked, |_| rfs::fstat(&opened))?;
+        let mut file = File::from(opened);
         let stored = match &entry.extents {
             None => self.copy(tar, &mut file, entry, entry.size)?,
             Some(extents) => {
@@ -257,7 +323,7 @@ impl Root {
                 stored
             }
         };
-        set_attributes(&entry.name, file.as_fd(), &Attributes::of(entry))?;
+        set_attributes(&entry.name, file.as_fd(), &Attributes::of(entry), has)?;
         rfs::futimens(&file, &times(entry.mtime)).map_err(failed(&entry.name, "setting the time"))?;
         Ok(stored)
     }
@@ -280,76 +346,6 @@ impl Root {
             left -= got as u64;
         }
         Ok(length.next_multiple_of(4096))
-    }
-
-    /// A hard link. As in other runtimes its header's owner, mode and time count for the file.
-    pub(crate) fn hard_link(
-        &mut self,
-        entry: &Entry,
-        dir: &[u8],
-        name: &[u8],
-        (target_dir, target): (Vec<u8>, Vec<u8>),
-    ) -> Result<Linked, ExtractError> {
-        let refuse = |reason: &str| Err(ExtractError::malformed(&lossy(&entry.name), reason));
-        let root = self.root.as_fd();
-        let (target_dir, from) = match open_beneath(root, &target_dir, OFlags::PATH) {
-            Err(Errno::LOOP) => {
-                let real = follow(&entry.name, &target_dir, &mut self.bounds, |at| look_in(root, at))?;
-                let opened = open_beneath(root, &real, OFlags::PATH);
-                (real, opened)
-            }
-            other => (target_dir, other),
-        };
-        let from = match from {
-            Err(Errno::NOENT) => {
-                self.clear(&entry.name, name)?;
-                return Ok(Linked::Missing(target_dir, target));
-            }
-            other => other.map_err(failed(&entry.name, "opening the link's target"))?,
-        };
-        let stat = match rfs::statat(&from, path(&target), AtFlags::SYMLINK_NOFOLLOW) {
-            Err(Errno::NOENT) => {
-                self.clear(&entry.name, name)?;
-                return Ok(Linked::Missing(target_dir, target));
-            }
-            other => other.map_err(failed(&entry.name, "looking at the link's target"))?,
-        };
-        if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-            return refuse("hard link to a directory");
-        }
-        if is_whiteout(from.as_fd(), &target) {
-            return refuse("hard link to a whiteout");
-        }
-        if (&target_dir[..], &target[..]) == (dir, name) {
-            return Ok(Linked::Done);
-        }
-        self.clear(&entry.name, name)?;
-        match rfs::linkat(&from, path(&target), self.current(), path(name), AtFlags::empty()) {
-            Ok(()) => set_by_name(self.current(), name, entry, Some(&stat)).map(|()| Linked::Done),
-            // The target was below the directory that the link replaced.
-            Err(Errno::NOENT) => Ok(Linked::Missing(target_dir, target)),
-            Err(Errno::MLINK) => refuse("too many hard links to one file"),
-            Err(errno) => Err(failed(&entry.name, "making a hard link")(errno)),
-        }
-    }
-
-    /// A symbolic link, fifo or device node.
-    pub(crate) fn special(&mut self, entry: &Entry, _dir: &[u8], name: &[u8]) -> Result<(), ExtractError> {
-        self.clear(&entry.name, name)?;
-        let at = self.current();
-        let node = |kind, device| rfs::mknodat(at, path(name), kind, Mode::from_raw_mode(0o600), device);
-        let device = rfs::makedev(entry.device.0, entry.device.1);
-        let made = match entry.kind {
-            Kind::Symlink if entry.link.is_empty() => {
-                return Err(ExtractError::malformed(&lossy(&entry.name), "symbolic link to nothing"));
-            }
-            Kind::Symlink => rfs::symlinkat(path(&entry.link), at, path(name)),
-            Kind::Char => node(FileType::CharacterDevice, device),
-            Kind::Block => node(FileType::BlockDevice, device),
-            _ => node(FileType::Fifo, 0),
-        };
-        made.map_err(failed(&entry.name, "making it"))?;
-        set_by_name(at, name, entry, None)
     }
 }
 

@@ -141,8 +141,7 @@ async fn one(inner: &Arc<Inner>, archive: &Arc<Archive>, found: Found) -> StoreR
         artifact: None,
         chains: Vec::new(),
     };
-    let result = bring(inner.clone(), session, manifest, image, &meter).await;
-    let result = result.map_err(|error| error.of_image(reference));
+    let result = bring(inner.clone(), session, reference, manifest, image, &meter).await;
     match &result {
         Ok(id) => tracing::info!(image = %reference, id, "imported"),
         Err(error) => tracing::warn!(image = %reference, error = error.chain(), "import failed"),

@@ -68,7 +68,6 @@ pub(crate) async fn pull(inner: Arc<Inner>, reference: Reference, auth: Option<A
     loop {
         tokio::select! {
             result = &mut work => {
-                let result = result.map_err(|error| error.of_image(&reference));
                 let elapsed_ms = meter.snapshot().elapsed.as_millis() as u64;
                 if matches!(result, Err(StoreError::NoSpace { .. })) {
                     // What is kept for the next pull is what there is to give back.
@@ -103,7 +102,8 @@ async fn steps(
     if let Some(id) = unchanged {
         return Ok(id);
     }
-    let (served, manifest, size) = resolve(&session, reference, head).await?;
+    let (served, manifest, size) =
+        resolve(&session, reference, head).await.map_err(|error| error.of_image(reference))?;
     if let Some(demand) = demand {
         let span = info_span!(target: SPANS, "image signature", otel.status_code = Empty);
         step(span, demand.check(&session, [served, manifest.digest])).await?;
@@ -112,7 +112,7 @@ async fn steps(
     let digests = BTreeSet::from([reference.digest_key(&served)]);
     let (config, chains) = (ImageConfig::default(), Vec::new());
     let image = ImageRecord { tags, digests, size, config, artifact: None, chains };
-    bring(inner, session, manifest, image, meter).await
+    bring(inner, session, reference, manifest, image, meter).await
 }
 
 /// What the signature policy wants of an image; `None` where it wants nothing.
@@ -127,10 +127,12 @@ async fn demand(inner: &Inner, reference: &Reference) -> StoreResult<Option<Dema
 pub(super) async fn bring(
     inner: Arc<Inner>,
     session: Session,
+    reference: &Reference,
     manifest: Manifest,
     mut image: ImageRecord,
     meter: &Arc<Meter>,
 ) -> StoreResult<String> {
+    let of_image = |error: StoreError| error.of_image(reference);
     meter.begin(manifest.layers.iter().map(|layer| (layer.blob.digest, layer.blob.size)));
     let known = known(&inner, &manifest);
     // Pinned first, looked at then: nothing can go in between.
@@ -145,16 +147,16 @@ pub(super) async fn bring(
         (id, Arc::new(pins))
     } else {
         let span = info_span!(target: SPANS, "image config", otel.status_code = Empty);
-        let content = step(span, content(&session, &manifest)).await?;
+        let content = step(span, content(&session, &manifest)).await.map_err(of_image)?;
         let (id, wanted) = match content {
             Content::Image(parsed) => {
-                check_config(&inner, &manifest, &parsed)?;
+                check_config(&inner, &manifest, &parsed).map_err(of_image)?;
                 image.config = parsed.config;
                 (manifest.config.digest, image_layers(&manifest, parsed.diff_ids))
             }
             Content::Artifact(kind) => {
                 image.artifact = Some(kind);
-                (manifest.digest, artifact_layers(&manifest)?)
+                (manifest.digest, artifact_layers(&manifest).map_err(of_image)?)
             }
         };
         image.chains = chains(wanted.iter().map(|wanted| &wanted.diff_id));

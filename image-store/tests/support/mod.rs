@@ -7,6 +7,7 @@ pub mod raw;
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::io;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -278,6 +279,13 @@ fn sync(
     stream::unfold(receiver, |mut receiver| async move { receiver.recv().await.map(|item| (item, receiver)) })
 }
 
+/// What a `Range` asks for of so many bytes.
+fn part(range: &str, size: usize) -> Option<Range<usize>> {
+    let (from, to) = range.strip_prefix("bytes=")?.split_once('-')?;
+    let end = if to.is_empty() { size } else { to.parse::<usize>().ok()? + 1 };
+    Some(from.parse().ok()?..end.min(size))
+}
+
 async fn answer(content: &Mutex<Content>, request: Request<Incoming>) -> Response<Body> {
     let path = request.uri().path().to_owned();
     let header = |name: &str| request.headers().get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
@@ -317,8 +325,8 @@ async fn answer(content: &Mutex<Content>, request: Request<Incoming>) -> Respons
         return whole(404, r#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"no"}]}"#);
     };
     let size = bytes.len();
-    let from = range.filter(|_| content.ranges).and_then(|r| r.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok());
-    let rest = bytes.slice(from.unwrap_or(0)..);
+    let range = range.filter(|_| content.ranges).and_then(|range| part(&range, size));
+    let rest = range.clone().map_or_else(|| bytes.clone(), |range| bytes.slice(range));
     let mut response = match fault {
         Some(Fault::Status(status)) => return whole(status, r#"{"errors":[{"code":"OOPS","message":"on purpose"}]}"#),
         Some(Fault::Redirect(to)) => {
@@ -331,9 +339,9 @@ async fn answer(content: &Mutex<Content>, request: Request<Incoming>) -> Respons
         Some(Fault::Endless) => streamed(Bytes::from_static(b"{"), Fault::Endless),
         None => whole(200, rest),
     };
-    if let Some(from) = from {
+    if let Some(range) = range {
         *response.status_mut() = StatusCode::PARTIAL_CONTENT;
-        let range = format!("bytes {from}-{}/{size}", size - 1);
+        let range = format!("bytes {}-{}/{size}", range.start, range.end - 1);
         response.headers_mut().insert("content-range", range.parse().unwrap());
     }
     response.headers_mut().insert("content-type", media_type.parse().unwrap());

@@ -4,6 +4,7 @@ mod counts;
 mod limits;
 mod lists;
 pub(crate) mod memory;
+mod pulls;
 pub(crate) mod report;
 mod templates;
 
@@ -19,8 +20,8 @@ use crate::processes;
 use crate::rpc::{Client, Net};
 use report::{PEER, Report, Row, percentile};
 
-const PEER_SOCKET: &str = "/run/containerd/containerd.sock";
-const BIG: &str = "registry.k8s.io/cofferdam/big:1";
+/// The socket of containerd, which is started where it is wanted.
+pub(crate) const PEER_SOCKET: &str = "/run/containerd/containerd.sock";
 /// Mappings this large are the guest's memory.
 const GUEST_MAPPING_MIB: u64 = 64;
 
@@ -32,7 +33,20 @@ pub(crate) struct Options {
     pub(crate) list_pods: usize,
     pub(crate) idle_seconds: u64,
     pub(crate) machine: String,
-    pub(crate) lists_only: bool,
+    pub(crate) rows: Rows,
+}
+
+/// Which rows to measure.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Rows {
+    /// Every one, which makes a new report.
+    All,
+    /// The lists; they are printed only.
+    Lists,
+    /// Those of pulls; they are added to the report that is there.
+    Pulls,
+    /// Those of starts, templates and the pool; they are added to the report that is there.
+    Starts,
 }
 
 /// Samples by row and by who was measured.
@@ -63,11 +77,14 @@ impl Samples {
 /// Measures everything and writes the report.
 pub(crate) fn run(options: &Options) -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().doing("start tokio")?;
-    if options.lists_only {
+    if options.rows == Rows::Lists {
         return runtime.block_on(lists::alone(options.list_pods));
     }
     systemctl("start", "containerd.service")?;
     crictl::wait_for("containerd to listen", || Ok(std::path::Path::new(PEER_SOCKET).exists()))?;
+    if options.rows == Rows::Pulls {
+        return runtime.block_on(pulls::alone(options));
+    }
     let mut samples = Samples::default();
     // First: these start the daemon anew, which ends connections, and what comes later is about a
     // daemon that has served a while.
@@ -97,16 +114,13 @@ async fn measure(options: &Options, mut samples: Samples) -> Outcome {
     starts_without_cni(&mut ours, &mut peer, options.n, &mut samples).await?;
     counts::measure(&mut ours, &mut samples).await?;
     templates::many(&mut ours, options.n, &mut samples).await?;
-    println!("bench: pulls");
-    for round in 0..options.pulls {
-        println!("bench: pull {} of {}", round + 1, options.pulls);
-        for (who, client) in [("ours", &mut ours), ("peer", &mut peer)] {
-            client.remove_image(BIG).await?;
-            rustix::fs::sync();
-            samples.took("pull", who, client.pull(BIG).await?);
-            client.remove_image(BIG).await?;
-        }
+    if options.rows == Rows::Starts {
+        let rows = start_rows(&samples);
+        rows.iter().try_for_each(Row::ensure_measured)?;
+        TARGETS.iter().filter_map(|target| target.note(&rows)).for_each(|note| println!("bench: {note}"));
+        return report::add(&options.out, &rows);
     }
+    pulls::measure(&mut ours, &mut peer, options.pulls, &mut samples).await?;
     memory_and_idle(&mut ours, &mut peer, options, &mut samples, &mut notes).await?;
     limits::measure(&mut ours, &mut samples).await?;
     lists::measure(&mut ours, options.list_pods, &mut samples).await?;
@@ -124,19 +138,25 @@ async fn measure(options: &Options, mut samples: Samples) -> Outcome {
     Ok(())
 }
 
-fn rows(samples: &Samples) -> Vec<Row> {
+/// Rows of starts, templates and the pool.
+fn start_rows(samples: &Samples) -> Vec<Row> {
     let both = |name| [samples.row(name, Some("vm"), "ms"), samples.row(name, Some("host"), "ms")];
     let mut rows: Vec<Row> =
         ["run_pod_sandbox", "create_start", "pod_to_running", "exec_sync"].into_iter().flat_map(both).collect();
     rows.extend(both("pod_to_running_no_cni"));
     rows.push(samples.row("pod_to_running_no_cni", Some(templates::FROM_THE_POOL), "ms"));
+    rows.extend(templates::rows(samples));
+    rows.extend(counts::rows(samples));
+    rows
+}
+
+fn rows(samples: &Samples) -> Vec<Row> {
+    let mut rows = start_rows(samples);
     rows.push(samples.row("cni_add", None, "ms"));
     rows.extend(lists::rows(samples));
     rows.extend(limits::rows(samples));
-    rows.extend(templates::rows(samples));
-    rows.extend(counts::rows(samples));
+    rows.extend(pulls::rows(samples));
     rows.extend([
-        samples.row("pull", None, "ms"),
         samples.row("monitor_rss_mib", Some("vm"), "MiB"),
         samples.row("supervisor_rss_mib", Some("host"), "MiB"),
         samples.row("daemon_rss_mib", None, "MiB"),
@@ -172,6 +192,12 @@ struct Target {
 }
 
 const TARGETS: &[Target] = &[
+    Target { row: "pull_60mb_5_layers", handler: None, ratio: true, most: 0.4 },
+    Target { row: "pull_300mb_5_layers", handler: None, ratio: true, most: 0.4 },
+    Target { row: "pull_20_layers", handler: None, ratio: true, most: 0.4 },
+    Target { row: "pull_many_small_files", handler: None, ratio: true, most: 0.4 },
+    Target { row: "pull_zstd", handler: None, ratio: true, most: 0.4 },
+    Target { row: "ten_pulls_at_once", handler: None, ratio: false, most: 1.2 },
     Target { row: "pod_to_running_no_cni", handler: Some("host"), ratio: true, most: 0.5 },
     Target { row: "pod_to_running_no_cni", handler: Some("vm"), ratio: true, most: 1.0 },
     Target { row: "pod_to_running_no_cni", handler: Some(templates::FROM_THE_POOL), ratio: true, most: 0.6 },

@@ -30,6 +30,7 @@ mod streaming;
 mod templates;
 mod tls;
 mod tour;
+mod trees;
 mod volumes;
 
 use std::thread;
@@ -50,6 +51,7 @@ fn all() -> Vec<Test> {
         tour::TESTS,
         containers::TESTS,
         images::TESTS,
+        trees::TESTS,
         tls::TESTS,
         network::TESTS,
         operators::TESTS,
