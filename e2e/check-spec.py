@@ -21,13 +21,15 @@ def main():
     sources = tracked("*.rs")
     code = "\n".join((ROOT / path).read_text() for path in sources)
     # Unit tests and fuzz targets are functions, tests on a node have their names in a table, benchmarks their rows.
-    names = set(re.findall(r"\bfn ([a-z0-9_]+)", code)) | set(re.findall(r'"([a-z][a-z0-9_]+)"', code))
+    names = set(re.findall(r"\bfn ([a-z0-9_]+)", code)) | set(re.findall(r'"([a-z0-9][a-z0-9_]+)"', code))
     targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     modules = {path.removesuffix(".rs").removesuffix("/mod") for path in sources}
 
     def is_there(word):
         if word.startswith("make "):
             return word.split()[1] in targets
+        if word.startswith("cargo bench "):
+            return any(path.endswith(f"/benches/{word.split()[-1]}.rs") or f"/benches/{word.split()[-1]}/" in path for path in sources)
         if "/" in word:
             return (ROOT / word).exists()
         if "::" in word:
