@@ -29,7 +29,8 @@ def main():
         if word.startswith("make "):
             return word.split()[1] in targets
         if word.startswith("cargo bench "):
-            return any(path.endswith(f"/benches/{word.split()[-1]}.rs") or f"/benches/{word.split()[-1]}/" in path for path in sources)
+            bench = "/benches/" + word.split()[-1]
+            return any(path.endswith((bench + ".rs", bench + "/main.rs")) for path in sources)
         if "/" in word:
             return (ROOT / word).exists()
         if "::" in word:

@@ -12,6 +12,7 @@
 
 mod layer;
 mod methods;
+mod pulls;
 mod server;
 mod traces;
 
@@ -27,6 +28,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
 pub(crate) use self::layer::MeasureCalls;
+use self::pulls::Pulls;
 pub(crate) use self::server::start;
 pub(crate) use self::traces::{TraceCalls, Traces, of_container, of_image, of_pod};
 use crate::config::HANDLERS;
@@ -58,6 +60,7 @@ pub(crate) struct Telemetry {
     pods: Family<Labels<2>, Gauge>,
     other_versions: Family<Labels<1>, Gauge>,
     received: Counter,
+    pulls: Pulls,
     behind: Gauge,
     trouble: Gauge,
     panics: Counter,
@@ -174,6 +177,7 @@ impl Default for Telemetry {
             Unit::Bytes,
             received.clone(),
         );
+        let pulls = Pulls::register(&mut registry);
         let (behind, trouble) = (Gauge::default(), Gauge::default());
         registry.register(
             "records_behind",
@@ -203,6 +207,7 @@ impl Default for Telemetry {
             pods,
             other_versions,
             received,
+            pulls,
             behind,
             trouble,
             panics,
@@ -250,6 +255,7 @@ impl Telemetry {
         self.dropped_spans.inner().store(traces::dropped(), Relaxed);
         self.templates.set(&node.runtime.templates());
         self.received.inner().store(node.store.received_bytes(), Relaxed);
+        self.pulls.set(&node.store.progress());
         self.encoded()
     }
 
