@@ -184,15 +184,18 @@ pub fn exec_fd(fd: impl AsFd, args: &[CString], env: &[CString]) -> io::Error {
     io::Error::last_os_error()
 }
 
-/// No signal is blocked, SIGPIPE and SIGCHLD do what they do by default: what a new program expects.
+/// No signal is blocked, and each does what it does by default: what a new program expects. A daemon
+/// that was started by nohup would otherwise have all containers ignore SIGHUP.
 pub fn default_signals() {
-    // SAFETY: an all-zero set is valid, and both calls only read it. The handlers are the default ones.
+    // SAFETY: an all-zero set is valid, and both calls only read it. The handlers are the default ones;
+    // the kernel refuses numbers that have none.
     unsafe {
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut none);
         libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
-        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
-        libc::signal(libc::SIGCHLD, libc::SIG_DFL);
+        for signal in 1..=libc::SIGRTMAX() {
+            libc::signal(signal, libc::SIG_DFL);
+        }
     }
 }
 
