@@ -20,7 +20,7 @@ def tracked(*patterns):
 def main():
     sources = tracked("*.rs")
     code = "\n".join((ROOT / path).read_text() for path in sources)
-    # Unit tests and fuzz targets are functions, tests on a node have their names in a table, benchmarks their rows.
+    # Unit tests are functions; tests on a node have their names in a table, benchmarks their rows.
     names = set(re.findall(r"\bfn ([a-z0-9_]+)", code)) | set(re.findall(r'"([a-z][a-z0-9_]+)"', code))
     targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     modules = {path.removesuffix(".rs").removesuffix("/mod") for path in sources}

@@ -1,5 +1,7 @@
 //! The protocols of exec, attach and port-forward, read from a buffer, for the fuzz targets.
 
+#![allow(clippy::disallowed_methods, reason = "a fuzz target has no asynchronous workers")]
+
 use std::io::Cursor;
 
 use bytes::Bytes;
