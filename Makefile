@@ -58,7 +58,7 @@ soak: setup ## 500 host and 100 vm pods come and go and leave nothing (half an h
 	@e2e/in-node.sh soak
 
 fuzz: setup ## Fuzz every parser, guided by coverage, FUZZ_SECONDS (60) each; TARGET=name for one (fuzz/README.md)
-	$(call say,building the fuzzer: about 4 minutes after make unit)
+	$(call say,building the fuzzer: about 5 minutes of one processor after make unit)
 	@fuzz/run.sh
 
 node: setup ## A shell in the node VM with Cofferdam running

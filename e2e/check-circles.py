@@ -12,7 +12,8 @@ import re
 import subprocess
 import sys
 
-# Circles that are there, by crate: how many files are in each, the largest first. A number may only go down.
+# Circles that are there, by crate: how many files are in each, the largest first. A number may
+# only go down.
 ALLOWED = {
     "cri-server": [2, 2],
     "deploy/installer": [2],

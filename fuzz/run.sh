@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Fuzzes each target for FUZZ_SECONDS (60), or the one that TARGET names, guided by coverage.
 #
-#   fuzz/run.sh            what was found worth keeping is in target/fuzz/NAME, crashes in target/fuzz
+#   fuzz/run.sh            what brings coverage is kept in target/fuzz/NAME, crashes in target/fuzz
 #   fuzz/run.sh --merge    puts what brings coverage into fuzz/corpus
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -10,8 +10,8 @@ out=${CARGO_TARGET_DIR:-target}/fuzz
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 
-# Debug assertions and overflow checks are on in this profile. The compiled dependencies are those of
-# `cargo test --workspace`.
+# Debug assertions and overflow checks are on in this profile. The compiled dependencies are those
+# of `cargo test --workspace`.
 build() {
     RUSTC_WORKSPACE_WRAPPER=$PWD/fuzz/rustc.sh CARGO_INCREMENTAL=0 cargo test --quiet --locked --workspace --no-run \
         --features cofferdam-fuzz/libfuzzer --test libfuzzer --message-format json "$@" |

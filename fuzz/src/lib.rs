@@ -1,7 +1,7 @@
 //! Fuzz targets for every parser of bytes that Cofferdam does not trust.
 //!
 //! ```text
-//!  targets/      what a target does with its bytes, and what must not happen then (a panic, or worse)
+//!  targets/      what a target does with its bytes, and what must not happen then
 //!  corpus/NAME/  inputs to begin with: seeds, and what fuzzing found worth keeping
 //!  tests/smoke   the corpus and random changes of it, a second each: a part of `make test`
 //!  libfuzzer     guided by coverage, for as long as one likes: `make fuzz`

@@ -21,7 +21,8 @@ thread_local! {
     static FOLDER: OnceCell<tempfile::TempDir> = const { OnceCell::new() };
 }
 
-/// Writes `text` to a file of this name in a folder where nothing else is, and calls `read` with the folder.
+/// Writes `text` to a file of this name in a folder where nothing else is, and calls `read` with
+/// the folder.
 fn with_file(name: &str, text: &[u8], read: impl FnOnce(&std::path::Path)) {
     FOLDER.with(|folder| {
         let folder = folder.get_or_init(|| scratch::dir().expect("a folder")).path();

@@ -170,7 +170,7 @@ fn check(request: &[u8], reply: &[u8]) {
     assert!((-4095..=0).contains(&error), "error {error}");
 }
 
-/// One request: `u32 length | u32 opcode | u64 number | u64 node | u32 uid | u32 gid | u32 pid | u32`
+/// One request: `u32 length | u32 opcode | u64 number | u64 node`, `u32 uid | u32 gid | u32 pid | u32`
 /// and a body of pieces that requests are made of.
 pub(super) fn request(words: &mut Words<'_>, number: u64) -> Vec<u8> {
     let opcode = words.one_of(&OPCODES);
