@@ -187,14 +187,16 @@ pub fn exec_fd(fd: impl AsFd, args: &[CString], env: &[CString]) -> io::Error {
 /// No signal is blocked, and each does what it does by default: what a new program expects. A daemon
 /// that was started by nohup would otherwise have all containers ignore SIGHUP.
 pub fn default_signals() {
-    // SAFETY: an all-zero set is valid, and both calls only read it. The handlers are the default ones;
-    // the kernel refuses numbers that have none.
+    // SAFETY: all-zero structures are a set without signals and the kernel's default action, and the
+    // calls only read them. The C library would not touch two signals that it keeps for itself.
     unsafe {
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut none);
         libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+        let default = [0_u64; 4];
         for signal in 1..=libc::SIGRTMAX() {
-            libc::signal(signal, libc::SIG_DFL);
+            let (old, bytes) = (std::ptr::null_mut::<u64>(), size_of::<u64>());
+            libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), old, bytes);
         }
     }
 }
