@@ -4,10 +4,10 @@
 //!   pointer and stack: QEMU's emulation of nested SVM is taken to have stored the one's registers as the other's. It is told from
 //!   anything of ours by that instruction pointer, which is among the node's modules: no guest has code there, as its kernel has no
 //!   modules.
-//! - A guest ended with a triple fault. That was seen five times in some thousand guests, twice in one that was just restored, each time
-//!   in an emulated node under load, in a guest that its monitor had just served without an error. The node's own kernel dies in the same emulation of an int3 with which
-//!   it patches itself (`e2e/node/vm`), and a guest's kernel patches itself likewise; that this is the same slip is not shown. On a node
-//!   that is not emulated, or twice in one test, it fails the test.
+//! - A guest ended with a triple fault. That was seen five times in some thousand guests, twice in one that was just restored, each
+//!   time in an emulated node under load, in a guest that its monitor had just served without an error. The node's own kernel dies in
+//!   the same emulation of an int3 with which it patches itself (`e2e/node/vm`), and a guest's kernel patches itself likewise; that
+//!   this is the same slip is not shown. On a node that is not emulated, or twice in one test, it fails the test.
 
 use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
