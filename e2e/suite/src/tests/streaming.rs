@@ -28,6 +28,8 @@ fn attach_and_port_forward(handler: &'static str) -> Outcome {
     }
     let script = "mkdir /www && echo page > /www/index.html && exec httpd -f -p 8080 -h /www";
     let server = crictl.run_container(&id, &pod, &Container::shell("server", script))?;
+    let ask = ["exec", "--sync", &server, "wget", "-qO-", "http://127.0.0.1:8080/"];
+    wait_for("the server to listen", || Ok(crictl.attempt(&ask)?.code == 0))?;
     for (port, transport) in (18080..).zip(TRANSPORTS) {
         port_forward(&crictl, &id, transport, port)?;
     }
