@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use super::pool::Waiting;
 use super::unowned::{self, Up};
+use crate::connect;
 use crate::dirs::{self, Dirs, ProcessRecord};
 use crate::error::{SandboxError, blocking};
 use crate::runtime::Shared;
 use crate::template::Template;
-use crate::{connect, teardown};
 
 /// How often the pool is looked at when nothing is known to have changed: a waiting microVM may
 /// have ended, and one that could not be made is tried again.
@@ -58,10 +58,8 @@ async fn restore(shared: &Arc<Shared>, template: &Arc<Template>) -> Result<Waiti
         pause(up, &dirs, template).await
     };
     let restored = restored.await;
-    if restored.is_err()
-        && let Err(error) = teardown::remove(shared, &dirs, &spec.id).await
-    {
-        tracing::error!(id = spec.id, error = error.chain(), "cannot remove a microVM that was not restored");
+    if restored.is_err() {
+        unowned::remove(shared, &dirs, &spec.id).await;
     }
     restored
 }
@@ -86,8 +84,6 @@ async fn pause(up: Up, dirs: &Dirs, template: &Arc<Template>) -> Result<Waiting,
 pub(crate) async fn remove(shared: &Arc<Shared>, vms: Vec<Waiting>) {
     for vm in vms {
         let _lock = shared.lock(&vm.id).await;
-        if let Err(error) = teardown::remove(shared, &vm.dirs, &vm.id).await {
-            tracing::error!(id = vm.id, error = error.chain(), "cannot remove a waiting microVM");
-        }
+        unowned::remove(shared, &vm.dirs, &vm.id).await;
     }
 }

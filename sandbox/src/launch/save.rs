@@ -8,12 +8,12 @@ use cofferdam_proto::agent::agent_client::AgentClient;
 use rustix::fs::MemfdFlags;
 
 use super::unowned::{self, Up};
+use crate::connect;
 use crate::dirs::Dirs;
 use crate::error::{Doing, SandboxError, blocking};
 use crate::runtime::Shared;
 use crate::spec::PodSpec;
 use crate::template::Shape;
-use crate::{connect, teardown};
 
 /// Boots a guest of `shape` and answers its saved memory and state. What it took is undone whatever
 /// happens; after a kill the next daemon finds it as a pod that was never launched.
@@ -25,9 +25,7 @@ pub(super) async fn boot_and_save(shared: &Arc<Shared>, shape: Shape) -> Result<
     let dirs = Dirs::of(&shared.config, &spec.id)?;
     let _lock = shared.lock(&spec.id).await;
     let saved = run(shared, &spec, &dirs, shape).await;
-    if let Err(error) = teardown::remove(shared, &dirs, &spec.id).await {
-        tracing::error!(id = spec.id, error = error.chain(), "cannot remove the microVM that a template was made of");
-    }
+    unowned::remove(shared, &dirs, &spec.id).await;
     saved
 }
 

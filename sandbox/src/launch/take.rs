@@ -4,8 +4,9 @@ use std::fs;
 use std::io::Write;
 use std::sync::Arc;
 
-use super::Launch;
 use super::pool::Waiting;
+use super::{Launch, unowned};
+use crate::connect;
 use crate::dirs::{Dirs, ProcessRecord};
 use crate::error::{Doing, SandboxError, blocking};
 use crate::netns::NetNs;
@@ -14,7 +15,6 @@ use crate::process::{self, Started};
 use crate::runtime::Shared;
 use crate::spec::Kind;
 use crate::versions::Known;
-use crate::{connect, teardown};
 
 /// A microVM that is a pod's now. Its files are moved to the pod's in the course of the launch.
 pub(super) struct Taken {
@@ -47,9 +47,7 @@ impl Remains {
         let shared = Arc::clone(shared);
         tokio::spawn(async move {
             let _lock = shared.lock(&self.id).await;
-            if let Err(error) = teardown::remove(&shared, &self.dirs, &self.id).await {
-                tracing::error!(id = self.id, error = error.chain(), "cannot free what a waiting microVM had");
-            }
+            unowned::remove(&shared, &self.dirs, &self.id).await;
         });
     }
 }

@@ -9,7 +9,6 @@ use crate::error::{SandboxError, blocking};
 use crate::link::GuestNetwork;
 use crate::runtime::Shared;
 use crate::spec::PodSpec;
-use crate::teardown;
 use crate::template::Template;
 
 /// Restores a microVM from `template`, has its agent do what it does for a pod without a network, and
@@ -26,9 +25,7 @@ pub(super) async fn try_out<T: Send + 'static>(
     let dirs = Dirs::of(&shared.config, &spec.id)?;
     let _lock = shared.lock(&spec.id).await;
     let found = run(shared, &spec, &dirs, template, look).await;
-    if let Err(error) = teardown::remove(shared, &dirs, &spec.id).await {
-        tracing::error!(id = spec.id, error = error.chain(), "cannot remove the microVM that tried out a template");
-    }
+    unowned::remove(shared, &dirs, &spec.id).await;
     found
 }
 

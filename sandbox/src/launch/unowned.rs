@@ -15,7 +15,7 @@ use crate::runtime::Shared;
 use crate::spec::{Kind, PodSpec, VmSize};
 use crate::template::{Shape, Template};
 use crate::versions::Known;
-use crate::{connect, netns};
+use crate::{connect, netns, teardown};
 
 /// What a microVM of `shape` is started for: nothing in it is a pod's.
 pub(super) fn spec(shared: &Shared, shape: Shape) -> Result<PodSpec, SandboxError> {
@@ -38,6 +38,14 @@ pub(super) fn spec(shared: &Shared, shape: Shape) -> Result<PodSpec, SandboxErro
         node_pid: false,
         node_ipc: false,
     })
+}
+
+/// Frees all that a microVM has under the id of its own. The caller holds that id's lock. The next
+/// daemon frees what cannot be freed now.
+pub(super) async fn remove(shared: &Arc<Shared>, dirs: &Dirs, id: &str) {
+    if let Err(error) = teardown::remove(shared, dirs, id).await {
+        tracing::error!(id, error = error.chain(), "cannot free all of a microVM without a pod; the next start does");
+    }
 }
 
 /// A microVM whose agent has answered.

@@ -4,8 +4,7 @@
 //! the disks and the file server, and one starts the others. Nothing polls: an idle VM's threads
 //! all sleep in the kernel.
 
-// Tests start threads as they like (see clippy.toml).
-#![cfg_attr(test, allow(clippy::disallowed_methods))]
+#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests start threads as they like"))]
 
 // First, since its macro is for all of them.
 #[macro_use]
