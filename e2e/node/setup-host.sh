@@ -12,7 +12,8 @@ needs=(
     gcc:gcc g++:g++ make:make pkg-config:pkg-config protoc:protobuf-compiler git:git python3:python3
     /usr/include/x86_64-linux-gnu/sys/types.h:libc6-dev
     # the guest's kernel and busybox
-    flex:flex bison:bison bc:bc xz:xz-utils bzip2:bzip2 /usr/include/libelf.h:libelf-dev /usr/include/openssl/ssl.h:libssl-dev
+    flex:flex bison:bison bc:bc xz:xz-utils bzip2:bzip2 patch:patch
+    /usr/include/libelf.h:libelf-dev /usr/include/openssl/ssl.h:libssl-dev
     # the agent's tests
     /bin/busybox:busybox-static
     # the node's image

@@ -13,7 +13,7 @@ suite=trixie package=linux-source-6.12
 say() { printf '[kernel] %s\n' "$*" >&2; }
 die() { say "failed: $*"; exit 1; }
 
-key=$(cat "$here/build.sh" "$here/config.fragment" | sha256sum | cut -c1-16)
+key=$(cat "$here/build.sh" "$here/config.fragment" "$here"/*.patch | sha256sum | cut -c1-16)
 done_dir=$cache/guest-kernel-$key
 mkdir -p "$cache"
 if [ ! -f "$done_dir/vmlinux" ]; then # Who finds it built waits for nobody.
@@ -22,7 +22,7 @@ if [ ! -f "$done_dir/vmlinux" ]; then # Who finds it built waits for nobody.
 fi
 
 if [ ! -f "$done_dir/vmlinux" ]; then
-    for tool in make gcc flex bison bc xz; do
+    for tool in make gcc flex bison bc xz patch; do
         command -v $tool >/dev/null || die "'$tool' is missing; run e2e/node/setup-host.sh, which installs what the builds need"
     done
     work=$cache/guest-kernel-$key.tmp
@@ -46,6 +46,9 @@ if [ ! -f "$done_dir/vmlinux" ]; then
     # on without it. It stays in the kernel, and nothing starts it.
     sed -i '/^module_init(jent_mod_init);$/d' "$src/crypto/jitterentropy-kcapi.c"
     ! grep -q '^module_init(jent' "$src/crypto/jitterentropy-kcapi.c" || die "jitterentropy-kcapi.c has changed"
+    for change in "$here"/*.patch; do
+        patch -s -d "$src" -p1 <"$change" >"$log" 2>&1 || { cat "$log" >&2; die "$change does not fit"; }
+    done
     (cd "$src" && make -s allnoconfig && KCONFIG_CONFIG=.config scripts/kconfig/merge_config.sh -m .config "$here/config.fragment" &&
         make -s olddefconfig) >"$log" 2>&1 || { tail -20 "$log" >&2; die "the configuration step; log above"; }
     missing=$(grep -E '^CONFIG_' "$here/config.fragment" | grep -vxFf "$src/.config" || true)
