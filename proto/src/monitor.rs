@@ -244,6 +244,9 @@ pub struct Status {
     /// Requests of the guest to the file server (virtio-fs) carried out since start.
     #[serde(default)]
     pub file_requests: u64,
+    /// The same by `enum fuse_opcode`: those of which there were some, and their counts.
+    #[serde(default)]
+    pub file_requests_by_kind: Vec<(u32, u64)>,
     /// Memory beside what the guest started with; absent when it can have none.
     #[serde(default)]
     pub memory: Option<Memory>,

@@ -17,6 +17,7 @@ pub(crate) mod saved;
 #[cfg(any(test, feature = "fuzzing"))]
 #[cfg_attr(not(test), allow(dead_code, reason = "the fuzz targets use a part of it"))]
 pub(crate) mod test_guest;
+mod transfer;
 pub(crate) mod vsock;
 
 use std::sync::Arc;
@@ -25,6 +26,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 pub(crate) use buffers::{Buffers, Slices};
 pub(crate) use line::{BUDGET, INTERRUPT_AFTER, QueueLine};
 use saved::{DeviceState, RestoreError, SaveError};
+pub(crate) use transfer::{Direction, transfer};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -53,6 +55,12 @@ pub(crate) trait VirtioDevice: Send {
     fn features(&self) -> u64;
     /// Fills `data` from the configuration space; beyond its end leave `data` as it is (zero).
     fn read_config(&self, offset: u64, data: &mut [u8]);
+    /// Whether the configuration space never changes once the driver knows it: then an interrupt
+    /// can only be about the queues, and the vendor says so to the guest's kernel, which reads and
+    /// acknowledges no status (`guest/kernel/interrupts.patch`).
+    fn keeps_configuration(&self) -> bool {
+        false
+    }
     /// The driver writes the configuration space; ignored unless the device has writable fields.
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
     /// Starts to serve the queues: once, at DRIVER_OK. Every queue is there, was found valid and is ready.

@@ -18,6 +18,7 @@ struct Probe {
     resets: u32,
     fails: bool,
     is_busy: bool,
+    keeps: bool,
 }
 
 impl VirtioDevice for Probe {
@@ -29,6 +30,9 @@ impl VirtioDevice for Probe {
     }
     fn features(&self) -> u64 {
         VIRTIO_F_VERSION_1 | 5
+    }
+    fn keeps_configuration(&self) -> bool {
+        self.keeps
     }
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         data.fill(offset as u8);
@@ -106,6 +110,17 @@ fn live() -> (Transport, Arc<Mutex<Probe>>) {
     assert_eq!(get(&transport, register::STATUS), 15);
     assert_eq!(lock(&probe).activations, 1);
     (transport, probe)
+}
+
+/// `guest/kernel/interrupts.patch` knows them by these names.
+#[test]
+fn the_vendor_tells_whether_the_configuration_may_change() {
+    for (keeps, vendor) in [(false, b"CFDM"), (true, b"CFDQ")] {
+        let (transport, _probe) = transport(Probe { keeps, ..Default::default() });
+        let mut word = [0; 4];
+        transport.read(register::VENDOR_ID, &mut word);
+        assert_eq!(&word, vendor);
+    }
 }
 
 #[test]

@@ -15,6 +15,8 @@ use crate::event_loop::lock;
 const MAGIC: u32 = u32::from_le_bytes(*b"virt");
 const VERSION: u32 = 2;
 const VENDOR: u32 = u32::from_le_bytes(*b"CFDM");
+/// Of devices that keep their configuration.
+const VENDOR_QUEUES_ONLY: u32 = u32::from_le_bytes(*b"CFDQ");
 
 /// One device's registers, reached by all vCPUs.
 pub(crate) struct Transport {
@@ -148,6 +150,7 @@ impl Transport {
             register::MAGIC => MAGIC,
             register::VERSION => VERSION,
             register::DEVICE_ID => lock(&self.device).device_type(),
+            register::VENDOR_ID if lock(&self.device).keeps_configuration() => VENDOR_QUEUES_ONLY,
             register::VENDOR_ID => VENDOR,
             register::DEVICE_FEATURES => half(lock(&self.device).features(), self.state.device_features_sel),
             register::QUEUE_SIZE_MAX => self.state.selected().map_or(0, |queue| u32::from(queue.max_size)),

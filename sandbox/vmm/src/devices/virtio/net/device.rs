@@ -154,6 +154,10 @@ impl VirtioDevice for Net {
             | F_MRG_RXBUF
     }
 
+    fn keeps_configuration(&self) -> bool {
+        true
+    }
+
     fn read_config(&self, _offset: u64, _data: &mut [u8]) {}
 
     fn activate(&mut self, active: Activation) -> Result<(), ActivateError> {

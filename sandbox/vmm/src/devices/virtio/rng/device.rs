@@ -55,6 +55,10 @@ impl VirtioDevice for Rng {
         VIRTIO_F_VERSION_1 | VIRTIO_F_EVENT_IDX
     }
 
+    fn keeps_configuration(&self) -> bool {
+        true
+    }
+
     fn read_config(&self, _offset: u64, _data: &mut [u8]) {}
 
     fn activate(&mut self, active: Activation) -> Result<(), ActivateError> {

@@ -209,6 +209,10 @@ impl VirtioDevice for Vsock {
         VIRTIO_F_VERSION_1 | VIRTIO_F_EVENT_IDX | VIRTIO_F_INDIRECT_DESC
     }
 
+    fn keeps_configuration(&self) -> bool {
+        true
+    }
+
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         read_from(&self.state.guest_cid.to_le_bytes(), offset, data);
     }
