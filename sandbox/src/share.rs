@@ -40,6 +40,8 @@ pub struct Access {
     pub follow: bool,
     /// Owners are shown as the pod's users. A pod with those of its machine shows them as they are.
     pub mapped: bool,
+    /// Only the pod's own containers write to it (an emptyDir), so a microVM may believe for longer what it knows of it.
+    pub alone: bool,
 }
 
 /// How the agent reaches an export.
@@ -98,13 +100,14 @@ pub(crate) fn unchangeable_file(place: &OwnedFd) -> Result<OwnedFd, SandboxError
 /// Shows `source`, a path without symlinks, to the pod for `container`.
 ///
 /// ```text
-/// volumes/<device>-<inode>-<rw|ro|rro>[-<p|s><view>]
+/// volumes/<device>-<inode>-<rw|ro|rro>[-<p|s|e><view>]
 /// ```
 ///
 /// One source is one mount in a pod, whichever containers see it: to the file server and so to the guest it is one file, and containers
 /// share its sockets, locks and mappings. What is mounted below is exported for itself: copied along, it would make its place a mount
 /// point of the node, which nobody there could remove or rename as long as the pod lives. Only a source that follows the node's mounts
 /// has them in it: it is another one when those have changed (`s`), and a source also when it shows its owners as the pod's users (`p`).
+/// `e` says that it is the pod's alone.
 /// `tree/<container>/<key>` marks who uses it. A folder's mount stays as long as the pod: a
 /// container may have it read-only that another one, gone by now, had otherwise.
 ///
@@ -127,9 +130,13 @@ pub(crate) fn export(
         let writable_below = if access.read_only && !access.recursive { below.writable() } else { Vec::new() };
         return Ok(Exported { path, writable_below, submounts: Vec::new() });
     }
-    // The file server reads a number there.
-    let view = if access.mapped { "-p1" } else { "" };
-    let (path, _) = export_mount(dirs, container, (&from, source), access, users, view)?;
+    // The file server reads that.
+    let view = |alone| match (access.mapped, alone) {
+        (false, false) => "",
+        (true, false) => "-p1",
+        (mapped, true) => ["-e0", "-e1"][usize::from(mapped)],
+    };
+    let (path, _) = export_mount(dirs, container, (&from, source), access, users, view(access.alone))?;
     let access = Access { read_only: access.read_only && access.recursive, ..access };
     let mut submounts = Vec::new();
     let mut left_out: Vec<PathBuf> = Vec::new();
@@ -139,7 +146,7 @@ pub(crate) fn export(
             left_out.push(below);
             continue;
         }
-        let (path, read_only) = export_mount(dirs, container, (&from, point), access, users, view)?;
+        let (path, read_only) = export_mount(dirs, container, (&from, point), access, users, view(false))?;
         submounts.push(Submount { below, path, read_only });
     }
     Ok(Exported { path, writable_below: Vec::new(), submounts })

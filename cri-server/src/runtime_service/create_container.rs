@@ -169,10 +169,11 @@ async fn build(
     let span = info_span!(target: SPANS, "layers show", otel.status_code = Empty);
     request.lower = step(span, show_layers(node, id, sandbox, &plan.record)).await?;
     let span = info_span!(target: SPANS, "volumes show", otel.status_code = Empty);
+    let uid = container.pod.with(|record| record.uid.clone());
     let shown = async {
         let mut swapped = Vec::new();
         for volume in plan.volumes {
-            let mut shown = volumes::show(node, sandbox, id, volume).await?;
+            let mut shown = volumes::show(node, sandbox, (id, &uid), volume).await?;
             request.mounts.append(&mut shown.mounts);
             swapped.extend(shown.swapped);
         }

@@ -21,10 +21,14 @@ struct Found<'a> {
     sub_path: PathBuf,
 }
 
-/// What the agent is asked for `source`, a path without symlinks, if that is (a folder of) a memory volume. Blocks.
-pub(crate) fn mount(source: &Path, mount: &agent::Mount) -> Result<Option<agent::Mount>, CriError> {
-    let mounts = mountinfo::read()?;
-    let Some(found) = find(source, &mounts) else { return Ok(None) };
+/// What the agent is asked for `source`, a path without symlinks, if that is (a folder of) a memory volume; `mounts` are the node's.
+/// Blocks.
+pub(crate) fn mount(
+    source: &Path,
+    mount: &agent::Mount,
+    mounts: &[MountInfo],
+) -> Result<Option<agent::Mount>, CriError> {
+    let Some(found) = find(source, mounts) else { return Ok(None) };
     let failed = |e: std::io::Error| CriError::internal(format!("look at memory volume {}", source.display()), e);
     let top = fs::metadata(&found.volume.point).map_err(failed)?;
     let part = fs::metadata(source).map_err(failed)?;
@@ -107,6 +111,7 @@ mod tests {
     #[test]
     fn what_is_no_memory_volume_is_left_alone() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(mount(&dir.path().canonicalize().unwrap(), &agent::Mount::default()).unwrap(), None);
+        let (path, mounts) = (dir.path().canonicalize().unwrap(), mountinfo::read().unwrap());
+        assert_eq!(mount(&path, &agent::Mount::default(), &mounts).unwrap(), None);
     }
 }

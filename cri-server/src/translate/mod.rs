@@ -16,6 +16,7 @@ pub(crate) mod memory_volume;
 pub(crate) mod mounts;
 pub(crate) mod namespaces;
 pub(crate) mod oom;
+pub(crate) mod own_volume;
 pub(crate) mod pod;
 pub(crate) mod resources;
 pub(crate) mod seccomp;

@@ -136,6 +136,7 @@ fn node_volume(m: &Mount, kind: Kind, mount: agent::Mount) -> Result<Volume, Str
         recursive: m.recursive_read_only,
         follow: propagation == "slave",
         mapped: is_mapped(&mount),
+        alone: false, // the path will tell, once it is looked at
     };
     let mount = agent::Mount {
         r#type: "bind".into(),

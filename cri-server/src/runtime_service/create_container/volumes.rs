@@ -10,8 +10,8 @@ use crate::error::{CriError, During};
 use crate::node::swaps::{self, Swapped};
 use crate::node::{Node, shorten, volume_holder};
 use crate::translate::container::ContainerPlan;
-use crate::translate::memory_volume;
 use crate::translate::mounts::{self, Source, Volume};
+use crate::translate::{memory_volume, own_volume};
 
 /// Replaces the names of images by their ids, in the plan's volumes and in its record.
 pub(super) fn find_images(node: &Node, plan: &mut ContainerPlan) -> Result<(), CriError> {
@@ -38,11 +38,11 @@ pub(super) struct Shown {
     pub(super) swapped: Option<Swapped>,
 }
 
-/// Makes a volume visible to the pod.
+/// Makes a volume visible to the pod, whose uid is `uid`.
 pub(super) async fn show(
     node: &Arc<Node>,
     sandbox: &Sandbox,
-    container: &str,
+    (container, uid): (&str, &str),
     volume: Volume,
 ) -> Result<Shown, CriError> {
     match volume.source {
@@ -50,7 +50,9 @@ pub(super) async fn show(
             let mounts = vec![show_image(node, sandbox, container, &image, volume.mount).await?];
             Ok(Shown { mounts, swapped: None })
         }
-        Source::Node { host_path, access } => show_path(sandbox, container, host_path, access, volume.mount).await,
+        Source::Node { host_path, access } => {
+            show_path(sandbox, (container, uid), (host_path, access), volume.mount).await
+        }
     }
 }
 
@@ -76,27 +78,30 @@ async fn show_image(
 
 async fn show_path(
     sandbox: &Sandbox,
-    container: &str,
-    host_path: PathBuf,
-    access: Access,
+    (container, uid): (&str, &str),
+    (host_path, mut access): (PathBuf, Access),
     mount: agent::Mount,
 ) -> Result<Shown, CriError> {
     let (asked, in_vm, mapped, wanted) = (host_path.clone(), sandbox.kind() == Kind::Vm, access.mapped, mount.clone());
+    let uid = uid.to_owned();
     let look = move || {
         let source = mounts::source(&asked)?;
+        let of_node = if in_vm || wanted.propagation != "private" { mountinfo::read()? } else { Vec::new() };
         if wanted.propagation != "private" {
-            mounts::propagates(&source, &wanted, &mountinfo::read()?)?;
+            mounts::propagates(&source, &wanted, &of_node)?;
         }
+        let alone = own_volume::is_alone(&source, &uid, &of_node);
         // Of a pod with users of its own it stays the node's, whose owners the share maps.
-        let memory = if in_vm && !mapped { memory_volume::mount(&source, &wanted)? } else { None };
+        let memory = if in_vm && !mapped { memory_volume::mount(&source, &wanted, &of_node)? } else { None };
         let link = if in_vm && wanted.readonly { swaps::data_link(&source) } else { None };
-        Ok::<_, CriError>((source, memory, link))
+        Ok::<_, CriError>((source, memory, link, alone))
     };
     let looked = tokio::task::spawn_blocking(look).await;
-    let (source, memory, link) = looked.map_err(|e| CriError::internal("resolve a volume", e))??;
+    let (source, memory, link, alone) = looked.map_err(|e| CriError::internal("resolve a volume", e))??;
     if let Some(mount) = memory {
         return Ok(Shown { mounts: vec![mount], swapped: None });
     }
+    access.alone = alone;
     let exported = sandbox
         .export(container, &source, access)
         .await

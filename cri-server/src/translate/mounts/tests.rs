@@ -50,7 +50,7 @@ fn image(name: &str) -> ImageSpec {
 
 #[test]
 fn access_and_options_are_passed_on() {
-    let access = |read_only, recursive, follow| Access { read_only, recursive, follow, mapped: false };
+    let access = |read_only, recursive, follow| Access { read_only, recursive, follow, ..Access::default() };
     let slave = MountPropagation::PropagationHostToContainer;
     let private = MountPropagation::PropagationPrivate;
     for (readonly, recursive, propagation, wanted) in [

@@ -51,6 +51,13 @@ impl<'m> Buffers<'m> {
 #[derive(Debug, Default)]
 pub(crate) struct Slices<'m>(Vec<VolatileSlice<'m>>);
 
+impl<'m> From<&Self> for Slices<'m> {
+    /// The same pieces.
+    fn from(other: &Self) -> Self {
+        Self(other.0.clone())
+    }
+}
+
 impl<'m> Slices<'m> {
     /// Bytes in all pieces; at most 4 GiB, which a chain cannot exceed.
     pub(crate) fn len(&self) -> usize {

@@ -21,13 +21,16 @@ use crate::devices::virtio::{
 pub(crate) struct Blk {
     pub(super) state: BlkState,
     file: Arc<File>,
+    /// Whether its bytes are of use after the VM.
+    lasts: bool,
     worker: Option<Worker>,
 }
 
 impl Blk {
-    /// A disk over the regular file `disk`; a last part of a sector is left out.
+    /// A disk over the regular file `disk`, which ends with the VM; a last part of a sector is left out. Nothing is ever flushed
+    /// to it: if the node dies, so does the VM.
     pub(crate) fn new(disk: OwnedFd) -> io::Result<Self> {
-        Ok(Self::over(source::file(File::from(disk))?, id(ID), false))
+        Ok(Self { lasts: false, ..Self::over(source::file(File::from(disk))?, id(ID), false) })
     }
 
     /// A disk over the block device `device`. It is read-only if that is wanted, and if the
@@ -42,7 +45,7 @@ impl Blk {
         let Source { file, bytes, block_size, .. } = source;
         let capacity = bytes / SECTOR;
         let state = BlkState { version: STATE_VERSION, capacity, block_size, read_only, id, features: 0 };
-        Self { state, file: Arc::new(file), worker: None }
+        Self { state, file: Arc::new(file), lasts: true, worker: None }
     }
 }
 
@@ -62,9 +65,13 @@ impl VirtioDevice for Blk {
             | F_SIZE_MAX
             | F_SEG_MAX
             | F_BLK_SIZE
-            | F_FLUSH
             | F_TOPOLOGY
+            | if self.lasts { F_FLUSH } else { 0 }
             | self.state.access_features(F_DISCARD | F_WRITE_ZEROES)
+    }
+
+    fn keeps_configuration(&self) -> bool {
+        true
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
@@ -73,11 +80,8 @@ impl VirtioDevice for Blk {
 
     fn activate(&mut self, active: Activation) -> Result<(), ActivateError> {
         self.state.features = active.features;
-        let worker = Worker::start(active, self.file.clone(), self.state.clone()).map_err(|source| ActivateError {
-            device: "blk",
-            step: "start its thread",
-            source,
-        })?;
+        let worker = Worker::start(active, self.file.clone(), self.state.clone(), self.lasts)
+            .map_err(|source| ActivateError { device: "blk", step: "start its thread", source })?;
         self.worker = Some(worker);
         Ok(())
     }

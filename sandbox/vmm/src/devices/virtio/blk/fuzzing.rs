@@ -64,7 +64,7 @@ impl OneThread {
     }
 
     fn serve(&mut self) {
-        let disk = Disk::new(&self.file, &self.state);
+        let disk = Disk::new(&self.file, &self.state, true);
         let Activation { memory, queues, interrupt, .. } = &mut self.active;
         queues[0].take_kick();
         let serve = |chain| Buffers::new(memory, chain).map_or(0, |buffers| disk.serve(buffers));

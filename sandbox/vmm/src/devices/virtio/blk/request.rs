@@ -1,15 +1,13 @@
-#![allow(unsafe_code)] // preadv and pwritev straight to and from guest memory
 //! One request, from its chain to its status byte (virtio 1.3 §5.2.6).
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
 
 use rustix::fs::FallocateFlags;
 
 use super::state::BlkState;
 use super::{MAX_RANGE_SECTORS, MAX_RANGES, MAX_TRANSFER, SECTOR};
-use crate::devices::virtio::{Buffers, Slices};
+use crate::devices::virtio::{Buffers, Direction, Slices, transfer};
 
 const TYPE_IN: u32 = 0;
 const TYPE_OUT: u32 = 1;
@@ -49,12 +47,13 @@ impl From<io::Error> for Refused {
 pub(super) struct Disk<'f> {
     file: &'f File,
     state: &'f BlkState,
+    lasts: bool,
 }
 
 impl<'f> Disk<'f> {
-    /// The disk of an active device.
-    pub(super) fn new(file: &'f File, state: &'f BlkState) -> Self {
-        Self { file, state }
+    /// The disk of an active device; `lasts`: its bytes are of use after the VM.
+    pub(super) fn new(file: &'f File, state: &'f BlkState, lasts: bool) -> Self {
+        Self { file, state, lasts }
     }
 
     /// Serves one request; answers how many bytes were written to its chain.
@@ -82,11 +81,11 @@ impl<'f> Disk<'f> {
             // Whatever the driver accepted (virtio 1.3 §5.2.6.2).
             TYPE_OUT | TYPE_DISCARD | TYPE_WRITE_ZEROES if self.state.read_only => Err(Refused::Io),
             TYPE_IN => {
-                self.transfer(Direction::FromDisk, &writable, self.offset(sector, writable.len())?)?;
+                self.transfer(Direction::FromFile, &writable, self.offset(sector, writable.len())?)?;
                 Ok(writable.len())
             }
             TYPE_OUT => {
-                self.transfer(Direction::ToDisk, &readable, self.offset(sector, readable.len())?)?;
+                self.transfer(Direction::ToFile, &readable, self.offset(sector, readable.len())?)?;
                 self.written()
             }
             TYPE_FLUSH => {
@@ -99,9 +98,9 @@ impl<'f> Disk<'f> {
         }
     }
 
-    /// Without a flush command every write is durable when it completes.
+    /// Without a flush command every write is durable when it completes, unless the disk ends with its VM anyway.
     fn written(&self) -> Result<usize, Refused> {
-        if !self.state.write_back() {
+        if self.lasts && !self.state.write_back() {
             self.file.sync_data()?;
         }
         Ok(0)
@@ -118,22 +117,8 @@ impl<'f> Disk<'f> {
     }
 
     /// Moves all of `data`.
-    fn transfer(&self, direction: Direction, data: &Slices<'_>, offset: u64) -> io::Result<()> {
-        let guards: Vec<_> = data.pieces().iter().map(|piece| piece.ptr_guard_mut()).collect();
-        let mut vectors: Vec<libc::iovec> =
-            guards.iter().map(|guard| libc::iovec { iov_base: guard.as_ptr().cast(), iov_len: guard.len() }).collect();
-        let (mut rest, mut offset) = (&mut vectors[..], offset);
-        while !rest.is_empty() {
-            let moved = match direction.once(self.file, rest, offset) {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(moved) => moved,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(error),
-            };
-            offset += moved as u64;
-            rest = advance(rest, moved);
-        }
-        Ok(())
+    fn transfer(&self, direction: Direction, data: &Slices<'_>, offset: u64) -> Result<(), Refused> {
+        if transfer(self.file, direction, data, offset)? == data.len() { Ok(()) } else { Err(Refused::Io) }
     }
 
     /// Discard and write-zeroes: a list of ranges.
@@ -187,43 +172,6 @@ fn modes(kind: u32, flags: u32) -> &'static [FallocateFlags] {
         TYPE_WRITE_ZEROES => &[PUNCH, ZERO],
         _ => &[PUNCH],
     }
-}
-
-#[derive(Debug, Clone, Copy)]
-enum Direction {
-    FromDisk,
-    ToDisk,
-}
-
-impl Direction {
-    /// One system call; answers how many bytes it moved.
-    fn once(self, file: &File, vectors: &[libc::iovec], offset: u64) -> io::Result<usize> {
-        let count = vectors.len() as i32; // at most MAX_DESCRIPTORS, less than IOV_MAX
-        let offset = i64::try_from(offset).map_err(io::Error::other)?;
-        // SAFETY: every vector is a piece of guest memory, whose mapping `transfer`'s guards keep; the kernel
-        // checks nothing else of it. The guest may change the bytes meanwhile, which no Rust reference sees.
-        let moved = unsafe {
-            match self {
-                Self::FromDisk => libc::preadv64(file.as_raw_fd(), vectors.as_ptr(), count, offset),
-                Self::ToDisk => libc::pwritev64(file.as_raw_fd(), vectors.as_ptr(), count, offset),
-            }
-        };
-        usize::try_from(moved).map_err(|_| io::Error::last_os_error())
-    }
-}
-
-/// What is left of `vectors` after `moved` bytes.
-fn advance(mut vectors: &mut [libc::iovec], mut moved: usize) -> &mut [libc::iovec] {
-    while let Some(first) = vectors.first_mut() {
-        if moved < first.iov_len {
-            first.iov_base = first.iov_base.cast::<u8>().wrapping_add(moved).cast();
-            first.iov_len -= moved;
-            break;
-        }
-        moved -= first.iov_len;
-        vectors = &mut vectors[1..];
-    }
-    vectors
 }
 
 fn read_u64(bytes: &[u8]) -> u64 {

@@ -46,7 +46,7 @@ impl Bench {
     }
 
     fn serve(&mut self) {
-        let disk = Disk::new(&self.file, &self.state);
+        let disk = Disk::new(&self.file, &self.state, true);
         let memory = self.guest.memory.clone();
         self.line.serve(&memory, &self.interrupt, |buffers: Buffers<'_>| disk.serve(buffers));
     }
@@ -177,6 +177,7 @@ fn a_block_device_of_the_node_is_a_disk() {
     // As the monitor sizes it: under the filter of its main thread.
     let volume = |file: File| run_as(ThreadKind::Main, || Blk::volume(file.into(), "b7.0w", false)).unwrap();
     assert!(volume(open(false)).state.read_only, "a descriptor that cannot write");
+    assert_ne!(volume(open(true)).features() & F_FLUSH, 0, "what it holds outlives the VM");
     let state = BlkState { features: F_FLUSH, ..volume(open(true)).state };
     assert_eq!((state.capacity, state.block_size, state.read_only), (2048, 512, false));
     let mut bench = Bench { file: open(true), state, ..Bench::new() };
@@ -280,6 +281,13 @@ fn only_a_disk_as_large_takes_the_place_of_another() {
     other.version = 1;
     let why = disk(64).restore(&DeviceState::Blk(other)).unwrap_err().to_string();
     assert_eq!(why, "the state of device blk has version 1, and this monitor knows 2");
+}
+
+/// A flush would have the node write out what nobody will ever read again.
+#[test]
+fn nothing_is_flushed_to_a_disk_that_ends_with_its_vm() {
+    let file: OwnedFd = tempfile::tempfile().unwrap().into();
+    assert_eq!(Blk::new(file).unwrap().features() & F_FLUSH, 0);
 }
 
 #[test]

@@ -26,12 +26,12 @@ pub(super) struct Worker {
 
 impl Worker {
     /// Starts to serve `active`'s one queue.
-    pub(super) fn start(active: Activation, file: Arc<File>, state: BlkState) -> io::Result<Self> {
+    pub(super) fn start(active: Activation, file: Arc<File>, state: BlkState, lasts: bool) -> io::Result<Self> {
         let stop = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
         let stopped = stop.try_clone()?;
         let body = move || {
             let mut active = active;
-            run(&mut active, &Disk::new(&file, &state), &stopped);
+            run(&mut active, &Disk::new(&file, &state, lasts), &stopped);
             active
         };
         let thread = start_thread(ThreadKind::Block, "blk", STACK, body)?;

@@ -49,6 +49,10 @@ impl VirtioDevice for Fs {
         VIRTIO_F_VERSION_1 | VIRTIO_F_EVENT_IDX | VIRTIO_F_INDIRECT_DESC
     }
 
+    fn keeps_configuration(&self) -> bool {
+        true
+    }
+
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         read_from(&self.state.config(), offset, data);
     }

@@ -1,9 +1,12 @@
-//! Requests that `fuse_backend_rs` does not know, or not in the form in which Linux sends them.
+//! Requests that `fuse_backend_rs` does not know, or not in the form in which Linux sends them; and those that move a file's bytes, which
+//! go straight between the file and the checked pieces of guest memory.
 
 use std::ffi::CStr;
 use std::io;
 
-use fuse_backend_rs::abi::fuse_abi::{CreateIn, EntryOut, InHeader, InitOut, OpenOut, OutHeader};
+use fuse_backend_rs::abi::fuse_abi::{
+    CreateIn, EntryOut, InHeader, InitOut, OpenOut, OutHeader, ReadIn, WRITE_KILL_PRIV, WriteIn, WriteOut,
+};
 use fuse_backend_rs::api::filesystem::Context;
 use vm_memory::ByteValued;
 
@@ -11,6 +14,8 @@ use super::init;
 use super::share::{NewAttribute, Share};
 use crate::devices::virtio::{Buffers, Slices};
 
+const READ: u32 = 15;
+const WRITE: u32 = 16;
 const SETXATTR: u32 = 21;
 const INIT: u32 = 26;
 /// A file without a name (`FUSE_TMPFILE`, Linux 6.2). Its request and reply are those of a file
@@ -27,7 +32,8 @@ pub(super) fn serve(share: &Share, request: &mut Buffers<'_>) -> Option<u32> {
     let mut header = InHeader::default();
     request.readable.copy_to(header.as_mut_slice());
     let room = match header.opcode {
-        SETXATTR => 0,
+        READ | SETXATTR => 0,
+        WRITE => size_of::<WriteOut>(),
         INIT => size_of::<InitOut>(),
         TMPFILE => size_of::<EntryOut>() + size_of::<OpenOut>(),
         _ => return None,
@@ -36,13 +42,47 @@ pub(super) fn serve(share: &Share, request: &mut Buffers<'_>) -> Option<u32> {
         return Some(0); // only a broken driver makes one
     }
     request.readable.take_front(size_of::<InHeader>())?;
+    if header.opcode == READ {
+        return Some(read_file(share, &header, request));
+    }
     let body = &mut request.readable;
     let result = match header.opcode {
+        WRITE => write_file(share, &header, body),
         SETXATTR => set_attribute(share, &header, body),
         INIT => initialize(share, body),
         _ => unnamed(share, &header, body),
     };
     Some(reply(request, &header, result))
+}
+
+/// Reads an open file into what follows the reply's header. There is room for that.
+fn read_file(share: &Share, header: &InHeader, request: &mut Buffers<'_>) -> u32 {
+    let read = |request: &mut Buffers<'_>| {
+        let asked: ReadIn = read(&mut request.readable)?;
+        let mut rest = Slices::from(&request.writable);
+        let _header = rest.take_front(size_of::<OutHeader>());
+        let most = rest.len().min(asked.size as usize);
+        let data = rest.take_front(most).unwrap_or_default();
+        share.read(header.nodeid, asked.fh, asked.offset, &data)
+    };
+    match read(request) {
+        Ok(count) => {
+            let len = (size_of::<OutHeader>() + count) as u32;
+            let out = OutHeader { len, error: 0, unique: header.unique };
+            request.writable.copy_from(out.as_slice());
+            len
+        }
+        Err(error) => reply(request, header, Err(error)),
+    }
+}
+
+/// Writes what follows to an open file.
+fn write_file(share: &Share, header: &InHeader, body: &mut Slices<'_>) -> io::Result<Vec<u8>> {
+    let asked: WriteIn = read(body)?;
+    let data = body.take_front(asked.size as usize).ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))?;
+    let kill_setid = asked.fuse_flags & WRITE_KILL_PRIV != 0;
+    let count = share.write(header.nodeid, asked.fh, asked.offset, &data, kill_setid)?;
+    Ok(WriteOut { size: count as u32, padding: 0 }.as_slice().to_vec())
 }
 
 /// Makes a file without a name; the name that comes with the request is none.

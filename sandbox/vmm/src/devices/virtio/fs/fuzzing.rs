@@ -9,7 +9,7 @@ use fuse_backend_rs::api::server::Server;
 use super::share::Share;
 use super::{QUEUE_SIZES, worker};
 use crate::devices::virtio::test_guest::{DATA, Guest, MEMORY, WRITE};
-use crate::devices::virtio::{Activation, VIRTIO_F_INDIRECT_DESC, VIRTIO_F_VERSION_1};
+use crate::devices::virtio::{Activation, Buffers, VIRTIO_F_INDIRECT_DESC, VIRTIO_F_VERSION_1};
 use crate::fuzzing::{Step, carry_out};
 
 /// Queue of the requests that need an answer.
@@ -82,8 +82,9 @@ impl Fuse {
         let shared = Arc::new(memory.clone());
         for _ in 0..MAX_CHAINS {
             let Some(chain) = worker::pop_or_ask(&mut queues[queue], &shared) else { return };
-            let _ = worker::place(&self.share, memory, &chain);
-            let length = worker::serve(&self.share, &self.server, memory, chain.clone());
+            let buffers = Buffers::new(memory, chain.clone());
+            let _ = worker::place(&self.share, buffers.as_ref());
+            let length = buffers.map_or(0, |buffers| worker::serve(&self.share, &self.server, memory, buffers, &chain));
             queues[queue].complete(memory, interrupt, chain.head_index(), length);
         }
     }

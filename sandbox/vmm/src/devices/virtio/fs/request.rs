@@ -52,8 +52,9 @@ const ANSWERED: &[u32] = &[
 /// Linux takes ENOSYS from this one for a broken server.
 const IOCTL: u32 = 39;
 
-/// Whether `request` may be decoded. If not, the reply that refuses it is written; answers how many bytes that are.
-pub(super) fn check(request: &Buffers<'_>) -> Result<(), u32> {
+/// Whether `request` may be decoded; answers its opcode. If not, the reply that refuses it is written, and the error is how many bytes
+/// that are.
+pub(super) fn check(request: &Buffers<'_>) -> Result<u32, u32> {
     let mut header = [0; HEADER];
     if request.readable.copy_to(&mut header) < HEADER {
         return Err(0); // nobody to answer
@@ -63,7 +64,7 @@ pub(super) fn check(request: &Buffers<'_>) -> Result<(), u32> {
         IOCTL => libc::ENOTTY,
         opcode if !ANSWERED.contains(&opcode) => libc::ENOSYS,
         _ if request.readable.len() > MAX_REQUEST => libc::E2BIG,
-        _ => return Ok(()),
+        opcode => return Ok(opcode),
     };
     let mut reply = [0; REPLY];
     reply[..4].copy_from_slice(&(REPLY as u32).to_le_bytes());

@@ -234,21 +234,27 @@ impl Shared {
     fn serve(&self, queue: usize, chain: Chain) {
         if queue != REQUESTS {
             // FORGET: no file system is asked.
-            let length = serve(&self.share, &self.server, &self.memory, chain.clone());
+            let length = self.carry_out(Buffers::new(&self.memory, chain.clone()), &chain);
             self.complete(queue, &chain, length);
             return;
         }
-        let place = place(&self.share, &self.memory, &chain);
+        let mut buffers = Buffers::new(&self.memory, chain.clone());
+        let place = place(&self.share, buffers.as_ref());
         let mut next = lock(&self.state).places.enter(place, chain);
         while let Some(chain) = next {
-            let length = serve(&self.share, &self.server, &self.memory, chain.clone());
+            // A request that waited for its place is looked at again.
+            let buffers = buffers.take().or_else(|| Buffers::new(&self.memory, chain.clone()));
+            let length = self.carry_out(buffers, &chain);
             self.complete(queue, &chain, length);
             next = lock(&self.state).places.leave(place);
         }
     }
 
+    fn carry_out(&self, buffers: Option<Buffers<'_>>, chain: &Chain) -> u32 {
+        buffers.map_or(0, |buffers| serve(&self.share, &self.server, &self.memory, buffers, chain))
+    }
+
     fn complete(&self, queue: usize, chain: &Chain, length: u32) {
-        FILE_REQUESTS.add();
         lock(&self.state).queues[queue].complete(&self.memory, &self.interrupt, chain.head_index(), length);
     }
 
@@ -273,7 +279,7 @@ impl Shared {
         };
         for event in &events {
             if let Some(line) = state.queues.get(event.data.u64() as usize) {
-                line.take_kick();
+                line.count_kick();
             }
         }
         if state.stopping || !go_on {
@@ -294,9 +300,9 @@ pub(super) fn pop_or_ask(line: &mut QueueLine, memory: &Arc<GuestMemoryMmap>) ->
 }
 
 /// Where a request goes.
-pub(super) fn place(share: &Share, memory: &GuestMemoryMmap, chain: &Chain) -> Place {
+pub(super) fn place(share: &Share, buffers: Option<&Buffers<'_>>) -> Place {
     let mut head = [0; HEAD];
-    if let Some(buffers) = Buffers::new(memory, chain.clone()) {
+    if let Some(buffers) = buffers {
         buffers.readable.copy_to(&mut head);
     }
     let mut node = [0; size_of::<u64>()];
@@ -304,11 +310,17 @@ pub(super) fn place(share: &Share, memory: &GuestMemoryMmap, chain: &Chain) -> P
     share.place(u64::from_le_bytes(node), &head)
 }
 
-/// Serves one request; answers how many bytes were written to its chain.
-pub(super) fn serve(share: &Share, server: &Server<Arc<Share>>, memory: &GuestMemoryMmap, chain: Chain) -> u32 {
-    let Some(mut buffers) = Buffers::new(memory, chain.clone()) else { return 0 };
-    if let Err(written) = request::check(&buffers) {
-        return written;
+/// Serves one request, whose chain is `chain` and was found to be `buffers`; answers how many bytes were written to it.
+pub(super) fn serve(
+    share: &Share,
+    server: &Server<Arc<Share>>,
+    memory: &GuestMemoryMmap,
+    mut buffers: Buffers<'_>,
+    chain: &Chain,
+) -> u32 {
+    match request::check(&buffers) {
+        Ok(opcode) => FILE_REQUESTS.add(opcode),
+        Err(written) => return written,
     }
     if let Some(written) = extra::serve(share, &mut buffers) {
         return written;
@@ -319,7 +331,7 @@ pub(super) fn serve(share: &Share, server: &Server<Arc<Share>>, memory: &GuestMe
     if reader.available_bytes() > MAX_REQUEST {
         return 0;
     }
-    let Ok(writer) = VirtioFsWriter::new(memory, chain) else { return 0 };
+    let Ok(writer) = VirtioFsWriter::new(memory, chain.clone()) else { return 0 };
     // An error is a request that could not be decoded, or had no room for its reply: only a broken driver makes one.
     let written = server.handle_message(reader, Writer::VirtioFs(writer), None, None);
     written.map_or(0, |written| u32::try_from(written).unwrap_or(u32::MAX))

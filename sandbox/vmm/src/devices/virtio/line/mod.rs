@@ -49,6 +49,12 @@ impl QueueLine {
         }
     }
 
+    /// Counts a kick that stays on the eventfd, for those who wait for it edge-triggered: each kick
+    /// wakes them whether the last one was taken or not.
+    pub(crate) fn count_kick(&self) {
+        QUEUE_KICKS.add();
+    }
+
     /// The next chain that the driver made available. A broken ring has none.
     pub(crate) fn pop<'m>(&mut self, memory: &'m GuestMemoryMmap) -> Option<DescriptorChain<&'m GuestMemoryMmap>> {
         self.queue.iter(memory).ok()?.next()

@@ -27,10 +27,10 @@ impl Share {
             return Ok(());
         }
         let handle = lock(&self.handles).get(handle, node)?;
-        let file = lock(&handle.file);
-        rustix::fs::seek(&*file, SeekFrom::Start(offset))?;
+        let (file, _position) = (&handle.file, lock(&handle.position));
+        rustix::fs::seek(file, SeekFrom::Start(offset))?;
         let mut buffer = [MaybeUninit::uninit(); BATCH];
-        let mut entries = RawDir::new(&*file, &mut buffer);
+        let mut entries = RawDir::new(file, &mut buffer);
         let mut some = false;
         while let Some(entry) = entries.next() {
             let entry = entry?;

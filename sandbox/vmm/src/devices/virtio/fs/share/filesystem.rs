@@ -6,10 +6,9 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
-use fuse_backend_rs::abi::fuse_abi::{CreateIn, FOPEN_IN_KILL_SUIDGID, WRITE_KILL_PRIV};
+use fuse_backend_rs::abi::fuse_abi::{CreateIn, FOPEN_IN_KILL_SUIDGID};
 use fuse_backend_rs::api::filesystem::{
-    Context, DirEntry, Entry, FileSystem, GetxattrReply, ListxattrReply, OpenOptions, SetattrValid, ZeroCopyReader,
-    ZeroCopyWriter,
+    Context, DirEntry, Entry, FileSystem, GetxattrReply, ListxattrReply, OpenOptions, SetattrValid,
 };
 use rustix::fs::{
     AtFlags, FallocateFlags, FileType, Mode, OFlags, RawMode, RenameFlags, SeekFrom, StatxFlags, Timespec, Timestamps,
@@ -19,6 +18,7 @@ use rustix::io::Errno;
 use super::credentials::{ActingFor, Umask, WithoutSetid};
 use super::nodes::{Class, Node, check_name, look_up, status};
 use super::{Share, errno, nothing, sys, xattr};
+use crate::devices::virtio::{Direction, Slices, transfer};
 use crate::event_loop::lock;
 
 /// What a guest may ask of an open file; `O_DIRECT` would want aligned guest memory, the rest is not the guest's to say.
@@ -94,10 +94,30 @@ impl Share {
         }
     }
 
+    /// Reads an open file from `offset` on into `data`; answers how many bytes, fewer only where it ends.
+    pub(crate) fn read(&self, node: u64, handle: u64, offset: u64, data: &Slices<'_>) -> io::Result<usize> {
+        let handle = lock(&self.handles).get(handle, node)?;
+        transfer(&handle.file, Direction::FromFile, data, offset)
+    }
+
+    /// Writes `data` to an open file from `offset` on, or at its end if it is open for that; answers how many bytes. With
+    /// `kill_setid` the file loses its set-user-id bits.
+    pub(crate) fn write(
+        &self,
+        node: u64,
+        handle: u64,
+        offset: u64,
+        data: &Slices<'_>,
+        kill_setid: bool,
+    ) -> io::Result<usize> {
+        let handle = lock(&self.handles).get(handle, node)?;
+        let _without = WithoutSetid::new(kill_setid)?;
+        transfer(&handle.file, Direction::ToFile, data, offset)
+    }
+
     fn sync(&self, node: u64, handle: u64, data_only: bool) -> io::Result<()> {
         let handle = lock(&self.handles).get(handle, node)?;
-        let file = lock(&handle.file);
-        if data_only { file.sync_data() } else { file.sync_all() }
+        if data_only { handle.file.sync_data() } else { handle.file.sync_all() }
     }
 }
 
@@ -110,13 +130,21 @@ pub(super) fn mode(mode: u32) -> Mode {
     Mode::from_raw_mode((mode & 0o7777) as RawMode)
 }
 
-/// How a guest may cache what it reads of an open file.
-fn caching(class: Class, directory: bool) -> OpenOptions {
-    match (class, directory) {
-        (Class::Layer, false) => OpenOptions::KEEP_CACHE,
-        (Class::Layer, true) => OpenOptions::KEEP_CACHE | OpenOptions::CACHE_DIR,
-        _ => OpenOptions::empty(), // what was cached is dropped when a file is opened again
+/// How a guest may cache what it reads of a directory.
+fn directory_caching(class: Class) -> OpenOptions {
+    match class {
+        Class::Layer => OpenOptions::KEEP_CACHE | OpenOptions::CACHE_DIR,
+        _ => OpenOptions::empty(),
     }
+}
+
+/// How a guest may cache what it reads of a file that it opens: what it had cached before is dropped if the file has changed.
+fn caching(node: &Node) -> io::Result<OpenOptions> {
+    let keeps = match node.class {
+        Class::Layer => true,
+        _ => node.is_unchanged()?,
+    };
+    Ok(if keeps { OpenOptions::KEEP_CACHE } else { OpenOptions::empty() })
 }
 
 impl FileSystem for Share {
@@ -181,7 +209,7 @@ impl FileSystem for Share {
             match handle {
                 Some(handle) => {
                     let handle = lock(&self.handles).get(handle, inode)?;
-                    lock(&handle.file).set_len(size)?;
+                    handle.file.set_len(size)?;
                 }
                 None => self.open_node(&node, OFlags::WRONLY)?.set_len(size)?,
             }
@@ -305,8 +333,9 @@ impl FileSystem for Share {
             let _without = WithoutSetid::new(kill)?;
             self.open_node(&node, flags)?
         };
+        let options = caching(&node)?;
         let handle = lock(&self.handles).insert(inode, file)?;
-        Ok((Some(handle), caching(node.class, false), None))
+        Ok((Some(handle), options, None))
     }
 
     fn create(
@@ -342,40 +371,7 @@ impl FileSystem for Share {
             }
         };
         let handle = self.keep_open(&entry, opened?)?;
-        Ok((entry, Some(handle), caching(parent.class, false), None))
-    }
-
-    fn read(
-        &self,
-        _: &Context,
-        inode: u64,
-        handle: u64,
-        w: &mut dyn ZeroCopyWriter,
-        size: u32,
-        offset: u64,
-        _lock_owner: Option<u64>,
-        _flags: u32,
-    ) -> io::Result<usize> {
-        let handle = lock(&self.handles).get(handle, inode)?;
-        w.write_from(&mut *lock(&handle.file), size as usize, offset)
-    }
-
-    fn write(
-        &self,
-        _: &Context,
-        inode: u64,
-        handle: u64,
-        r: &mut dyn ZeroCopyReader,
-        size: u32,
-        offset: u64,
-        _lock_owner: Option<u64>,
-        _delayed_write: bool,
-        _flags: u32,
-        fuse_flags: u32,
-    ) -> io::Result<usize> {
-        let handle = lock(&self.handles).get(handle, inode)?;
-        let _without = WithoutSetid::new(fuse_flags & WRITE_KILL_PRIV != 0)?;
-        r.read_to(&mut *lock(&handle.file), size as usize, offset)
+        Ok((entry, Some(handle), OpenOptions::empty(), None))
     }
 
     fn release(
@@ -406,7 +402,7 @@ impl FileSystem for Share {
         let flags = FallocateFlags::from_bits(raw).filter(|flags| allowed.contains(*flags));
         let flags = flags.ok_or_else(|| errno(libc::EOPNOTSUPP))?;
         let handle = lock(&self.handles).get(handle, inode)?;
-        Ok(rustix::fs::fallocate(&*lock(&handle.file), flags, offset, length)?)
+        Ok(rustix::fs::fallocate(&handle.file, flags, offset, length)?)
     }
 
     fn lseek(&self, _: &Context, inode: u64, handle: u64, offset: u64, whence: u32) -> io::Result<u64> {
@@ -416,7 +412,8 @@ impl FileSystem for Share {
             _ => return Err(errno(libc::EINVAL)),
         };
         let handle = lock(&self.handles).get(handle, inode)?;
-        Ok(rustix::fs::seek(&*lock(&handle.file), position)?)
+        let _position = lock(&handle.position);
+        Ok(rustix::fs::seek(&handle.file, position)?)
     }
 
     fn statfs(&self, _: &Context, inode: u64) -> io::Result<libc::statvfs64> {
@@ -427,7 +424,7 @@ impl FileSystem for Share {
         let node = self.node(inode)?;
         let file = self.open_node(&node, OFlags::RDONLY | OFlags::DIRECTORY)?;
         let handle = lock(&self.handles).insert(inode, file)?;
-        Ok((Some(handle), caching(node.class, true)))
+        Ok((Some(handle), directory_caching(node.class)))
     }
 
     fn readdir(

@@ -11,8 +11,9 @@ use super::errno;
 /// An open file.
 pub(super) struct Handle {
     node: u64,
-    /// Locked for as long as its position is in use.
-    pub(super) file: Mutex<File>,
+    pub(super) file: File,
+    /// Locked for as long as the file's position is in use.
+    pub(super) position: Mutex<()>,
     _held: Held,
 }
 
@@ -33,7 +34,7 @@ impl Handles {
     pub(super) fn insert(&mut self, node: u64, file: File) -> io::Result<u64> {
         let held = self.descriptors.hold()?;
         self.last += 1;
-        self.by_number.insert(self.last, Arc::new(Handle { node, file: Mutex::new(file), _held: held }));
+        self.by_number.insert(self.last, Arc::new(Handle { node, file, position: Mutex::default(), _held: held }));
         Ok(self.last)
     }
 

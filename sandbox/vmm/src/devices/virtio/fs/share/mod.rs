@@ -3,7 +3,7 @@
 //! ```text
 //! share            the daemon's own: read-only for the guest, never cached, mounts come and go
 //!   <name>         an export: anything mounted below the share
-//!   <d>-<i>-<a>-<view>   an export that consists of several mounts: its files are the same as those of others of that view only
+//!   <d>-<i>-<a>-<view>   an export that is the pod's alone, or one that consists of several mounts: its files are the same as those of others of that view only
 //!   layer<name>    a mount whose name begins so: an image's layer, which never changes; cached for long, read-only here too
 //!   .nothing/link  a link that is not there, for the agent to rename over names of volumes
 //! ```
@@ -21,6 +21,7 @@ mod filesystem;
 mod handles;
 mod nodes;
 mod nothing;
+mod stamp;
 mod sys;
 mod unnamed;
 mod xattr;

@@ -10,9 +10,11 @@ use std::time::Duration;
 use cofferdam_proto::unshared;
 use fuse_backend_rs::api::filesystem::{Entry, ROOT_ID};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, StatVfsMountFlags, Statx, StatxFlags};
+use rustix::io::Errno;
 
 use super::descriptors::{Descriptors, Held};
 use super::errno;
+use super::stamp::Stamp;
 use crate::devices::virtio::fs::places::Place;
 use crate::event_loop::lock;
 
@@ -23,10 +25,15 @@ const MAX_NODES: usize = 1 << 18;
 const MAX_DEVICES: usize = 1 << 14;
 /// `STATX_MNT_ID_UNIQUE`: a mount's number that is never used again (Linux 6.8; older ones answer the old number).
 const MOUNT_ID_UNIQUE: u32 = 0x4000;
+/// Mounts of which it is remembered whether they may be written.
+const MAX_MOUNTS: usize = 4096;
 /// How long a guest may believe what it knows of a layer.
 const LAYER_VALID: Duration = Duration::from_secs(24 * 3600);
 /// How long it may believe what it knows of a volume, which others may change.
 const VOLUME_VALID: Duration = Duration::from_secs(1);
+/// How long it may believe what it knows of a volume that is its pod's alone. Somebody on the node may
+/// still change a file there by hand.
+const OWN_VALID: Duration = Duration::from_secs(60);
 
 /// What kind of export a file is in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -45,18 +52,25 @@ pub(super) struct View {
     number: u64,
     /// Mounts come and go in it, so nothing that a guest knows of it stays true.
     changes: bool,
+    /// Only the pod's own containers write to it (an emptyDir).
+    alone: bool,
 }
 
 impl View {
-    /// Of an export's name, which the daemon gave: `<device>-<inode>-<access>`, then `-p` or `-s` and a number in hexadecimal unless
-    /// it is one plain mount.
+    /// Of an export's name, which the daemon gave: `<device>-<inode>-<access>`, then unless it is one plain mount `-p`, `-s` or, if it
+    /// is the pod's alone, `-e`, and a number in hexadecimal.
     fn of(name: &[u8]) -> Self {
         let last = std::str::from_utf8(name).ok().and_then(|name| name.splitn(4, '-').nth(3)).unwrap_or_default();
-        let number = |digits| u64::from_str_radix(digits, 16).unwrap_or_default();
+        let view = |digits, changes, alone| Self {
+            number: u64::from_str_radix(digits, 16).unwrap_or_default(),
+            changes,
+            alone,
+        };
         match last.split_at_checked(1) {
-            Some(("p", digits)) => Self { number: number(digits), changes: false },
-            Some(("s", digits)) => Self { number: number(digits), changes: true },
-            _ => Self { number: 0, changes: false },
+            Some(("p", digits)) => view(digits, false, false),
+            Some(("s", digits)) => view(digits, true, false),
+            Some(("e", digits)) => view(digits, false, true),
+            _ => view("0", false, false),
         }
     }
 }
@@ -68,7 +82,21 @@ impl Class {
             Self::Share => Duration::ZERO,
             Self::Layer => LAYER_VALID,
             Self::Volume(view) if view.changes => Duration::ZERO,
+            Self::Volume(view) if view.alone => OWN_VALID,
             Self::Volume(_) => VOLUME_VALID,
+        }
+    }
+
+    /// How long a guest may believe that a name is not there. In a volume it may not: somebody outside may be about to make it.
+    fn absence_valid(self) -> Duration {
+        if self == Self::Layer { LAYER_VALID } else { Duration::ZERO }
+    }
+
+    /// By which files are told apart: not by who else writes to them.
+    fn identity(self) -> Self {
+        match self {
+            Self::Volume(view) => Self::Volume(View { alone: false, ..view }),
+            other => other,
         }
     }
 
@@ -104,11 +132,22 @@ pub(super) struct Node {
     /// The mount through which it was found last, or a volume's writable one.
     mount_writable: bool,
     identity: Identity,
+    /// What the file was when the guest opened it last, if it had not changed for a while then.
+    stable: Mutex<Option<Stamp>>,
     /// Counts its descriptor; nothing for the root, and for one that the guest was not told of yet.
     held: Option<Held>,
 }
 
 impl Node {
+    /// Whether a guest that opens the file now may keep what it knows of its contents: the file is the one that the guest opened the
+    /// last time. A change that comes with the same length and the same times is none of long ago: times are as coarse as the
+    /// node's clock tick, so only what had been left alone for [`SETTLED`] counts as known.
+    pub(super) fn is_unchanged(&self) -> io::Result<bool> {
+        let now = Stamp::of(&status(&self.file)?);
+        let known = std::mem::replace(&mut *lock(&self.stable), now.is_settled().then_some(now));
+        Ok(known == Some(now))
+    }
+
     /// Whose file system is asked about it.
     pub(super) fn place(&self) -> Place {
         Place::Device(self.identity.device.0, self.identity.device.1)
@@ -119,24 +158,31 @@ impl Node {
 pub(super) fn look_up(nodes: &Mutex<Nodes>, parent: &Node, name: &CStr) -> io::Result<Entry> {
     check_name(name)?;
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let file = rustix::fs::openat(&parent.file, name, flags, Mode::empty())?;
-    add(nodes, parent.class, name, file)
+    match rustix::fs::openat(&parent.file, name, flags, Mode::empty()) {
+        Ok(file) => add(nodes, parent.class, name, file),
+        // Number 0: there is none, and the guest may remember so.
+        Err(Errno::NOENT) if !parent.class.absence_valid().is_zero() => {
+            Ok(Entry { inode: 0, entry_timeout: parent.class.absence_valid(), ..Entry::default() })
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Counts that the guest knows `file` (opened `O_PATH`), which is `name` in a directory of
 /// `parent`'s. The file system is asked without the lock.
 pub(super) fn add(nodes: &Mutex<Nodes>, parent: Class, name: &CStr, file: OwnedFd) -> io::Result<Entry> {
     let stat = status(&file)?;
-    let (identity, asks) = {
+    let (class, identity, known) = {
         let nodes = lock(nodes);
-        let identity = identity(&stat, nodes.class(parent, name, &stat));
-        (identity, nodes.asks_whether_writable(&identity))
+        let class = nodes.class(parent, name, &stat);
+        let identity = identity(&stat, class);
+        (class, identity, nodes.mount_writable(&identity, &stat))
     };
-    let mount_writable = asks && is_writable(&file)?;
-    let class = identity.class;
-    let node = Node { file, kind: kind(&stat), class, mount_writable, identity, held: None };
+    let mount_writable = known.map_or_else(|| is_writable(&file), Ok)?;
+    let node = Node { file, kind: kind(&stat), class, mount_writable, identity, stable: Mutex::default(), held: None };
     let (attr, inserted) = {
         let mut nodes = lock(nodes);
+        nodes.remember_mount(&stat, known, mount_writable);
         (nodes.attributes(&stat), nodes.insert(node))
     };
     let (inode, _unused) = inserted?;
@@ -155,6 +201,8 @@ pub(super) struct Nodes {
     by_identity: HashMap<Identity, u64>,
     next: u64,
     devices: Vec<(u32, u32)>,
+    /// Which mounts may be written.
+    mounts: HashMap<u64, bool>,
     descriptors: Descriptors,
 }
 
@@ -168,7 +216,9 @@ impl Nodes {
         }
         let identity = identity(&stat, Class::Share);
         let devices = vec![identity.device];
-        let root = Node { file: root, kind, class: Class::Share, mount_writable: false, identity, held: None };
+        let class = Class::Share;
+        let root =
+            Node { file: root, kind, class, mount_writable: false, identity, stable: Mutex::default(), held: None };
         let root_mount = stat.stx_mnt_id;
         Ok(Self {
             root: Arc::new(root),
@@ -177,6 +227,7 @@ impl Nodes {
             by_identity: HashMap::new(),
             next: ROOT_ID + 1,
             devices,
+            mounts: HashMap::new(),
             descriptors,
         })
     }
@@ -205,10 +256,23 @@ impl Nodes {
         }
     }
 
-    /// Whether it matters if the mount of a file that was found may be written.
-    fn asks_whether_writable(&self, identity: &Identity) -> bool {
+    /// Whether the mount of a file that was found may be written, as far as that matters; nothing if its file system must be asked.
+    fn mount_writable(&self, identity: &Identity, stat: &Statx) -> Option<bool> {
         let known = self.by_identity.get(identity).and_then(|number| self.by_number.get(number));
-        identity.class.is_volume() && known.is_none_or(|(node, _)| !node.mount_writable)
+        if !identity.class.is_volume() || known.is_some_and(|(node, _)| node.mount_writable) {
+            return Some(false);
+        }
+        is_for_ever(stat).then(|| self.mounts.get(&stat.stx_mnt_id).copied()).flatten()
+    }
+
+    /// Remembers what a file system was asked.
+    fn remember_mount(&mut self, stat: &Statx, known: Option<bool>, writable: bool) {
+        if known.is_none() && is_for_ever(stat) {
+            if self.mounts.len() >= MAX_MOUNTS {
+                self.mounts.clear();
+            }
+            self.mounts.insert(stat.stx_mnt_id, writable);
+        }
     }
 
     /// Adds a node, or counts that the guest knows it once more. Answers its number, and the node that is not needed any more.
@@ -310,13 +374,18 @@ pub(super) fn status(file: &OwnedFd) -> io::Result<Statx> {
     Ok(rustix::fs::statx(file, "", AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW, mask)?)
 }
 
+/// Whether the number of the file's mount will never be another mount's.
+fn is_for_ever(stat: &Statx) -> bool {
+    stat.stx_mask & MOUNT_ID_UNIQUE != 0
+}
+
 fn kind(stat: &Statx) -> FileType {
     FileType::from_raw_mode(u32::from(stat.stx_mode))
 }
 
 fn identity(stat: &Statx, class: Class) -> Identity {
     let mount = if class.is_volume() { 0 } else { stat.stx_mnt_id };
-    Identity { class, mount, device: (stat.stx_dev_major, stat.stx_dev_minor), inode: stat.stx_ino }
+    Identity { class: class.identity(), mount, device: (stat.stx_dev_major, stat.stx_dev_minor), inode: stat.stx_ino }
 }
 
 /// Whether the mount of an open file of a volume may be written. A file of the node's kernel's own file systems is refused: the

@@ -233,7 +233,7 @@ impl Client {
 impl Drop for Client {
     fn drop(&mut self) {
         self.fs.reset();
-        for export in ["layer0", "layer1", "config", "volume", "late"] {
+        for export in ["layer0", "layer1", "config", "volume", "late", "1-2-rw-e0"] {
             let path = self.dir.path().join("share").join(export);
             let _ = rustix::mount::unmount(path, rustix::mount::UnmountFlags::DETACH);
         }

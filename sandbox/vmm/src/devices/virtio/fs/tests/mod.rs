@@ -1,4 +1,5 @@
 mod acl;
+mod caching;
 mod client;
 mod hanging;
 mod nothing;
