@@ -244,6 +244,9 @@ pub struct Status {
     /// Requests of the guest to the file server (virtio-fs) carried out since start.
     #[serde(default)]
     pub file_requests: u64,
+    /// The same by what was asked: the opcode of FUSE (`enum fuse_opcode` of Linux's `fuse.h`), and how many requests had it.
+    #[serde(default)]
+    pub file_requests_by_kind: Vec<(u32, u64)>,
     /// Memory beside what the guest started with; absent when it can have none.
     #[serde(default)]
     pub memory: Option<Memory>,

@@ -203,6 +203,7 @@ impl Control {
             queue_kicks: QUEUE_KICKS.get(),
             interrupts: INTERRUPTS.get(),
             file_requests: FILE_REQUESTS.get(),
+            file_requests_by_kind: Vec::new(),
             memory: self.memory(),
             vcpus: self.parts.vcpus.as_ref().map(|vcpus| lock(vcpus).count()),
             disks: self.parts.disks.list(),
