@@ -7,10 +7,10 @@ export CARGO_TERM_PROGRESS_WHEN ?= never
 DIST := target/dist
 say = @printf '\033[1m[make] %s\033[0m\n' "$(1)"
 
-.PHONY: help demo test critest conformance kubelet-smoke cluster cluster-test bench soak fuzz node build dist install setup lint unit e2e test-one guest-kernel clean
+.PHONY: help demo test critest conformance kubelet-smoke cluster cluster-test bench bench-workloads soak fuzz node build dist install setup lint unit e2e test-one guest-kernel clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # The node's image, and the Go programs that test it where they are used, are made beside the compilations.
 BESIDE := e2e/node/beside.sh $(MAKE) --no-print-directory
@@ -52,6 +52,10 @@ bench: setup ## Measure beside containerd + runc; writes docs/benchmarks.md and 
 	@$(BESIDE) build
 	@e2e/in-node.sh bench
 	@[ -n "$${BENCH_ARGS:-}" ] || e2e/in-cluster.sh bench
+
+bench-workloads: setup ## Measure work in running pods beside containerd + runc; adds its rows to docs/benchmarks.*
+	@$(BESIDE) build
+	@BENCH_ARGS="--rows workloads $${BENCH_ARGS:-}" e2e/in-node.sh bench
 
 soak: setup ## 500 host and 100 vm pods come and go and leave nothing (half an hour); SOAK_ARGS='--vm 10' for other counts
 	@$(BESIDE) build

@@ -43,6 +43,7 @@ fi
 if [ "$what" = bench ]; then
     mkdir -p "$product/var/lib/docker-registry"
     cp -a "$(e2e/node/build-bench-images.sh)/." "$product/var/lib/docker-registry/"
+    cp -a "$(e2e/node/build-workloads-image.sh)/." "$product/var/lib/docker-registry/"
 fi
 if [ "$what" = kubelet ]; then
     install -D -m 755 "$(e2e/node/build-kubernetes.sh kubelet)/kubelet" "$product/usr/local/bin/kubelet"

@@ -82,9 +82,9 @@ enum Command {
         /// Where benchmarks.json and benchmarks.md go.
         #[arg(long)]
         out: PathBuf,
-        /// Samples of each row but pulls.
-        #[arg(short, default_value_t = 20)]
-        n: usize,
+        /// Samples of each row but pulls: 20, and 5 of the workloads, where it is not said.
+        #[arg(short)]
+        n: Option<usize>,
         /// Samples of each pull.
         #[arg(long, default_value_t = 5)]
         pulls: usize,

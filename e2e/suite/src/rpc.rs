@@ -182,6 +182,11 @@ impl Client {
 
     /// Runs a command in a container, which must succeed.
     pub(crate) async fn exec(&mut self, container: &str, command: &[&str]) -> Outcome {
+        self.output(container, command).await.map(drop)
+    }
+
+    /// Runs a command in a container, which must succeed; answers what it wrote to its standard output.
+    pub(crate) async fn output(&mut self, container: &str, command: &[&str]) -> Outcome<String> {
         let cmd = command.iter().map(|word| (*word).to_owned()).collect();
         let request = cri::ExecSyncRequest { container_id: container.into(), cmd, timeout: 120 };
         let answer = self.runtime.exec_sync(request).await.map_err(|s| self.failed("ExecSync", &s))?.into_inner();
@@ -191,7 +196,7 @@ impl Client {
                 format!("{}: `{}` ended with {}: {errors}", self.name, command.join(" "), answer.exit_code).into()
             );
         }
-        Ok(())
+        String::from_utf8(answer.stdout).doing(&format!("read what `{}` wrote", command.join(" ")))
     }
 
     /// Stops and removes a pod.

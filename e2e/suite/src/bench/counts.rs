@@ -1,12 +1,14 @@
 //! What a vm pod's start and one exec in it cost, in numbers that no emulator changes: exits of the
 //! vCPUs, interrupts, requests to the file server, page faults and system calls of the monitor.
 
+use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::Value;
 
 use super::Samples;
+use super::histogram::Histogram;
 use super::report::Row;
 use crate::crictl::BUSYBOX;
 use crate::failure::{Doing, Failure, Outcome};
@@ -14,7 +16,6 @@ use crate::monitor;
 use crate::rpc::{Client, Net};
 
 const PODS: &str = "/run/cofferdam/pods";
-const TRACING: &str = "/sys/kernel/tracing";
 /// Pods that are counted.
 const STARTS: usize = 5;
 
@@ -34,12 +35,14 @@ pub(super) fn rows(samples: &Samples) -> Vec<Row> {
 }
 
 /// What one monitor has done so far.
-struct Counts {
-    exits: u64,
-    interrupts: u64,
-    file_requests: u64,
-    page_faults: u64,
-    system_calls: u64,
+pub(super) struct Counts {
+    pub(super) exits: u64,
+    pub(super) interrupts: u64,
+    pub(super) file_requests: u64,
+    /// By the opcode of FUSE.
+    pub(super) file_requests_by_kind: BTreeMap<u32, u64>,
+    pub(super) page_faults: u64,
+    pub(super) system_calls: u64,
 }
 
 /// Counts, which takes time: no start that is counted is timed.
@@ -50,10 +53,10 @@ pub(super) async fn measure(ours: &mut Client, samples: &mut Samples) -> Outcome
         let started = ours.start("vm", Net::Cni, BUSYBOX).await?;
         let at_start = Counts::of(&started.pod, &calls)?;
         ours.exec_true(&started.container).await?;
-        let after = Counts::of(&started.pod, &calls)?;
+        let of_exec = Counts::of(&started.pod, &calls)?.since(&at_start);
         for (start, exec, number) in COUNTED {
             samples.add(start, "vm", number(&at_start) as f64);
-            samples.add(exec, "vm", (number(&after) - number(&at_start)) as f64);
+            samples.add(exec, "vm", number(&of_exec) as f64);
         }
         ours.remove(&started.pod).await?;
     }
@@ -61,7 +64,8 @@ pub(super) async fn measure(ours: &mut Client, samples: &mut Samples) -> Outcome
 }
 
 impl Counts {
-    fn of(pod: &str, calls: &SystemCalls) -> Outcome<Self> {
+    /// Of the monitor of `pod`.
+    pub(super) fn of(pod: &str, calls: &SystemCalls) -> Outcome<Self> {
         let folder = Path::new(PODS).join(pod);
         let status = monitor::status(&folder.join("control.sock"))?;
         let record = folder.join("process.json");
@@ -72,10 +76,31 @@ impl Counts {
             exits: status.vcpu_exits,
             interrupts: status.interrupts,
             file_requests: status.file_requests,
+            file_requests_by_kind: status.file_requests_by_kind.into_iter().collect(),
             page_faults: page_faults(pid)?,
             system_calls: calls.of(pid)?,
         })
     }
+
+    /// What was added to `earlier`. A thread that has ended since takes its system calls with it.
+    pub(super) fn since(&self, earlier: &Self) -> Self {
+        Self {
+            exits: self.exits.saturating_sub(earlier.exits),
+            interrupts: self.interrupts.saturating_sub(earlier.interrupts),
+            file_requests: self.file_requests.saturating_sub(earlier.file_requests),
+            file_requests_by_kind: added(&self.file_requests_by_kind, &earlier.file_requests_by_kind),
+            page_faults: self.page_faults.saturating_sub(earlier.page_faults),
+            system_calls: self.system_calls.saturating_sub(earlier.system_calls),
+        }
+    }
+}
+
+/// What was added to the counts of `earlier`, without what stayed.
+pub(super) fn added<K: Ord + Copy>(now: &BTreeMap<K, u64>, earlier: &BTreeMap<K, u64>) -> BTreeMap<K, u64> {
+    now.iter()
+        .map(|(key, count)| (*key, count.saturating_sub(earlier.get(key).copied().unwrap_or(0))))
+        .filter(|(_, count)| *count > 0)
+        .collect()
 }
 
 /// Page faults of a process, minor and major ones (proc(5), `/proc/pid/stat`, fields 10 and 12).
@@ -88,46 +113,23 @@ fn page_faults(pid: u64) -> Outcome<u64> {
     number(10).zip(number(12)).map(|(minor, major)| minor + major).ok_or_else(|| Failure(format!("{path} is {text}")))
 }
 
-/// Counts the system calls of each thread of the node, by a histogram of the kernel, until it is
-/// dropped.
-struct SystemCalls(PathBuf);
+/// Counts the system calls of each thread of the node, until it is dropped.
+pub(super) struct SystemCalls(Histogram);
 
 impl SystemCalls {
-    fn count() -> Outcome<Self> {
-        let event = Path::new(TRACING).join("events/raw_syscalls/sys_enter");
-        if !event.exists() {
-            let flags = rustix::mount::MountFlags::empty();
-            rustix::mount::mount("none", TRACING, "tracefs", flags, None).doing("mount tracefs")?;
-        }
-        fs::write(event.join("trigger"), "hist:keys=common_pid:size=65536").doing("count system calls")?;
-        Ok(Self(event))
+    pub(super) fn count() -> Outcome<Self> {
+        Ok(Self(Histogram::start("raw_syscalls/sys_enter", "common_pid")?))
     }
 
     /// Of all threads of the process `pid` that are there now.
     fn of(&self, pid: u64) -> Outcome<u64> {
-        let path = self.0.join("hist");
-        let text = fs::read_to_string(&path).doing(&format!("read {}", path.display()))?;
         let threads = fs::read_dir(format!("/proc/{pid}/task")).doing("list a monitor's threads")?;
         let threads: Vec<u64> = threads
             .flatten()
             .filter_map(|entry| entry.file_name().to_str().and_then(|name| name.parse().ok()))
             .collect();
-        Ok(text.lines().filter_map(line).filter(|(thread, _)| threads.contains(thread)).map(|(_, hits)| hits).sum())
+        Ok(self.0.read()?.into_iter().filter(|(thread, _)| threads.contains(thread)).map(|(_, hits)| hits).sum())
     }
-}
-
-impl Drop for SystemCalls {
-    fn drop(&mut self) {
-        if let Err(error) = fs::write(self.0.join("trigger"), "!hist:keys=common_pid:size=65536") {
-            println!("bench: system calls are still counted: {error}");
-        }
-    }
-}
-
-/// A thread and its hits: `{ common_pid: 123 } hitcount: 45`.
-fn line(text: &str) -> Option<(u64, u64)> {
-    let (thread, hits) = text.trim().strip_prefix("{ common_pid:")?.split_once("} hitcount:")?;
-    Some((thread.trim().parse().ok()?, hits.trim().parse().ok()?))
 }
 
 #[cfg(test)]
@@ -135,9 +137,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_of_the_histogram_is_read() {
-        assert_eq!(line("{ common_pid:       1234 } hitcount:         56"), Some((1234, 56)));
-        assert_eq!(line("Totals:"), None);
+    fn what_stayed_is_not_counted() {
+        let earlier = BTreeMap::from([(1, 5), (3, 7)]);
+        assert_eq!(added(&BTreeMap::from([(1, 5), (3, 9), (15, 4)]), &earlier), BTreeMap::from([(3, 2), (15, 4)]));
     }
 
     #[test]

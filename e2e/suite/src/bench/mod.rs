@@ -1,12 +1,15 @@
 //! Cofferdam beside containerd + runc, in one run, alternating.
 
 mod counts;
+mod histogram;
 mod limits;
 mod lists;
 pub(crate) mod memory;
 mod pulls;
 pub(crate) mod report;
+mod targets;
 mod templates;
+mod workloads;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -28,7 +31,8 @@ const GUEST_MAPPING_MIB: u64 = 64;
 /// How much to measure.
 pub(crate) struct Options {
     pub(crate) out: PathBuf,
-    pub(crate) n: usize,
+    /// Samples of each row but pulls; absent: what is usual for the rows.
+    pub(crate) n: Option<usize>,
     pub(crate) pulls: usize,
     pub(crate) list_pods: usize,
     pub(crate) idle_seconds: u64,
@@ -39,7 +43,7 @@ pub(crate) struct Options {
 /// Which rows to measure.
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Rows {
-    /// Every one, which makes a new report.
+    /// Every one but the workloads, which makes a new report.
     All,
     /// The lists; they are printed only.
     Lists,
@@ -47,6 +51,15 @@ pub(crate) enum Rows {
     Pulls,
     /// Those of starts, templates and the pool; they are added to the report that is there.
     Starts,
+    /// Those of work in running pods; they are added to the report that is there.
+    Workloads,
+}
+
+impl Rows {
+    /// How many samples of each, where nobody says.
+    fn usual_rounds(self) -> usize {
+        if self == Self::Workloads { 5 } else { 20 }
+    }
 }
 
 /// Samples by row and by who was measured.
@@ -82,15 +95,19 @@ pub(crate) fn run(options: &Options) -> Outcome {
     }
     systemctl("start", "containerd.service")?;
     crictl::wait_for("containerd to listen", || Ok(std::path::Path::new(PEER_SOCKET).exists()))?;
+    let n = options.n.unwrap_or(options.rows.usual_rounds());
     if options.rows == Rows::Pulls {
         return runtime.block_on(pulls::alone(options));
+    }
+    if options.rows == Rows::Workloads {
+        return runtime.block_on(workloads::alone(&options.out, n));
     }
     let mut samples = Samples::default();
     // First: these start the daemon anew, which ends connections, and what comes later is about a
     // daemon that has served a while.
-    templates::boots(options.n, &mut samples)?;
-    templates::from_the_pool(&runtime, options.n, &mut samples)?;
-    runtime.block_on(measure(options, samples))
+    templates::boots(n, &mut samples)?;
+    templates::from_the_pool(&runtime, n, &mut samples)?;
+    runtime.block_on(measure(options, n, samples))
 }
 
 fn systemctl(verb: &str, unit: &str) -> Outcome {
@@ -99,7 +116,7 @@ fn systemctl(verb: &str, unit: &str) -> Outcome {
     Ok(())
 }
 
-async fn measure(options: &Options, mut samples: Samples) -> Outcome {
+async fn measure(options: &Options, n: usize, mut samples: Samples) -> Outcome {
     let mut ours = Client::connect("cofferdam", crictl::SOCKET).await?;
     let mut peer = Client::connect("containerd", PEER_SOCKET).await?;
     let mut notes = Vec::new();
@@ -109,16 +126,15 @@ async fn measure(options: &Options, mut samples: Samples) -> Outcome {
     println!("bench: one round that does not count: whatever is slow only once is over then");
     starts(&mut ours, &mut peer, 1, &mut Samples::default()).await?;
     let earlier = started_vm_pods()?.len();
-    starts(&mut ours, &mut peer, options.n, &mut samples).await?;
+    starts(&mut ours, &mut peer, n, &mut samples).await?;
     let pods = started_vm_pods()?.split_off(earlier);
-    starts_without_cni(&mut ours, &mut peer, options.n, &mut samples).await?;
+    starts_without_cni(&mut ours, &mut peer, n, &mut samples).await?;
     counts::measure(&mut ours, &mut samples).await?;
-    templates::many(&mut ours, options.n, &mut samples).await?;
+    templates::many(&mut ours, n, &mut samples).await?;
     if options.rows == Rows::Starts {
         let rows = start_rows(&samples);
         rows.iter().try_for_each(Row::ensure_measured)?;
-        TARGETS.iter().filter_map(|target| target.note(&rows)).for_each(|note| println!("bench: {note}"));
-        return report::add(&options.out, &rows);
+        return report::add(&options.out, &rows, &targets::notes(targets::TARGETS, &rows));
     }
     pulls::measure(&mut ours, &mut peer, options.pulls, &mut samples).await?;
     memory_and_idle(&mut ours, &mut peer, options, &mut samples, &mut notes).await?;
@@ -132,7 +148,7 @@ async fn measure(options: &Options, mut samples: Samples) -> Outcome {
     rows.iter().try_for_each(Row::ensure_measured)?;
     notes.push(lists::note(options.list_pods));
     notes.push(beside_the_chain(&rows, &step(CLONE), &step(CNI), &step(ALL)));
-    notes.extend(TARGETS.iter().filter_map(|target| target.note(&rows)));
+    notes.extend(targets::notes(targets::TARGETS, &rows));
     Report { machine: options.machine.clone(), rows, steps, notes }.write(&options.out)?;
     println!("bench: report written to {}", options.out.display());
     Ok(())
@@ -180,46 +196,6 @@ fn beside_the_chain(rows: &[Row], clone: &[f64], cni: &[f64], all: &[f64]) -> St
         percentile(cni, 0.5),
         host.map_or(f64::NAN, |row| percentile(&row.ours, 0.5)),
     )
-}
-
-/// What a row is to be, at most.
-struct Target {
-    row: &'static str,
-    handler: Option<&'static str>,
-    /// Of the peer's median; absent: of our own median, in the row's unit.
-    ratio: bool,
-    most: f64,
-}
-
-const TARGETS: &[Target] = &[
-    Target { row: "pull_60mb_5_layers", handler: None, ratio: true, most: 0.4 },
-    Target { row: "pull_300mb_5_layers", handler: None, ratio: true, most: 0.4 },
-    Target { row: "pull_20_layers", handler: None, ratio: true, most: 0.4 },
-    Target { row: "pull_many_small_files", handler: None, ratio: true, most: 0.4 },
-    Target { row: "pull_zstd", handler: None, ratio: true, most: 0.4 },
-    Target { row: "ten_pulls_at_once", handler: None, ratio: false, most: 1.2 },
-    Target { row: "pod_to_running_no_cni", handler: Some("host"), ratio: true, most: 0.5 },
-    Target { row: "pod_to_running_no_cni", handler: Some("vm"), ratio: true, most: 1.0 },
-    Target { row: "pod_to_running_no_cni", handler: Some(templates::FROM_THE_POOL), ratio: true, most: 0.6 },
-    Target { row: "pod_to_running", handler: Some("vm"), ratio: true, most: 0.8 },
-    Target { row: "run_pod_sandbox", handler: Some("vm"), ratio: true, most: 0.8 },
-    Target { row: "clones_20_at_once_ms", handler: Some("vm"), ratio: true, most: 1.0 },
-    Target { row: "idle_vm_pod_mib", handler: Some("vm"), ratio: false, most: 16.0 },
-    Target { row: "exec_sync", handler: Some("host"), ratio: true, most: 0.25 },
-    Target { row: "supervisor_rss_mib", handler: Some("host"), ratio: true, most: 0.333 },
-    Target { row: "list_200_pods_server_ms", handler: None, ratio: false, most: 5.0 },
-    Target { row: "list_200_containers_server_ms", handler: None, ratio: false, most: 5.0 },
-];
-
-impl Target {
-    fn note(&self, rows: &[Row]) -> Option<String> {
-        let row = rows.iter().find(|row| row.name == self.row && row.handler == self.handler)?;
-        let got = if self.ratio { row.ratio()? } else { percentile(&row.ours, 0.5) };
-        let verdict = if got <= self.most { "met" } else { "MISSED" };
-        let of = if self.ratio { " of the peer" } else { row.unit };
-        let handler = self.handler.map(|handler| format!(" ({handler})")).unwrap_or_default();
-        Some(format!("Target: `{}`{handler} at most {}{of}: {got:.2}, {verdict}.", self.row, self.most))
-    }
 }
 
 /// Pod starts and execs: ours in a microVM, ours on the host, the peer.

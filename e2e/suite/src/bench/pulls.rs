@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::report::{self, Row};
-use super::{Options, PEER_SOCKET, Samples};
+use super::{Options, PEER_SOCKET, Samples, targets};
 use crate::crictl::SOCKET;
 use crate::failure::{Failure, Outcome};
 use crate::rpc::Client;
@@ -32,7 +32,7 @@ pub(super) async fn alone(options: &Options) -> Outcome {
     measure(&mut ours, &mut peer, options.pulls, &mut samples).await?;
     let rows = rows(&samples);
     rows.iter().for_each(|row| println!("bench: {}", row.markdown()));
-    report::add(&options.out, &rows)
+    report::add(&options.out, &rows, &targets::notes(targets::TARGETS, &rows))
 }
 
 pub(super) fn rows(samples: &Samples) -> Vec<Row> {

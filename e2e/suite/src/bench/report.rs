@@ -10,6 +10,8 @@ use crate::failure::{Doing, Outcome, ensure};
 
 /// What containerd + runc is called in the report.
 pub(crate) const PEER: &str = "containerd + runc";
+/// Where the notes begin, which are the last section.
+const NOTES: &str = "\n## Notes\n";
 
 /// One row.
 pub(crate) struct Row {
@@ -44,10 +46,11 @@ fn summary(samples: &[f64]) -> Value {
 }
 
 impl Row {
-    /// Ours / peer of the medians.
+    /// Ours / peer of the medians, unless the peer's is 0.
     pub(super) fn ratio(&self) -> Option<f64> {
         let (_, peer) = self.peer.as_ref()?;
-        Some((percentile(&self.ours, 0.5) / percentile(peer, 0.5) * 1000.0).round() / 1000.0)
+        let ratio = percentile(&self.ours, 0.5) / percentile(peer, 0.5);
+        ratio.is_finite().then(|| (ratio * 1000.0).round() / 1000.0)
     }
 
     /// Nobody has measured it if it has no sample.
@@ -80,9 +83,11 @@ impl Row {
     }
 }
 
-/// Adds rows to a report that is in `folder`, in place of earlier ones of their names.
-pub(crate) fn add(folder: &Path, rows: &[Row]) -> Outcome {
+/// Adds rows to a report that is in `folder`, in place of earlier ones of their names, and notes, in
+/// place of those about targets of these rows.
+pub(crate) fn add(folder: &Path, rows: &[Row], notes: &[String]) -> Outcome {
     rows.iter().try_for_each(Row::ensure_measured)?;
+    notes.iter().for_each(|note| println!("bench: {note}"));
     let is_new = |name: &str| rows.iter().any(|row| row.name == name);
     let path = folder.join("benchmarks.json");
     let text = fs::read_to_string(&path).doing("read benchmarks.json")?;
@@ -91,20 +96,60 @@ pub(crate) fn add(folder: &Path, rows: &[Row]) -> Outcome {
     list.retain(|row| !row["name"].as_str().is_some_and(is_new));
     list.extend(rows.iter().map(Row::json));
     let json = serde_json::to_string_pretty(&report).doing("write the report")? + "\n";
-    let text = fs::read_to_string(folder.join("benchmarks.md")).doing("read benchmarks.md")?;
-    let markdown = with_rows(&text, rows, is_new)?;
-    fs::write(path, json).doing("write benchmarks.json")?;
-    fs::write(folder.join("benchmarks.md"), markdown).doing("write benchmarks.md")
+    change(folder, |text| with_notes(&with_rows(text, rows, is_new)?, notes, is_new))?;
+    fs::write(path, json).doing("write benchmarks.json")
+}
+
+/// Puts a section into the report for people, in place of an earlier one of its title, else before
+/// the notes.
+pub(super) fn put_section(folder: &Path, title: &str, body: &str) -> Outcome {
+    change(folder, |text| Ok(with_section(text, title, body)))
+}
+
+/// Changes the report for people.
+fn change(folder: &Path, how: impl FnOnce(&str) -> Outcome<String>) -> Outcome {
+    let path = folder.join("benchmarks.md");
+    let text = fs::read_to_string(&path).doing("read benchmarks.md")?;
+    fs::write(&path, how(&text)?).doing("write benchmarks.md")
 }
 
 /// The report for people with `rows` at the end of its table.
 fn with_rows(text: &str, rows: &[Row], is_new: impl Fn(&str) -> bool) -> Outcome<String> {
     let name = |line: &str| line.strip_prefix("| `").and_then(|rest| rest.split('`').next()).map(str::to_owned);
     let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+    // Other sections have tables of their own.
+    let end = lines.iter().position(|line| line.starts_with("## ")).unwrap_or(lines.len());
+    let sections = lines.split_off(end);
     lines.retain(|line| !name(line).is_some_and(|name| is_new(&name)));
     let last = lines.iter().rposition(|line| name(line).is_some()).ok_or("benchmarks.md has no rows")?;
     lines.splice(last + 1..last + 1, rows.iter().map(Row::markdown));
+    lines.extend(sections);
     Ok(lines.join("\n") + "\n")
+}
+
+/// The report for people with `notes` at the end of its notes.
+fn with_notes(text: &str, notes: &[String], is_new: impl Fn(&str) -> bool) -> Outcome<String> {
+    let is_old =
+        |line: &str| line.strip_prefix("- Target: `").and_then(|rest| rest.split('`').next()).is_some_and(&is_new);
+    let mut text: String = text.lines().filter(|line| !is_old(line)).map(|line| format!("{line}\n")).collect();
+    ensure!(notes.is_empty() || text.contains(NOTES), "benchmarks.md has no notes");
+    for note in notes {
+        let _ = writeln!(text, "- {note}");
+    }
+    Ok(text)
+}
+
+fn with_section(text: &str, title: &str, body: &str) -> String {
+    let heading = format!("\n## {title}\n");
+    let section = format!("{heading}\n{}\n", body.trim_end());
+    let (before, after) = match text.find(&heading) {
+        Some(start) => {
+            let rest = &text[start + heading.len()..];
+            (&text[..start], rest.find("\n## ").map_or("", |end| &rest[end..]))
+        }
+        None => text.split_at(text.find(NOTES).unwrap_or(text.len())),
+    };
+    format!("{before}{section}{after}")
 }
 
 impl Report {
@@ -140,7 +185,8 @@ impl Report {
                 samples.len()
             );
         }
-        text.push_str("\n## Notes\n\n");
+        text.push_str(NOTES);
+        text.push('\n');
         for note in &self.notes {
             let _ = writeln!(text, "- {note}");
         }
@@ -156,10 +202,10 @@ mod tests {
     fn rows_that_are_added_replace_those_of_their_names() {
         let folder = tempfile::tempdir().unwrap();
         let row = |name, ours: f64| Row { name, handler: None, unit: "ms", ours: vec![ours], peer: None };
-        let report =
-            Report { machine: "m".into(), rows: vec![row("a", 1.0), row("b", 2.0)], steps: vec![], notes: vec![] };
+        let notes = vec!["Target: `a` old".into(), "Target: `b` old".into(), "else".into()];
+        let report = Report { machine: "m".into(), rows: vec![row("a", 1.0), row("b", 2.0)], steps: vec![], notes };
         report.write(folder.path()).unwrap();
-        add(folder.path(), &[row("a", 3.0), row("c", 4.0)]).unwrap();
+        add(folder.path(), &[row("a", 3.0), row("c", 4.0)], &["Target: `a` new".into()]).unwrap();
         let json: Value =
             serde_json::from_str(&fs::read_to_string(folder.path().join("benchmarks.json")).unwrap()).unwrap();
         let names: Vec<&str> =
@@ -170,12 +216,27 @@ mod tests {
         let table: Vec<&str> = text.lines().filter(|line| line.starts_with("| `")).collect();
         assert_eq!(table.len(), 3, "{text}");
         assert!(table[1].starts_with("| `a` | – | ms | 3.0"), "{text}");
+        assert!(text.ends_with("\n## Notes\n\n- Target: `b` old\n- else\n- Target: `a` new\n"), "{text}");
+    }
+
+    #[test]
+    fn a_section_is_put_before_the_notes_and_replaced() {
+        let text = "# B\n\n## Steps\n\ns\n\n## Notes\n\n- n\n";
+        let once = with_section(text, "Counts", "| `a` |\n");
+        assert_eq!(once, "# B\n\n## Steps\n\ns\n\n## Counts\n\n| `a` |\n\n## Notes\n\n- n\n");
+        assert_eq!(with_section(&once, "Counts", "| `a` |"), once);
+    }
+
+    #[test]
+    fn a_ratio_to_nothing_is_none() {
+        let row = Row { name: "a", handler: None, unit: "", ours: vec![0.0], peer: Some(("p", vec![0.0])) };
+        assert_eq!(row.ratio(), None);
     }
 
     #[test]
     fn a_row_without_samples_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let row = Row { name: "a", handler: None, unit: "ms", ours: vec![], peer: None };
-        assert!(add(folder.path(), &[row]).is_err());
+        assert!(add(folder.path(), &[row], &[]).is_err());
     }
 }

@@ -69,7 +69,7 @@ pub(super) fn run(cluster: &Cluster, rounds: usize, report: &Path) -> Outcome {
     let both = |name, samples| [row(name, 0, samples), row(name, 1, samples)];
     let [vm, host] = both("apply_to_ready", &samples.one);
     let [vm_three, host_three] = both("deployment_3_ready", &samples.three);
-    report::add(report, &[vm, host, vm_three, host_three])
+    report::add(report, &[vm, host, vm_three, host_three], &[])
 }
 
 /// Has the kubelet use a runtime; nothing else of its configuration changes.
