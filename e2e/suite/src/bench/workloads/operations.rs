@@ -33,12 +33,10 @@ pub(super) enum Measure {
     Call,
 }
 
-/// What the node does to the pod's volume beforehand.
+/// What the node does beforehand to the volume that it shares with the pod.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Before {
     Nothing,
-    /// Nothing, for longer than a guest trusts what it knows of the volume; the others wait too.
-    Wait,
     /// Writes the large file anew.
     Large,
     /// Writes the small files anew.
@@ -57,8 +55,8 @@ pub(super) const OPERATIONS: &[Operation] = &[
     Operation { before: Before::Large, ..work("volume_read", "work read /volume/large", Some((3.0, 1.3))) },
     work("volume_read_again", "work read /volume/large", None),
     Operation { before: Before::Small, ..work("volume_small_files", "work small /volume/small", Some((3.0, 1.3))) },
-    Operation { before: Before::Wait, ..work("volume_walk", "work walk /volume/tree", Some((5.0, 1.3))) },
-    work("volume_create", "work create /volume 300", Some((5.0, 1.3))),
+    work("volume_walk", "work walk /own/tree", Some((5.0, 1.3))),
+    work("volume_create", "work create /own 300", Some((5.0, 1.3))),
     work("disk_write", "work write /tmp/written 96", Some((1.5, 1.1))),
     work("disk_create", "work create /tmp 1000", None),
     work("fork_exec", "work fork 100", Some((2.0, 1.1))),

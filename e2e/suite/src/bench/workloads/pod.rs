@@ -1,4 +1,5 @@
-//! A pod that works: two processors and 512 MiB, a volume, and one container of the workloads' image.
+//! A pod that works: two processors and 512 MiB, one container of the workloads' image, a volume that the node writes to and one
+//! that is the pod's own.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,10 +22,10 @@ const MEMORY: i64 = 512;
 const OVERHEAD: i64 = 60;
 /// Two processors, in microseconds of a period.
 const CPU: (i64, i64) = (200_000, 100_000);
-/// A guest takes what it knows of a volume's names for true so long at most.
+/// A guest takes what it knows of the node's volume for true so long at most; the other pods wait, too.
 const FORGETS: Duration = Duration::from_millis(1500);
 
-/// What the node puts into the volume: one large file, small ones, and a tree.
+/// What the node puts into the volumes: one large file, small ones, and a tree into the pod's own.
 const LARGE_MIB: usize = 64;
 const SMALL_FILES: usize = 160;
 const SMALL_SIZE: usize = 4096;
@@ -67,15 +68,17 @@ impl Pod {
             Some(cri::LinuxContainerResources { memory_limit_in_bytes: overhead * MIB, ..Default::default() });
         let uid = config.metadata.as_ref().map(|metadata| metadata.uid.clone()).unwrap_or_default();
         let folder = Path::new(KUBELETS_PODS).join(uid);
-        let volume = folder.join("volumes/kubernetes.io~empty-dir/work");
-        make_volume(&volume)?;
+        let volume = folder.join("volumes/kubernetes.io~local-volume/work");
+        fs::create_dir_all(&volume).doing("make the node's volume")?;
+        let own = folder.join("volumes/kubernetes.io~empty-dir/own");
+        make_tree(&own)?;
         let hosts = folder.join("etc-hosts");
         fs::write(&hosts, "127.0.0.1\tlocalhost\n").doing("write the pod's hosts file")?;
 
         let (id, config) = client.run_pod_of(handler, config).await?;
         let mut worker = container_config("worker", IMAGE, &["sleep", "1000000"]);
         worker.linux.get_or_insert_default().resources = Some(resources);
-        worker.mounts = vec![mount("/volume", &volume), mount("/etc/hosts", &hosts)];
+        worker.mounts = vec![mount("/volume", &volume), mount("/own", &own), mount("/etc/hosts", &hosts)];
         let container = client.create(&id, config, worker).await?;
         client.start_container(&container).await?;
         let route = client.output(&container, &["cat", "/proc/net/route"]).await?;
@@ -88,7 +91,7 @@ impl Pod {
     /// What the node does before the operation. Nothing is left to be written to the disk meanwhile.
     pub(super) async fn prepare(&self, operation: &Operation) -> Outcome {
         match operation.before {
-            Before::Nothing | Before::Wait => {}
+            Before::Nothing => {}
             Before::Large => {
                 let path = self.volume.join("large");
                 remove_if_there(fs::remove_file(&path)).doing("remove the large file")?;
@@ -151,8 +154,8 @@ fn mount(container_path: &str, host_path: &Path) -> cri::Mount {
     }
 }
 
-/// The volume with its tree.
-fn make_volume(volume: &Path) -> Outcome {
+/// A volume with a tree.
+fn make_tree(volume: &Path) -> Outcome {
     let (folders, files) = TREE;
     for folder in 0..folders {
         let folder = volume.join(format!("tree/folder-{folder:02}"));
