@@ -20,10 +20,16 @@ pub(crate) fn slip(since: SystemTime) -> Option<String> {
     // Journal times are cut to seconds.
     let since = since.duration_since(UNIX_EPOCH).unwrap_or_default().saturating_sub(Duration::from_secs(1));
     let since = format!("--since=@{}", since.as_secs());
-    let emulated = Command::new("systemd-detect-virt").output().is_ok_and(|o| o.stdout.trim_ascii() == b"qemu");
+    let machine = Command::new("systemd-detect-virt").output().ok()?;
     let journal =
         Command::new("journalctl").args(["-u", "cofferdam", "-o", "cat", "--no-pager", &since]).output().ok()?;
-    String::from_utf8_lossy(&journal.stdout).lines().find(|line| is_slip(line, emulated)).map(str::to_owned)
+    first_slip(&String::from_utf8_lossy(&machine.stdout), &String::from_utf8_lossy(&journal.stdout))
+}
+
+/// The first line of the daemon's journal that tells of a slip; `machine` is what systemd-detect-virt says of the node.
+pub(crate) fn first_slip(machine: &str, journal: &str) -> Option<String> {
+    let emulated = machine.trim() == "qemu";
+    journal.lines().find(|line| is_slip(line, emulated)).map(str::to_owned)
 }
 
 fn is_slip(line: &str, emulated: bool) -> bool {
