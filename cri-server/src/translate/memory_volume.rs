@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use cofferdam_proto::agent;
 use cofferdam_sandbox::mountinfo::{self, MountInfo};
 
+use super::own_volume::EMPTY_DIR;
 use crate::error::CriError;
 
 /// A source that lies in such a volume.
@@ -67,7 +68,7 @@ fn find<'a>(source: &Path, mounts: &'a [MountInfo]) -> Option<Found<'a>> {
 }
 
 fn is_empty_dir(point: &Path) -> bool {
-    point.parent().is_some_and(|folder| folder.ends_with("volumes/kubernetes.io~empty-dir"))
+    point.parent().is_some_and(|folder| folder.ends_with(Path::new("volumes").join(EMPTY_DIR)))
 }
 
 #[cfg(test)]

@@ -1,11 +1,16 @@
-//! emptyDir volumes: files that only the containers of one pod write. A microVM may believe for longer what it knows of them.
+//! emptyDir volumes: files that only the containers of one pod write. A microVM may believe for
+//! longer what it knows of them.
 
 use std::path::Path;
 
 use cofferdam_sandbox::mountinfo::{self, MountInfo};
 
-/// Whether `source`, a path without symlinks, lies in an emptyDir of the pod with the uid `uid`: below
-/// `.../pods/UID/volumes/kubernetes.io~empty-dir/NAME`, or in a bind mount of a folder there (the kubelet's subPath).
+/// The folder of a pod's emptyDirs, below its `volumes`.
+pub(super) const EMPTY_DIR: &str = "kubernetes.io~empty-dir";
+
+/// Whether `source`, a path without symlinks, lies in an emptyDir of the pod with the uid `uid`:
+/// below `.../pods/UID/volumes/kubernetes.io~empty-dir/NAME`, or in a bind mount of a folder there
+/// (the kubelet's subPath).
 pub(crate) fn is_alone(source: &Path, uid: &str, mounts: &[MountInfo]) -> bool {
     if names(source, uid) {
         return true;
@@ -16,7 +21,7 @@ pub(crate) fn is_alone(source: &Path, uid: &str, mounts: &[MountInfo]) -> bool {
 }
 
 fn names(path: &Path, uid: &str) -> bool {
-    let wanted = ["pods", uid, "volumes", "kubernetes.io~empty-dir"];
+    let wanted = ["pods", uid, "volumes", EMPTY_DIR];
     let parts: Vec<_> = path.iter().collect();
     // The volume's own name follows.
     !uid.is_empty()

@@ -1,8 +1,8 @@
-//! PID 1 of a microVM: mounts what the guest needs, serves the agent's API on vsock, and powers off.
-//! The pod's own disk and share are mounted when the daemon asks ([`crate::before_pod`]).
+//! PID 1 of a microVM: mounts what the guest needs, serves the agent's API on vsock, and powers
+//! off. The pod's own disk and share are mounted when the daemon asks ([`crate::before_pod`]).
 //!
-//! The initramfs holds this program and the console. When it fails, it ends, and the kernel panics: the monitor
-//! tells that as a crash, with the console's last lines.
+//! The initramfs holds this program and the console. When it fails, it ends, and the kernel panics:
+//! the monitor tells that as a crash, with the console's last lines.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -55,8 +55,9 @@ pub fn run() -> ! {
     }
 }
 
-/// Processes and threads of a container are bounded by its cgroup alone, as on a node. By itself the kernel would allow as many
-/// as suit the memory that the guest started with: 900 for each user of a guest of 256 MiB.
+/// Processes and threads of a container are bounded by its cgroup alone, as on a node. By itself
+/// the kernel would allow as many as suit the memory that the guest started with: 900 for each user
+/// of a guest of 256 MiB.
 fn lift_limits() -> Result<()> {
     for (name, most) in [("threads-max", MAX_PROCESSES), ("pid_max", MAX_PROCESSES)] {
         let path = Path::new("/proc/sys/kernel").join(name);
@@ -81,8 +82,8 @@ fn serve() -> Result<()> {
         let dirs = Dirs { state: PathBuf::from(DISK), run: PathBuf::from(RUN) };
         let agent = Agent::new(Mode::Vm, dirs, open_namespace("mnt")?, Shared::default(), None, Logs::Vm)?;
         network::loopback().await?;
-        // The kernel takes its time to switch controllers on, and the first container comes only when the network is there:
-        // another process waits for it meanwhile.
+        // The kernel takes its time to switch controllers on, and the first container comes only
+        // when the network is there: another process waits for it meanwhile.
         let cgroups = agent.cgroup_root.clone();
         let child = sys::fork(0, None, || u8::from(cgroup::prepare(&cgroups, Path::new(GUEST_PARENT)).is_err()))
             .doing("start a process")?;
@@ -112,7 +113,8 @@ fn mount_new(kind: &str, place: &str, data: &[(&str, &str)], attributes: u64) ->
 
 /// What every kernel has to show.
 fn mount_kernel() -> Result<()> {
-    // The initramfs cannot be left by pivot_root, which each container does: a file system on top of it can.
+    // The initramfs cannot be left by pivot_root, which each container does: a file system on top
+    // of it can.
     let root = new_mount("tmpfs", &[("mode".to_owned(), Some("755".to_owned()))], 0)?;
     move_mount(&root, "", CWD, "/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).doing("mount the root")?;
     rustix::process::fchdir(&root).doing("enter the root")?;
@@ -144,7 +146,8 @@ pub fn mount_pod() -> Result<()> {
     if let Err(error) = read_ahead(GUEST_SHARE) {
         tracing::warn!(error = error.chain(), "files of the node are read in small pieces");
     }
-    // Blocks come back to the node when they are deleted. Nothing reads the inode tables before they are used.
+    // Blocks come back to the node when they are deleted. Nothing reads the inode tables before
+    // they are used.
     let options = [("source", "/dev/vda"), ("discard", ""), ("noinit_itable", "")];
     let with_quota: Vec<_> = options.into_iter().chain([("prjquota", "")]).collect();
     if let Err(error) = mount_new("ext4", DISK, &with_quota, NOSUID_DISK) {
@@ -154,7 +157,8 @@ pub fn mount_pod() -> Result<()> {
     Ok(())
 }
 
-/// Has the kernel read ahead as much of a file as one request to the node can ask for: a request costs the same whatever its size.
+/// Has the kernel read ahead as much of a file as one request to the node can ask for: a request
+/// costs the same whatever its size.
 fn read_ahead(mount: &str) -> Result<()> {
     let device = rustix::fs::stat(mount).doing(format!("look at {mount}"))?.st_dev;
     let path = format!("/sys/class/bdi/{}:{}/read_ahead_kb", rustix::fs::major(device), rustix::fs::minor(device));
@@ -164,10 +168,12 @@ fn read_ahead(mount: &str) -> Result<()> {
 /// What the file server answers to one request at most.
 const READ_AHEAD_KIB: &str = "1024";
 
-/// The writable layers hold programs and devices of containers; only access times are not worth a write.
+/// The writable layers hold programs and devices of containers; only access times are not worth a
+/// write.
 const NOSUID_DISK: u64 = libc::MOUNT_ATTR_NOATIME;
 
-/// Lets go of everything and ends the machine. The disk's content dies with the VM and is not written out; volumes are.
+/// Lets go of everything and ends the machine. The disk's content dies with the VM and is not
+/// written out; volumes are.
 fn power_off() -> ! {
     if let Ok(share) = fs::File::open(GUEST_SHARE) {
         let _ = rustix::fs::syncfs(&share);

@@ -1,5 +1,5 @@
-//! A pod that works: two processors and 512 MiB, one container of the workloads' image, a volume that the node writes to and one
-//! that is the pod's own.
+//! A pod that works: two processors and 512 MiB, one container of the workloads' image, a volume
+//! that the node writes to and one that is the pod's own.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -22,7 +22,8 @@ const MEMORY: i64 = 512;
 const OVERHEAD: i64 = 60;
 /// Two processors, in microseconds of a period.
 const CPU: (i64, i64) = (200_000, 100_000);
-/// A guest takes what it knows of the node's volume for true so long at most; the other pods wait, too.
+/// A guest takes what it knows of the node's volume for true so long at most; the other pods wait,
+/// too.
 const FORGETS: Duration = Duration::from_millis(1500);
 
 /// What the node puts into the volumes: one large file, small ones, and a tree into the pod's own.
@@ -88,7 +89,8 @@ impl Pod {
         Ok(Self { who, id, client, container, gateway, folder, volume, parent })
     }
 
-    /// What the node does before the operation. Nothing is left to be written to the disk meanwhile.
+    /// What the node does before the operation. Nothing is left to be written to the disk
+    /// meanwhile.
     pub(super) async fn prepare(&self, operation: &Operation) -> Outcome {
         match operation.before {
             Before::Nothing => {}

@@ -16,7 +16,8 @@ pub(crate) enum Direction {
     ToFile,
 }
 
-/// Moves `data` until all of it is moved, the file ends, or the kernel refuses; answers how many bytes were moved.
+/// Moves `data` until all of it is moved, the file ends, or the kernel refuses; answers how many
+/// bytes were moved.
 ///
 /// # Errors
 /// When the kernel refuses the first bytes. What it refuses later shows by what is missing.
@@ -45,8 +46,9 @@ impl Direction {
     fn once(self, file: &File, vectors: &[libc::iovec], offset: u64) -> io::Result<usize> {
         let count = vectors.len() as i32; // at most MAX_DESCRIPTORS, less than IOV_MAX
         let offset = i64::try_from(offset).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
-        // SAFETY: every vector is a piece of guest memory, whose mapping the guards of `transfer` keep; the kernel
-        // checks nothing else of it. The guest may change the bytes meanwhile, which no Rust reference sees.
+        // SAFETY: every vector is a piece of guest memory, whose mapping the guards of `transfer`
+        // keep; the kernel checks nothing else of it. The guest may change the bytes meanwhile,
+        // which no Rust reference sees.
         let moved = unsafe {
             match self {
                 Self::FromFile => libc::preadv64(file.as_raw_fd(), vectors.as_ptr(), count, offset),

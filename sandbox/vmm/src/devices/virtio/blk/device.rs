@@ -27,8 +27,8 @@ pub(crate) struct Blk {
 }
 
 impl Blk {
-    /// A disk over the regular file `disk`, which ends with the VM; a last part of a sector is left out. Nothing is ever flushed
-    /// to it: if the node dies, so does the VM.
+    /// A disk over the regular file `disk`, which ends with the VM; a last part of a sector is left
+    /// out. Nothing is ever flushed to it: if the node dies, so does the VM.
     pub(crate) fn new(disk: OwnedFd) -> io::Result<Self> {
         Ok(Self { lasts: false, ..Self::over(source::file(File::from(disk))?, id(ID), false) })
     }

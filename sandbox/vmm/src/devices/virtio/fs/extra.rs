@@ -1,5 +1,6 @@
-//! Requests that `fuse_backend_rs` does not know, or not in the form in which Linux sends them; and those that move a file's bytes, which
-//! go straight between the file and the checked pieces of guest memory.
+//! Requests that `fuse_backend_rs` does not know, or not in the form in which Linux sends them; and
+//! those that move a file's bytes, which go straight between the file and the checked pieces of
+//! guest memory.
 
 use std::ffi::CStr;
 use std::io;

@@ -1,16 +1,19 @@
-//! Which requests are worth decoding: the file server's own bounds, before `fuse_backend_rs` sees a byte.
+//! Which requests are worth decoding: the file server's own bounds, before `fuse_backend_rs` sees a
+//! byte.
 
 use super::extra;
 use crate::devices::virtio::Buffers;
 
-/// Bytes of a request at most: the longest write (1 MiB), and a page for everything before its data.
+/// Bytes of a request at most: the longest write (1 MiB), and a page for everything before its
+/// data.
 pub(super) const MAX_REQUEST: usize = (1 << 20) + 4096;
 /// Bytes of `struct fuse_in_header` and `struct fuse_out_header`.
 const HEADER: usize = 40;
 const REPLY: usize = 16;
 
-/// Requests that [`super::share::Share`] answers, by their number in `enum fuse_opcode`. Any other one is refused without
-/// a look at what it carries, so that no code for features that are not offered reads what a guest sends.
+/// Requests that [`super::share::Share`] answers, by their number in `enum fuse_opcode`. Any other
+/// one is refused without a look at what it carries, so that no code for features that are not
+/// offered reads what a guest sends.
 const ANSWERED: &[u32] = &[
     1,  // LOOKUP
     2,  // FORGET
@@ -52,8 +55,8 @@ const ANSWERED: &[u32] = &[
 /// Linux takes ENOSYS from this one for a broken server.
 const IOCTL: u32 = 39;
 
-/// Whether `request` may be decoded; answers its opcode. If not, the reply that refuses it is written, and the error is how many bytes
-/// that are.
+/// Whether `request` may be decoded; answers its opcode. If not, the reply that refuses it is
+/// written, and the error is how many bytes that are.
 pub(super) fn check(request: &Buffers<'_>) -> Result<u32, u32> {
     let mut header = [0; HEADER];
     if request.readable.copy_to(&mut header) < HEADER {

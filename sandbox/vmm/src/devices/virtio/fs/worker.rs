@@ -1,9 +1,10 @@
 //! The device's threads: they sleep until the guest kicks, serve, sleep.
 //!
-//! All of them wait for the same kicks, of which each wakes one. A thread takes one request off the queue, carries it out without
-//! any lock, and gives it back; before it does so it sees to it that another thread listens. So there are as many threads as
-//! requests that are carried out at once, and one; those that were idle for long end. [`super::places`] keeps one file system
-//! from taking all of them.
+//! All of them wait for the same kicks, of which each wakes one. A thread takes one request off the
+//! queue, carries it out without any lock, and gives it back; before it does so it sees to it that
+//! another thread listens. So there are as many threads as requests that are carried out at once,
+//! and one; those that were idle for long end. [`super::places`] keeps one file system from taking
+//! all of them.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -37,7 +38,8 @@ const KEPT: usize = 2;
 const IDLE: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 /// Queue of the requests that need an answer.
 const REQUESTS: usize = 1;
-/// Requests that wait for their place at most. A driver cannot have more under way; one that breaks the rules waits in its queue.
+/// Requests that wait for their place at most. A driver cannot have more under way; one that breaks
+/// the rules waits in its queue.
 const MAX_WAITING: usize = QUEUE_SIZES[REQUESTS] as usize;
 /// Bytes of a request by which it is told where it goes: its header, and where a name may follow.
 const HEAD: usize = 104;
@@ -56,7 +58,8 @@ struct Shared {
     interrupt: Interrupt,
     share: Arc<Share>,
     server: Server<Arc<Share>>,
-    /// Watches the queues' kicks, edge-triggered, so that each wakes one thread; and `stop`, which wakes all.
+    /// Watches the queues' kicks, edge-triggered, so that each wakes one thread; and `stop`, which
+    /// wakes all.
     epoll: Arc<OwnedFd>,
     kicks: Vec<EventFd>,
     stop: EventFd,
@@ -76,7 +79,8 @@ struct State {
 }
 
 impl Workers {
-    /// Starts to serve `active`'s queues. `epoll` watches nothing, and is this one's until it is stopped.
+    /// Starts to serve `active`'s queues. `epoll` watches nothing, and is this one's until it is
+    /// stopped.
     pub(super) fn start(active: Activation, share: Arc<Share>, epoll: Arc<OwnedFd>) -> io::Result<Self> {
         let Activation { memory, queues, interrupt, .. } = active;
         let stop = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
@@ -198,8 +202,8 @@ impl Shared {
         }
     }
 
-    /// Takes a chain off a queue, and sees to it that somebody listens meanwhile. `None` when there is none; the driver was asked to
-    /// kick then.
+    /// Takes a chain off a queue, and sees to it that somebody listens meanwhile. `None` when there
+    /// is none; the driver was asked to kick then.
     fn next(self: &Arc<Self>) -> Option<(usize, Chain)> {
         let mut state = lock(&self.state);
         let state = &mut *state;
@@ -290,7 +294,8 @@ impl Shared {
     }
 }
 
-/// The next chain. When there is none, the driver is asked to kick, and what it added just before is taken.
+/// The next chain. When there is none, the driver is asked to kick, and what it added just before
+/// is taken.
 pub(super) fn pop_or_ask(line: &mut QueueLine, memory: &Arc<GuestMemoryMmap>) -> Option<Chain> {
     let pop = |line: &mut QueueLine| line.queue.iter(memory.clone()).ok()?.next();
     if let Some(chain) = pop(line) {
@@ -310,7 +315,8 @@ pub(super) fn place(share: &Share, buffers: Option<&Buffers<'_>>) -> Place {
     share.place(u64::from_le_bytes(node), &head)
 }
 
-/// Serves one request, whose chain is `chain` and was found to be `buffers`; answers how many bytes were written to it.
+/// Serves one request, whose chain is `chain` and was found to be `buffers`; answers how many bytes
+/// were written to it.
 pub(super) fn serve(
     share: &Share,
     server: &Server<Arc<Share>>,
@@ -325,14 +331,15 @@ pub(super) fn serve(
     if let Some(written) = extra::serve(share, &mut buffers) {
         return written;
     }
-    // What follows walks the chain twice more and checks every descriptor again, as the guest may change them meanwhile; so
-    // the length that counts is the reader's.
+    // What follows walks the chain twice more and checks every descriptor again, as the guest may
+    // change them meanwhile; so the length that counts is the reader's.
     let Ok(reader) = Reader::from_descriptor_chain(memory, chain.clone()) else { return 0 };
     if reader.available_bytes() > MAX_REQUEST {
         return 0;
     }
     let Ok(writer) = VirtioFsWriter::new(memory, chain.clone()) else { return 0 };
-    // An error is a request that could not be decoded, or had no room for its reply: only a broken driver makes one.
+    // An error is a request that could not be decoded, or had no room for its reply: only a broken
+    // driver makes one.
     let written = server.handle_message(reader, Writer::VirtioFs(writer), None, None);
     written.map_or(0, |written| u32::try_from(written).unwrap_or(u32::MAX))
 }

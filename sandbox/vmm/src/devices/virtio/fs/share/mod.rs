@@ -3,7 +3,8 @@
 //! ```text
 //! share            the daemon's own: read-only for the guest, never cached, mounts come and go
 //!   <name>         an export: anything mounted below the share
-//!   <d>-<i>-<a>-<view>   an export that is the pod's alone, or one that consists of several mounts: its files are the same as those of others of that view only
+//!   <d>-<i>-<a>-<view>   an export that is the pod's alone, or one that consists of several mounts:
+//!                        its files are the same as those of others of that view only
 //!   layer<name>    a mount whose name begins so: an image's layer, which never changes; cached for long, read-only here too
 //!   .nothing/link  a link that is not there, for the agent to rename over names of volumes
 //! ```

@@ -18,12 +18,13 @@ use super::stamp::Stamp;
 use crate::devices::virtio::fs::places::Place;
 use crate::event_loop::lock;
 
-/// Files that a guest may know at once. Each holds a descriptor and keeps the node's kernel from dropping the file's inode,
-/// together some 1.5 KiB that count as the pod's memory.
+/// Files that a guest may know at once. Each holds a descriptor and keeps the node's kernel from
+/// dropping the file's inode, together some 1.5 KiB that count as the pod's memory.
 const MAX_NODES: usize = 1 << 18;
 /// File systems below a share, for inode numbers.
 const MAX_DEVICES: usize = 1 << 14;
-/// `STATX_MNT_ID_UNIQUE`: a mount's number that is never used again (Linux 6.8; older ones answer the old number).
+/// `STATX_MNT_ID_UNIQUE`: a mount's number that is never used again (Linux 6.8; older ones answer
+/// the old number).
 const MOUNT_ID_UNIQUE: u32 = 0x4000;
 /// Mounts of which it is remembered whether they may be written.
 const MAX_MOUNTS: usize = 4096;
@@ -31,8 +32,8 @@ const MAX_MOUNTS: usize = 4096;
 const LAYER_VALID: Duration = Duration::from_secs(24 * 3600);
 /// How long it may believe what it knows of a volume, which others may change.
 const VOLUME_VALID: Duration = Duration::from_secs(1);
-/// How long it may believe what it knows of a volume that is its pod's alone. Somebody on the node may
-/// still change a file there by hand.
+/// How long it may believe what it knows of a volume that is its pod's alone. Somebody on the node
+/// may still change a file there by hand.
 const OWN_VALID: Duration = Duration::from_secs(60);
 
 /// What kind of export a file is in.
@@ -46,7 +47,8 @@ pub(super) enum Class {
     Volume(View),
 }
 
-/// Volumes whose folders hold the same mounts and whose files show the same owners. In others the same file is another one.
+/// Volumes whose folders hold the same mounts and whose files show the same owners. In others the
+/// same file is another one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct View {
     number: u64,
@@ -57,8 +59,8 @@ pub(super) struct View {
 }
 
 impl View {
-    /// Of an export's name, which the daemon gave: `<device>-<inode>-<access>`, then unless it is one plain mount `-p`, `-s` or, if it
-    /// is the pod's alone, `-e`, and a number in hexadecimal.
+    /// Of an export's name, which the daemon gave: `<device>-<inode>-<access>`, then unless it is
+    /// one plain mount `-p`, `-s` or, if it is the pod's alone, `-e`, and a number in hexadecimal.
     fn of(name: &[u8]) -> Self {
         let last = std::str::from_utf8(name).ok().and_then(|name| name.splitn(4, '-').nth(3)).unwrap_or_default();
         let view = |digits, changes, alone| Self {
@@ -87,7 +89,8 @@ impl Class {
         }
     }
 
-    /// How long a guest may believe that a name is not there. In a volume it may not: somebody outside may be about to make it.
+    /// How long a guest may believe that a name is not there. In a volume it may not: somebody
+    /// outside may be about to make it.
     fn absence_valid(self) -> Duration {
         if self == Self::Layer { LAYER_VALID } else { Duration::ZERO }
     }
@@ -112,8 +115,9 @@ impl Class {
 
 /// What makes a file the same file.
 ///
-/// A volume's is the same however it is reached: containers of a pod share its sockets, pipes, locks and mappings, and what the pod may
-/// write through one mount it may write. A layer's is another in each mount.
+/// A volume's is the same however it is reached: containers of a pod share its sockets, pipes,
+/// locks and mappings, and what the pod may write through one mount it may write. A layer's is
+/// another in each mount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Identity {
     class: Class,
@@ -139,9 +143,10 @@ pub(super) struct Node {
 }
 
 impl Node {
-    /// Whether a guest that opens the file now may keep what it knows of its contents: the file is the one that the guest opened the
-    /// last time. A change that comes with the same length and the same times is none of long ago: times are as coarse as the
-    /// node's clock tick, so only what had been left alone for [`SETTLED`] counts as known.
+    /// Whether a guest that opens the file now may keep what it knows of its contents: the file is
+    /// the one that the guest opened the last time. A change that comes with the same length and
+    /// the same times is none of long ago: times are as coarse as the node's clock tick, so only
+    /// what had been left alone for a while ([`Stamp::is_settled`]) counts as known.
     pub(super) fn is_unchanged(&self) -> io::Result<bool> {
         let now = Stamp::of(&status(&self.file)?);
         let known = std::mem::replace(&mut *lock(&self.stable), now.is_settled().then_some(now));
@@ -154,7 +159,8 @@ impl Node {
     }
 }
 
-/// Finds `name` in `parent`, and counts that the guest knows it. The file system is asked without the lock.
+/// Finds `name` in `parent`, and counts that the guest knows it. The file system is asked without
+/// the lock.
 pub(super) fn look_up(nodes: &Mutex<Nodes>, parent: &Node, name: &CStr) -> io::Result<Entry> {
     check_name(name)?;
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -256,7 +262,8 @@ impl Nodes {
         }
     }
 
-    /// Whether the mount of a file that was found may be written, as far as that matters; nothing if its file system must be asked.
+    /// Whether the mount of a file that was found may be written, as far as that matters; nothing
+    /// if its file system must be asked.
     fn mount_writable(&self, identity: &Identity, stat: &Statx) -> Option<bool> {
         let known = self.by_identity.get(identity).and_then(|number| self.by_number.get(number));
         if !identity.class.is_volume() || known.is_some_and(|(node, _)| node.mount_writable) {
@@ -275,7 +282,8 @@ impl Nodes {
         }
     }
 
-    /// Adds a node, or counts that the guest knows it once more. Answers its number, and the node that is not needed any more.
+    /// Adds a node, or counts that the guest knows it once more. Answers its number, and the node
+    /// that is not needed any more.
     fn insert(&mut self, mut node: Node) -> io::Result<(u64, Option<Arc<Node>>)> {
         if node.identity == self.root.identity {
             return Ok((ROOT_ID, Some(Arc::new(node))));
@@ -310,8 +318,8 @@ impl Nodes {
         number
     }
 
-    /// The guest forgot `number` as often as `count` lookups told of it. Answers the node if it is not known any more, to be
-    /// dropped without the lock.
+    /// The guest forgot `number` as often as `count` lookups told of it. Answers the node if it is
+    /// not known any more, to be dropped without the lock.
     pub(super) fn forget(&mut self, number: u64, count: u64) -> Option<Arc<Node>> {
         let (node, known) = self.by_number.get_mut(&number)?;
         *known = known.saturating_sub(count);
@@ -339,8 +347,8 @@ impl Nodes {
         self.by_number.len()
     }
 
-    /// A file's attributes as FUSE wants them. All exports are one file system to the guest, so the numbers of other devices
-    /// than the share's are moved out of each other's way.
+    /// A file's attributes as FUSE wants them. All exports are one file system to the guest, so the
+    /// numbers of other devices than the share's are moved out of each other's way.
     pub(super) fn attributes(&mut self, stat: &Statx) -> libc::stat64 {
         let device = (stat.stx_dev_major, stat.stx_dev_minor);
         let index = match self.devices.iter().position(|known| *known == device) {
@@ -388,8 +396,9 @@ fn identity(stat: &Statx, class: Class) -> Identity {
     Identity { class: class.identity(), mount, device: (stat.stx_dev_major, stat.stx_dev_minor), inode: stat.stx_ino }
 }
 
-/// Whether the mount of an open file of a volume may be written. A file of the node's kernel's own file systems is refused: the
-/// daemon exports none, but one may be mounted below a volume that follows the node's mounts.
+/// Whether the mount of an open file of a volume may be written. A file of the node's kernel's own
+/// file systems is refused: the daemon exports none, but one may be mounted below a volume that
+/// follows the node's mounts.
 fn is_writable(file: &OwnedFd) -> io::Result<bool> {
     let file_system = rustix::fs::fstatfs(file)?;
     if unshared::name(file_system.f_type).is_some() {

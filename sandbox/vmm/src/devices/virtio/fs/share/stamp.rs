@@ -4,7 +4,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::Statx;
 
-/// So long ago must the last change be: file systems tell times apart by a tick of the node's clock, some by two seconds.
+/// So long ago must the last change be: file systems tell times apart by a tick of the node's
+/// clock, some by two seconds.
 const SETTLED: Duration = Duration::from_secs(3);
 
 /// Length and times of a file.
@@ -26,7 +27,8 @@ impl Stamp {
         }
     }
 
-    /// Whether any change from now on will show: the last one is not from just now, nor from the future.
+    /// Whether any change from now on will show: the last one is not from just now, nor from the
+    /// future.
     pub(super) fn is_settled(&self) -> bool {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let settled =
